@@ -1,0 +1,70 @@
+"""Noise levels without torch: which sigmas a sampler visits and which expert owns each of them.
+
+`sigma` is in [0, 1], 1 = pure noise; `x = (1 - sigma) * x0 + sigma * noise`; `timestep = 1000 * sigma`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Expert = Literal["high", "low"]
+
+NUM_TRAIN_TIMESTEPS = 1000
+SUBFOLDER: dict[str, str] = {"high": "transformer", "low": "transformer_2"}
+
+
+def shift_sigma(u: float, shift: float) -> float:
+    """Resolution shift of a uniform noise level (SD3, arXiv 2403.03206, eq. 23): s*u / (1 + (s-1)*u).
+
+    Args:
+        u: unshifted level in [0, 1].
+        shift: positive; 1 = identity, larger spends more steps at high noise.
+    """
+    return shift * u / (1 + (shift - 1) * u)
+
+
+def sigma_grid(steps: int, shift: float) -> tuple[float, ...]:
+    """The `steps + 1` sigmas of an Euler sampler, from 1 down to and including 0.
+
+    Equals `FlowMapEulerDiscreteScheduler(shift=shift).set_timesteps(steps)`. Grids are nested: every sigma
+    of `steps` is also in the grid of `2 * steps`.
+    """
+    return tuple(shift_sigma(1 - i / steps, shift) for i in range(steps + 1))
+
+
+def expert_of(sigma: float, boundary: float | None) -> Expert:
+    """Who denoises at `sigma`, by the rule of `WanPipeline`: t >= boundary_ratio * 1000 is `transformer`."""
+    if boundary is None or sigma * NUM_TRAIN_TIMESTEPS >= boundary * NUM_TRAIN_TIMESTEPS:
+        return "high"
+    return "low"
+
+
+def steps_of(expert: Expert, sigmas: tuple[float, ...], boundary: float | None) -> list[int]:
+    """Indices i of the steps sigmas[i] -> sigmas[i+1] that `expert` denoises; consecutive, possibly empty."""
+    return [i for i, sigma in enumerate(sigmas[:-1]) if expert_of(sigma, boundary) == expert]
+
+
+def handover(sigmas: tuple[float, ...], boundary: float | None) -> float:
+    """The sigma at which the high expert hands its latents to the low one; 0 when there is no low step."""
+    high = steps_of("high", sigmas, boundary)
+    return sigmas[high[-1] + 1]
+
+
+def knots_in(sigmas: tuple[float, ...], grid: tuple[float, ...]) -> tuple[float, ...]:
+    """`grid` with each of `sigmas` put in place of its nearest interior point (or added where none is left).
+
+    Gives the teacher's solver the student's sigmas as exact solver points at no extra evaluation.
+    """
+    merged = list(grid)
+    free = set(range(1, len(grid) - 1))
+    for sigma in sigmas:
+        if sigma in merged:
+            free.discard(merged.index(sigma))
+            continue
+        nearest = min(free, key=lambda i: abs(grid[i] - sigma), default=None)
+        if nearest is None:
+            merged.append(sigma)
+        else:
+            merged[nearest] = sigma
+            free.discard(nearest)
+    return tuple(sorted(merged, reverse=True))
