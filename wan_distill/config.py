@@ -239,7 +239,12 @@ def check_values(config: Config) -> None:
 
 
 def check_schedule(config: Config, teacher) -> None:
-    """Each expert that is trained owns a step, and owns it at inference too. Raises UsageError."""
+    """Grids are nested; each expert that is trained owns a step, and owns it at inference too. Raises UsageError."""
+    for steps in config.sampling_steps:
+        if config.grid_steps % steps:
+            listing = ",".join(map(str, config.sampling_steps))
+            raise UsageError(f"--sampling_steps {listing}: the sigmas of {steps} steps "
+                             f"are not among those of {config.grid_steps}; use divisors of the largest, such as 2,4,8")
     boundary = config.boundary
     if boundary is None:
         if config.expert == "low":

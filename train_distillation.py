@@ -1,0 +1,174 @@
+#!/usr/bin/env python
+"""Distil a Wan text-to-video teacher into a student that samples in a few steps without guidance.
+
+    python train_distillation.py                                                     the embedded tiny teacher
+    python train_distillation.py --teacher_path Wan-AI/Wan2.2-T2V-A14B-Diffusers     the real one
+
+Reads from top to bottom: parse, load the teacher quietly and tell the truth about its text encoder, encode the
+prompts once, train one expert after the other, export, measure, report. To resume, run the same command again.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from pathlib import Path
+
+from wan_distill.config import Config, UsageError, parse_args, resolve  # nothing heavy: --help answers at once
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit code: 0 done, 2 bad input, 75 stopped by a signal with everything saved (run again to go on)."""
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        return run(parse_args(argv))
+    except UsageError as error:
+        if "--debug" in argv:
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def run(config: Config) -> int:
+    """The whole job, or the part of it that the flags ask for."""
+    from wan_distill.data import split_prompts
+    from wan_distill.plan import describe_plan
+    from wan_distill.teacher import describe
+
+    # 1. What is to be done? Everything that can be refused is refused here, before any weights load.
+    info = describe(config)
+    config = resolve(config, info)
+    prompts, held_out = split_prompts(config, info)
+    if config.dry_run:
+        print(describe_plan(config, info, prompts, held_out))
+        return 0
+
+    from wan_distill.evaluate import Evaluation, as_markdown
+    from wan_distill.export import export_student
+    from wan_distill.report import describe_results
+    from wan_distill.runtime import RESUMABLE, Runtime, claim
+    from wan_distill.teacher import Teacher
+    from wan_distill.trajectories import Trajectories
+
+    claim(Path(config.output_dir))
+    runtime = Runtime(config)
+    runtime.say(describe_plan(config, info, prompts, held_out), "")
+
+    # 2. The teacher's text encoder: loaded quietly, verified against its file, used once, let go.
+    teacher = Teacher(info, config, runtime)
+    bank, verdict = encode_prompts(config, teacher, [*prompts, *held_out, config.negative_prompt], runtime)
+    negative = bank.batch([config.negative_prompt])
+
+    # 3. One expert after the other learns its own steps.
+    if not config.evaluate_only:
+        trajectories = Trajectories(config, teacher, bank, prompts, runtime)
+        trajectories.solve(negative)
+        for expert in config.experts:
+            if not train(config, expert, teacher, trajectories, runtime):
+                return RESUMABLE
+
+    # 4. What is left behind, and how good it is.
+    if runtime.is_main:
+        evaluation = None
+        if not config.evaluate_only:
+            export_student(config, teacher)
+        if config.evaluate or config.evaluate_only:
+            evaluation = Evaluation(config, teacher, bank, held_out, runtime).run(negative)
+            print(f"\n{as_markdown(evaluation)}\n")
+        describe_results(config, teacher, verdict, evaluation)
+        print(f"Done: {Path(config.output_dir).resolve()} (README.md there shows how to use the student)")
+    return 0
+
+
+def encode_prompts(config: Config, teacher, prompts: list[str], runtime):
+    """Encodes each distinct prompt once, with the teacher's verified text encoder, which is then let go."""
+    import torch
+    from diffusers import WanPipeline
+    from tqdm import tqdm
+    from wan_distill.umt5 import TextEncoderError, load_text_encoder, silence_tied_weight_report
+
+    from wan_distill.data import PromptBank
+
+    try:
+        with silence_tied_weight_report(config.verbose_loading):
+            encoder, verdict = load_text_encoder(
+                teacher.fetch("text_encoder"), torch_dtype=runtime.dtype, allow_pickle=config.allow_pickle,
+                verbose=config.verbose_loading)
+            pipeline = WanPipeline.from_pretrained(
+                teacher.info.folder, text_encoder=encoder, vae=None, transformer=None, transformer_2=None)
+    except TextEncoderError as error:
+        raise UsageError(f"--teacher_path {teacher.info.source}: {error}") from error
+    runtime.say(*verdict.explain(), "")
+
+    key = dict(encoder=verdict.fingerprint, length=config.max_sequence_length, dtype=config.mixed_precision)
+    bank = PromptBank(Path(config.output_dir) / "prompts", key, config.max_sequence_length, runtime.device)
+    missing = bank.missing(prompts)
+    encoder.to(runtime.device)
+    for prompt in tqdm(missing, desc="prompts", unit="prompt", disable=not runtime.is_main or not missing):
+        if runtime.is_main:
+            with torch.no_grad():
+                padded, _ = pipeline.encode_prompt(
+                    prompt, do_classifier_free_guidance=False, max_sequence_length=config.max_sequence_length,
+                    device=runtime.device)
+            bank.store(prompt, padded[0])
+    runtime.state.wait_for_everyone()
+    return bank, verdict
+
+
+def train(config: Config, expert: str, teacher, trajectories, runtime) -> bool:
+    """Trains one expert's student. False when a signal stopped it, with everything saved."""
+    from tqdm import tqdm
+
+    from wan_distill.denoiser import Denoiser, adapter_parameters, add_adapter
+    from wan_distill.export import LORA_FILE, save_lora
+    from wan_distill.methods import make_method
+    from wan_distill.progress import resume, save
+    from wan_distill.runtime import Metrics, NonFiniteError, generator, keyed_seed, make_learners
+
+    root = Path(config.output_dir) / expert
+    method = make_method(config, expert, trajectories)
+    transformer = teacher.load_expert(expert)
+    for role in method.roles:
+        add_adapter(transformer, role, rank=config.rank, alpha=config.lora_alpha, layers=config.lora_layers,
+                    seed=keyed_seed(config.seed, expert, role))
+    if config.gradient_checkpointing:
+        transformer.enable_gradient_checkpointing()
+    denoiser = Denoiser({expert: transformer}, config.boundary, teacher.info.expand_timesteps)
+    learners = make_learners(method, {r: adapter_parameters(transformer, r) for r in method.roles}, config)
+    metrics = Metrics(Path(config.output_dir) / "metrics.jsonl", runtime)
+    first, last = resume(config, root, learners, runtime), method.updates(config.max_train_steps)
+
+    for step in tqdm(range(first, last), initial=first, total=last, desc=f"{expert} expert", unit="update",
+                     disable=not runtime.is_main):
+        role = method.role_at(step)
+        with denoiser.training(role):  # through backward: checkpointing recomputes with the active adapter
+            for micro in range(config.gradient_accumulation_steps):
+                index = runtime.micro_batch(step, micro)
+                with runtime.autocast():
+                    loss = method.loss(role, denoiser, method.batch_at(index), generator(config.seed, expert, index))
+                (loss.value / config.gradient_accumulation_steps).backward()
+                metrics.add(**{f"{role}_loss": loss.value}, **loss.metrics)
+        try:
+            metrics.add(**{f"{role}_gradient_norm": learners[role].update(runtime)})
+        except NonFiniteError as error:
+            save(config, root, step, learners, runtime)
+            raise SystemExit(f"error: {error} at update {step}, {role}, {expert} expert; nothing was updated and the "
+                             f"state before it is saved in {root}") from error
+        if (step + 1) % config.logging_steps == 0 or step + 1 == last:
+            metrics.write(expert=expert, step=step + 1, learning_rate=learners["student"].learning_rate())
+        stopping = runtime.stop_requested()
+        if (step + 1) % config.checkpointing_steps == 0 or step + 1 == last or stopping:
+            save(config, root, step + 1, learners, runtime)
+        if stopping:
+            runtime.say(f"Stopped after update {step + 1} of the {expert} expert. Run the same command to go on.")
+            return False
+
+    if runtime.is_main:
+        save_lora(Path(config.output_dir) / LORA_FILE[expert], learners["student"].exported(), config, teacher.info,
+                  expert)
+    runtime.state.wait_for_everyone()
+    return True
+
+
+if __name__ == "__main__":
+    sys.exit(main())

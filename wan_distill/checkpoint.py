@@ -1,0 +1,125 @@
+"""Checkpoints that survive a kill at any instruction: a new folder, fsync, rename, move LATEST, only then prune.
+
+    <root>/checkpoint-200/state.json     step, settings, and the SHA-256 of every other file
+    <root>/checkpoint-200/*.safetensors  tensors, one file per role
+    <root>/LATEST                        the name of the newest complete folder
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+STATE = "state.json"
+Tensors = dict[str, dict[str, Tensor]]
+
+
+class DamagedCheckpoint(Exception):
+    """A checkpoint that is incomplete or whose bytes are not those that were written."""
+
+
+def write_atomically(file: Path, data: bytes) -> None:
+    """The file holds either its old content or all of `data`, never part of it."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as out:
+        out.write(data)
+        out.flush()
+        os.fsync(out.fileno())
+    os.replace(temporary, file)
+
+
+def write_tensors(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """`save_file`, atomically: the name appears only when the content is on disk."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary, metadata)
+    _sync(temporary)
+    os.replace(temporary, file)
+
+
+def save(root: Path, step: int, tensors: Tensors, state: dict, keep: int | None) -> Path:
+    """Writes `checkpoint-<step>` below `root`, points LATEST to it, then prunes to `keep` checkpoints."""
+    final = root / f"checkpoint-{step}"
+    partial = root / f".partial-{step}"
+    _remove(partial)
+    partial.mkdir(parents=True)
+    for name, group in tensors.items():
+        write_tensors(partial / f"{name}.safetensors", group)
+    hashes = {file.name: _sha256(file) for file in sorted(partial.glob("*.safetensors"))}
+    write_atomically(partial / STATE, json.dumps(state | {"step": step, "sha256": hashes}, indent=1).encode())
+    _sync(partial)
+    _remove(final)  # only ever a damaged one: a good one would have been resumed from
+    os.replace(partial, final)
+    _sync(root)
+    verify(final)
+    write_atomically(root / "LATEST", final.name.encode())
+    _sync(root)
+    for old in (found(root)[keep:] if keep else []):
+        _remove(old)
+    return final
+
+
+def found(root: Path) -> list[Path]:
+    """Checkpoint folders below `root`, the highest step first."""
+    folders = [f for f in root.glob("checkpoint-*") if f.is_dir() and f.name.split("-")[1].isdecimal()]
+    return sorted(folders, key=lambda f: -int(f.name.split("-")[1]))
+
+
+def latest(root: Path, say: Callable[[str], None] = print) -> Path | None:
+    """The newest checkpoint that is whole; damaged ones are passed over, saying so."""
+    for folder in found(root):
+        try:
+            verify(folder)
+        except DamagedCheckpoint as damage:
+            say(f"{damage}; going back to the one before")
+            continue
+        return folder
+    return None
+
+
+def verify(folder: Path) -> dict:
+    """The state of a whole checkpoint. Raises DamagedCheckpoint."""
+    try:
+        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        damaged = [name for name, digest in state["sha256"].items() if _sha256(folder / name) != digest]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedCheckpoint(f"{folder} is incomplete ({error})") from error
+    if damaged:
+        raise DamagedCheckpoint(f"{folder} is damaged ({', '.join(damaged)} changed since it was written)")
+    return state
+
+
+def load(folder: Path) -> tuple[Tensors, dict]:
+    """Tensors by file name, and the state. Raises DamagedCheckpoint."""
+    state = verify(folder)
+    return {Path(name).stem: load_file(folder / name) for name in state["sha256"]}, state
+
+
+def _sha256(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as data:
+        while block := data.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """Forces a file, or on POSIX the entries of a folder, to the disk."""
+    if path.is_dir() and os.name == "nt":  # Windows has no handle to sync a folder by
+        return
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _remove(folder: Path) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)

@@ -1,0 +1,251 @@
+"""How good is the student? Measured against fresh teacher samples, on prompts and seeds never trained on.
+
+Fréchet distance (arXiv 1706.08500) between sets of *latents*, on the leading principal components of the
+teacher's samples: in the full latent space 512 samples would measure mostly bias and noise.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from tqdm import tqdm
+
+from wan_distill.checkpoint import write_atomically, write_tensors
+from wan_distill.config import Config, UsageError
+from wan_distill.data import PromptBank
+from wan_distill.denoiser import Denoiser
+from wan_distill.export import LORA_FILE, load_student
+from wan_distill.pictures import contact_sheet
+from wan_distill.runtime import Runtime, keyed_noise
+from wan_distill.sampling import Velocity, sample
+from wan_distill.schedule import sigma_grid
+from wan_distill.teacher import Teacher, decode
+from wan_distill.trajectories import guided, stretch, teacher_sigmas
+
+COMPONENTS = 64
+REFERENCE = "teacher, independent"
+BASELINE_STEPS = 4
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """One way to make samples: who, along which sigmas, guided or not, from which noise."""
+
+    name: str
+    role: str
+    sigmas: tuple[float, ...]
+    guided: bool
+    noise: str = "paired"
+
+    @property
+    def steps(self) -> int:
+        return len(self.sigmas) - 1
+
+    def evaluations(self, config: Config) -> int:
+        """Transformer evaluations per sample; guidance costs two a step."""
+        count = 0
+        for expert in ("high", "low"):
+            taken = max(0, len(stretch(self.sigmas, expert, config.boundary)) - 1)
+            count += taken * (2 if self.guided and config.guidance(expert) != 1 else 1)
+        return count
+
+
+def samplers(config: Config) -> list[Sampler]:
+    """The rows of the table, the independent reference set first."""
+    long, short = teacher_sigmas(config), sigma_grid(BASELINE_STEPS, config.flow_shift)
+    return [
+        Sampler(REFERENCE, "teacher", long, True, noise="independent"),
+        Sampler(f"teacher {len(long) - 1} guided", "teacher", long, True),
+        Sampler(f"teacher {BASELINE_STEPS} guided", "teacher", short, True),
+        Sampler(f"teacher {BASELINE_STEPS} unguided", "teacher", short, False),
+        *(Sampler(f"student {n}", "student", config.sigmas(n), False) for n in config.sampling_steps),
+    ]
+
+
+class Evaluation:
+    """Draws the samples of every row and compares them; the teacher's are kept for the next time."""
+
+    def __init__(self, config: Config, teacher: Teacher, bank: PromptBank, prompts: list[str], runtime: Runtime):
+        self.config = config
+        self.teacher = teacher
+        self.bank = bank
+        # Sample i follows prompt i modulo their number: captions are balanced.
+        self.prompts = [prompts[i % len(prompts)] for i in range(config.eval_samples)]
+        self.distinct = len(set(self.prompts))
+        self.runtime = runtime
+        self.folder = Path(config.output_dir)
+
+    def run(self, negative: Tensor) -> dict:
+        """The whole table as JSON-ready values; also written to evaluation.json."""
+        rows = samplers(self.config)
+        drawn = {row.name: self._draw(row, negative) for row in rows}
+        result = self._compare(rows, drawn)
+        write_atomically(self.folder / "evaluation.json", json.dumps(result, indent=1).encode())
+        shown = [rows[1], rows[3], *rows[4:]]
+        vae, few = self.teacher.load_vae(), min(4, self.distinct)
+        contact_sheet(self.folder / "comparison.png",
+                      {row.name: decode(vae, drawn[row.name][0][:few]) for row in shown}, self.prompts[:few])
+        return result
+
+    # ------------------------------------------------------------------------------------------------------ samples
+
+    def _draw(self, row: Sampler, negative: Tensor) -> tuple[Tensor, float]:
+        """Latents [N, C, F, H, W] of one row and the seconds each took; teacher rows come from their cache."""
+        file = self._cache_file(row)
+        if row.role == "teacher" and file.exists():
+            kept = load_file(file)
+            return kept["latents"], float(kept["seconds"])
+        started = time.perf_counter()
+        latents = self._sample(row, negative)
+        seconds = (time.perf_counter() - started) / len(latents)
+        if row.role == "teacher":
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_tensors(file, {"latents": latents, "seconds": torch.tensor(seconds, dtype=torch.float64)})
+        return latents, seconds
+
+    def _cache_file(self, row: Sampler) -> Path:
+        config = self.config
+        key = dict(teacher=self.teacher.info.fingerprint(), text=self.bank.key, prompts=self.prompts, row=vars(row),
+                   seed=config.eval_seed, guidance=[config.guidance_scale, config.guidance_scale_2],
+                   negative=config.negative_prompt, shape=self.teacher.info.latent_shape(config),
+                   boundary=config.boundary, dtype=config.mixed_precision)
+        name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
+        return self.folder / "evaluation" / f"{name}.safetensors"
+
+    @torch.no_grad()
+    def _sample(self, row: Sampler, negative: Tensor) -> Tensor:
+        shape = self.teacher.info.latent_shape(self.config)
+        latents = torch.stack([keyed_noise(shape, "evaluation", self.config.eval_seed, row.noise, i)
+                               for i in range(len(self.prompts))])
+        size = self.config.sample_batch_size
+        with tqdm(total=len(latents) * row.evaluations(self.config), unit="eval", desc=row.name) as bar:
+            for expert in self.teacher.info.experts:
+                sigmas = stretch(row.sigmas, expert, self.config.boundary)
+                if not sigmas:
+                    continue
+                denoiser = self._denoiser(expert, row.role)
+                for start in range(0, len(latents), size):
+                    part = slice(start, start + size)
+                    velocity = self._velocity(denoiser, row, expert, self.bank.batch(self.prompts[part]), negative, bar)
+                    latents[part] = sample(velocity, latents[part].to(self.runtime.device), sigmas).cpu()
+        return latents
+
+    def _denoiser(self, expert, role: str) -> Denoiser:
+        transformer = self.teacher.load_expert(expert)
+        lora = self.folder / LORA_FILE[expert]
+        if role == "student" and expert in self.config.experts:
+            if not lora.exists():
+                raise UsageError(f"--output_dir {self.folder}: holds no {lora.name} to evaluate; train first")
+            load_student(transformer, lora)
+        return Denoiser({expert: transformer}, self.config.boundary, self.teacher.info.expand_timesteps)
+
+    def _velocity(self, denoiser: Denoiser, row: Sampler, expert, prompt: Tensor, negative: Tensor, bar) -> Velocity:
+        teacher = guided(denoiser, self.config, expert, prompt, negative)
+        trained = row.role == "student" and expert in self.config.experts
+
+        def velocity(x: Tensor, sigma: Tensor) -> Tensor:
+            with self.runtime.autocast():
+                bar.update(len(x) * (2 if row.guided else 1))
+                if row.guided:
+                    return teacher(x, sigma)
+                return denoiser.velocity(x, sigma, prompt, role="student" if trained else "teacher")
+
+        return velocity
+
+    # --------------------------------------------------------------------------------------------------- comparison
+
+    def _compare(self, rows: list[Sampler], drawn: dict[str, tuple[Tensor, float]]) -> dict:
+        reference, paired = drawn[REFERENCE][0], drawn[rows[1].name][0]
+        project = principal_components(torch.cat([reference, paired]), COMPONENTS)
+        vae = self.teacher.load_vae()
+        base = picture_statistics(decode(vae, paired))
+        table = []
+        for row in rows[1:]:
+            latents, seconds = drawn[row.name]
+            pictures = picture_statistics(decode(vae, latents))
+            table.append(dict(
+                sampler=row.name, steps=row.steps, evaluations=row.evaluations(self.config),
+                frechet=frechet_distance(project(latents), project(reference)),
+                paired_distance=float((latents - paired).square().flatten(1).mean(1).sqrt().mean()),
+                motion=pictures["motion"] / base["motion"],
+                diversity=diversity(latents, self.distinct) / diversity(paired, self.distinct),
+                luminance_drift=pictures["luminance"] - base["luminance"],
+                seconds_per_sample=seconds))
+        by_name = {line["sampler"]: line["frechet"] for line in table}
+        floor, worst = table[0]["frechet"], by_name[f"teacher {BASELINE_STEPS} unguided"]
+        closed = {n: 1 - (by_name[f"student {n}"] - floor) / (worst - floor) for n in self.config.sampling_steps}
+        return dict(
+            rows=table, floor=floor, gap_closed=closed[self.config.grid_steps],
+            gap_closed_by_steps={str(n): value for n, value in closed.items()}, samples=len(self.prompts),
+            prompts=self.distinct, components=project(reference).shape[1], eval_seed=self.config.eval_seed)
+
+
+def principal_components(latents: Tensor, count: int):
+    """A projection onto the leading `count` principal components of `latents` [N, ...]; returns [n, count] float64."""
+    flat = latents.flatten(1).double()
+    mean = flat.mean(0)
+    centred = flat - mean
+    count = min(count, len(flat) - 1)
+    values, vectors = torch.linalg.eigh(centred @ centred.T)  # N x N: samples are fewer than latent values
+    directions = (centred.T @ vectors[:, -count:]) / values[-count:].clamp_min(1e-12).sqrt()
+    return lambda x: (x.flatten(1).double() - mean) @ directions
+
+
+def frechet_distance(a: Tensor, b: Tensor) -> float:
+    """|mu_a - mu_b|^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2) of two sets [N, D] (arXiv 1706.08500, eq. 6)."""
+    covariance_a, covariance_b = torch.cov(a.T), torch.cov(b.T)
+    root = _matrix_root(covariance_a)
+    cross = torch.linalg.eigvalsh(root @ covariance_b @ root).clamp_min(0).sqrt().sum()
+    return float((a.mean(0) - b.mean(0)).square().sum() + covariance_a.trace() + covariance_b.trace() - 2 * cross)
+
+
+def _matrix_root(symmetric: Tensor) -> Tensor:
+    values, vectors = torch.linalg.eigh(symmetric)
+    return (vectors * values.clamp_min(0).sqrt()) @ vectors.T
+
+
+def diversity(latents: Tensor, prompts: int) -> float:
+    """Mean distance (root mean square) between samples of one prompt; sample i follows prompt i % prompts."""
+    distances = []
+    for prompt in range(prompts):
+        group = latents[prompt::prompts].flatten(1)
+        if len(group) > 1:
+            distances.append(torch.pdist(group) / group.shape[1] ** 0.5)
+    return float(torch.cat(distances).mean()) if distances else float("nan")
+
+
+def picture_statistics(frames: Tensor) -> dict[str, float]:
+    """Motion (mean absolute frame difference), luminance and saturation of clips [N, F, H, W, 3] in [0, 1]."""
+    motion = (frames[:, 1:] - frames[:, :-1]).abs().mean() if frames.shape[1] > 1 else torch.tensor(float("nan"))
+    luminance = frames @ torch.tensor([0.2126, 0.7152, 0.0722])  # Rec. 709
+    saturation = frames.amax(-1) - frames.amin(-1)
+    return dict(motion=float(motion), luminance=float(luminance.mean()), saturation=float(saturation.mean()))
+
+
+# ------------------------------------------------------------------------------------------------------ in words
+
+COLUMNS = {
+    "sampler": ("sampler", "{}"), "evaluations": ("evals", "{}"), "frechet": ("Fréchet", "{:.2f}"),
+    "paired_distance": ("paired", "{:.3f}"), "motion": ("motion", "{:.3f}"), "diversity": ("diversity", "{:.3f}"),
+    "luminance_drift": ("luminance", "{:+.4f}"), "seconds_per_sample": ("s/sample", "{:.4f}"),
+}
+
+
+def as_markdown(result: dict) -> str:
+    """The table, and the one line below it."""
+    cells = [[title for title, _ in COLUMNS.values()]]
+    cells += [[form.format(row[key]) for key, (_, form) in COLUMNS.items()] for row in result["rows"]]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(COLUMNS))]
+    lines = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in cells]
+    lines.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
+    closed = ", ".join(f"{value:.3f} in {n} steps" for n, value in result["gap_closed_by_steps"].items())
+    return "\n".join([*lines, "", f"gap closed: {closed} (1 = as close to the teacher as the teacher is to itself, "
+                      f"0 = its own {BASELINE_STEPS} unguided steps; floor {result['floor']:.2f}; "
+                      f"{result['samples']} samples a side)"])

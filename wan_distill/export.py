@@ -1,0 +1,158 @@
+"""What a run leaves behind: LoRA files both diffusers and ComfyUI load, the scheduler, the merged pipeline."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from diffusers import FlowMapEulerDiscreteScheduler, WanTransformer3DModel
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from wan_distill.checkpoint import write_tensors
+from wan_distill.config import Config, UsageError
+from wan_distill.schedule import SUBFOLDER, Expert
+from wan_distill.teacher import Teacher, TeacherInfo
+
+LORA_FILE: dict[str, str] = {"high": "high_noise_lora.safetensors", "low": "low_noise_lora.safetensors"}
+METADATA_KEY = "wan_distill"
+
+# diffusers' module names -> the original Wan names, under which ComfyUI, LightX2V and diffusers all load LoRAs.
+ORIGINAL_NAMES = {
+    "attn1.to_q": "self_attn.q", "attn1.to_k": "self_attn.k", "attn1.to_v": "self_attn.v",
+    "attn1.to_out.0": "self_attn.o",
+    "attn2.to_q": "cross_attn.q", "attn2.to_k": "cross_attn.k", "attn2.to_v": "cross_attn.v",
+    "attn2.to_out.0": "cross_attn.o", "ffn.net.0.proj": "ffn.0", "ffn.net.2": "ffn.2",
+}
+DIFFUSERS_NAMES = {original: ours for ours, original in ORIGINAL_NAMES.items()}
+
+
+def schedule_metadata(config: Config, info: TeacherInfo, expert: Expert) -> dict:
+    """What a sampler must know to run this student, as it is written into the LoRA's safetensors header."""
+    return dict(
+        expert=expert, subfolder=SUBFOLDER[expert], teacher=info.source, teacher_fingerprint=info.fingerprint(),
+        method=config.method, sampling_steps=list(config.sampling_steps), sigmas=list(config.sigmas()),
+        flow_shift=config.flow_shift, boundary_ratio=config.boundary, guidance_scale=1.0,
+        max_sequence_length=config.max_sequence_length, height=config.height, width=config.width,
+        num_frames=config.num_frames, scheduler="FlowMapEulerDiscreteScheduler")
+
+
+def to_original_names(adapter: dict[str, Tensor], alpha: float) -> dict[str, Tensor]:
+    """peft names -> `diffusion_model.blocks.N.self_attn.q.lora_down.weight`, with an `.alpha` for each module."""
+    converted = {}
+    for name, tensor in adapter.items():
+        module, half = name.split(".lora_")
+        block, layer = module.split(".", 2)[1:]
+        stem = f"diffusion_model.blocks.{block}.{ORIGINAL_NAMES[layer]}"
+        converted[f"{stem}.lora_{'down' if half[0] == 'A' else 'up'}.weight"] = tensor
+        converted[f"{stem}.alpha"] = torch.tensor(float(alpha))
+    return converted
+
+
+def to_adapter_names(lora: dict[str, Tensor], role: str) -> dict[str, Tensor]:
+    """The inverse of `to_original_names`, for the adapter called `role`; alphas are dropped."""
+    adapter = {}
+    for name, tensor in lora.items():
+        if name.endswith(".alpha"):
+            continue
+        stem, half = name.removeprefix("diffusion_model.").split(".lora_")
+        _, block, layer = stem.split(".", 2)
+        letter = "A" if half.startswith("down") else "B"
+        adapter[f"blocks.{block}.{DIFFUSERS_NAMES[layer]}.lora_{letter}.{role}.weight"] = tensor
+    return adapter
+
+
+def save_lora(file: Path, adapter: dict[str, Tensor], config: Config, info: TeacherInfo, expert: Expert) -> None:
+    """Writes one expert's LoRA, with the schedule in the metadata."""
+    metadata = {METADATA_KEY: json.dumps(schedule_metadata(config, info, expert)), "format": "pt"}
+    write_tensors(file, to_original_names(adapter, config.lora_alpha), metadata)
+
+
+def read_metadata(file: Path) -> dict:
+    """The schedule in a LoRA's header. Raises UsageError for files that are not ours."""
+    with safe_open(file, framework="pt") as lora:
+        metadata = lora.metadata() or {}
+    if METADATA_KEY not in metadata:
+        raise UsageError(f"{file}: carries no schedule; it was not written by this tool")
+    return json.loads(metadata[METADATA_KEY])
+
+
+def load_student(transformer: WanTransformer3DModel, file: Path, role: str = "student") -> None:
+    """Puts an exported LoRA back onto a freshly loaded expert as the adapter `role`."""
+    from peft import LoraConfig
+
+    lora = load_file(file)
+    adapter = to_adapter_names(lora, role)
+    alpha = next(float(t) for name, t in lora.items() if name.endswith(".alpha"))
+    rank = next(t.shape[0] for name, t in lora.items() if name.endswith(".lora_down.weight"))
+    targets = sorted({name.split(".lora_")[0] for name in adapter})
+    transformer.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets), adapter_name=role)
+    wanted = {name: p for name, p in transformer.named_parameters() if ".lora_" in name}
+    with torch.no_grad():
+        for name, p in wanted.items():
+            p.copy_(adapter[name])
+
+
+def scheduler_for(config: Config) -> FlowMapEulerDiscreteScheduler:
+    """The stock scheduler whose `set_timesteps(N)` gives the trained sigmas exactly."""
+    return FlowMapEulerDiscreteScheduler(shift=config.flow_shift)
+
+
+def export_student(config: Config, teacher: Teacher) -> None:
+    """Writes the scheduler and, where asked for, the merged pipeline; the LoRA files were written by training."""
+    output_dir = Path(config.output_dir)
+    scheduler_for(config).save_pretrained(output_dir / "scheduler")
+    if config.save_merged:
+        save_merged(output_dir / "student", config, teacher, output_dir)
+
+
+def save_merged(folder: Path, config: Config, teacher: Teacher, output_dir: Path) -> None:
+    """A complete pipeline folder: adapters merged into the experts, everything else byte for byte the teacher's.
+
+    The text encoder is copied, never re-saved: saving it under transformers 5.0-5.2 is how files get poisoned.
+    """
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    experts = [SUBFOLDER[e] for e in ("high", "low")]
+    shutil.copytree(teacher.info.folder, partial, ignore=shutil.ignore_patterns(*experts, "scheduler", "*.txt"))
+    for expert in teacher.info.experts:
+        transformer = teacher.load_expert(expert)
+        lora = output_dir / LORA_FILE[expert]
+        if lora.exists():
+            load_student(transformer, lora)
+            transformer.fuse_lora()
+            transformer.unload_lora()
+        transformer.save_pretrained(partial / SUBFOLDER[expert])
+    scheduler_for(config).save_pretrained(partial / "scheduler")
+    index = json.loads((partial / "model_index.json").read_text(encoding="utf-8"))
+    index["scheduler"] = ["diffusers", "FlowMapEulerDiscreteScheduler"]
+    (partial / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.replace(folder)
+
+
+def snippet(config: Config, info: TeacherInfo, experts: tuple[Expert, ...]) -> str:
+    """The inference code for this student: runs as it stands beside the output folder's files."""
+    second = ('pipe.load_lora_weights(".", weight_name="low_noise_lora.safetensors", adapter_name="low", '
+              "load_into_transformer_2=True)\n") if "low" in experts else ""
+    first = ('pipe.load_lora_weights(".", weight_name="high_noise_lora.safetensors", adapter_name="high")\n'
+             if "high" in experts else "")
+    dtype = "torch.float32" if config.mixed_precision == "no" else "torch.bfloat16"
+    source = str(Path(info.source).resolve()) if Path(info.source).is_dir() else info.source
+    return f'''import torch
+from diffusers import FlowMapEulerDiscreteScheduler, WanPipeline
+from diffusers.utils import export_to_video
+
+pipe = WanPipeline.from_pretrained({json.dumps(source)}, torch_dtype={dtype})
+{first}{second}pipe.scheduler = FlowMapEulerDiscreteScheduler.from_pretrained(".", subfolder="scheduler")
+pipe.to("cuda" if torch.cuda.is_available() else "cpu")
+video = pipe(
+    "a prompt of yours", height={config.height}, width={config.width}, num_frames={config.num_frames},
+    num_inference_steps={config.grid_steps}, guidance_scale=1.0, max_sequence_length={config.max_sequence_length},
+    generator=torch.Generator().manual_seed(0),
+).frames[0]
+export_to_video(video, "video.mp4", fps=16)
+'''

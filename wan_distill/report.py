@@ -1,0 +1,61 @@
+"""What people look at after a run: the run.json and the output folder's README."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+from wan_distill.checkpoint import write_atomically
+from wan_distill.config import Config
+from wan_distill.evaluate import as_markdown
+from wan_distill.export import LORA_FILE, snippet
+from wan_distill.teacher import Teacher, TeacherInfo
+
+PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "peft", "safetensors")
+
+
+def write_run(folder: Path, config: Config, **results) -> None:
+    """run.json: the resolved settings, what they ran on, and what came out."""
+    versions = {name: version(name) for name in PACKAGES}
+    run = dict(config=config.to_json(), versions=versions, python=platform.python_version(),
+               platform=platform.platform(), written=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **results)
+    write_atomically(folder / "run.json", json.dumps(run, indent=1, ensure_ascii=False).encode())
+
+
+def write_readme(folder: Path, config: Config, info: TeacherInfo, evaluation: dict | None) -> None:
+    """README.md of the output folder: what this is, how to run it, how good it is."""
+    experts = tuple(e for e in info.experts if (folder / LORA_FILE[e]).exists())
+    files = "\n".join(f"- `{LORA_FILE[e]}`: LoRA of the {e}-noise expert" for e in experts)
+    steps = " or ".join(map(str, config.sampling_steps))
+    text = f"""# {info.name}, distilled to {steps} steps
+
+A student of `{info.source}` that samples in {steps} steps without guidance (method: {config.method}).
+
+{files}
+- `scheduler/`: the sampler it was trained for (sigmas {", ".join(f"{s:.4f}" for s in config.sigmas()[:-1])})
+{"- `student/`: the complete pipeline, adapters merged in" if config.save_merged else ""}
+
+## Use
+
+In this folder:
+
+```python
+{snippet(config, info, experts)}```
+
+In ComfyUI load each file into the model of its expert with strength 1, and sample with Euler, guidance (cfg) 1,
+shift {config.flow_shift:g}, {config.grid_steps} steps.
+"""
+    if evaluation:
+        text += f"\n## Measured\n\n{as_markdown(evaluation)}\n"
+    write_atomically(folder / "README.md", text.encode())
+
+
+def describe_results(config: Config, teacher: Teacher, verdict, evaluation: dict | None) -> None:
+    """Writes run.json and README.md."""
+    folder = Path(config.output_dir)
+    write_run(folder, config, teacher=teacher.info.fingerprint(), text_encoder=verdict.to_json(),
+              evaluation=evaluation)
+    write_readme(folder, config, teacher.info, evaluation)

@@ -1,0 +1,253 @@
+"""What a run needs around the maths: ranks, keyed randomness, signals, optimizers, the moving average, metrics."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import math
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from accelerate import PartialState
+from torch import Tensor
+
+from wan_distill.config import Config, UsageError
+from wan_distill.denoiser import Role
+from wan_distill.methods import Method
+
+DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+RESUMABLE = 75  # exit code after a signal: everything is saved, the same command goes on (sysexits.h: EX_TEMPFAIL)
+Named = dict[str, Tensor]
+
+
+class NonFiniteError(RuntimeError):
+    """A loss or gradient is NaN or infinite; raised before the update that it would have spoilt."""
+
+
+# ------------------------------------------------------------------------------------------------ keyed randomness
+
+
+def keyed_seed(*keys) -> int:
+    """A 63-bit seed that depends on all of `keys` and on nothing else (not on rank, device or history)."""
+    digest = hashlib.sha256(json.dumps(keys).encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+def generator(*keys) -> torch.Generator:
+    """A CPU generator seeded by `keys`: the same draws on any device and any number of processes."""
+    return torch.Generator().manual_seed(keyed_seed(*keys))
+
+
+def keyed_noise(shape: tuple[int, ...], *keys) -> Tensor:
+    """Standard normal float32 noise of one sample, [C, F, H, W], a function of `keys` alone."""
+    return torch.randn(shape, generator=generator(*keys))
+
+
+@functools.lru_cache(maxsize=8)
+def _permutation(size: int, *keys) -> list[int]:
+    return torch.randperm(size, generator=generator(*keys)).tolist()
+
+
+def keyed_order(*keys, position: int, size: int) -> int:
+    """The `position`-th element of an endless sequence that visits all `size` elements, shuffled anew each epoch."""
+    epoch, offset = divmod(position, size)
+    return _permutation(size, *keys, epoch)[offset]
+
+
+# ----------------------------------------------------------------------------------------------------- the process
+
+
+class Runtime:
+    """Ranks, device and stop requests of this process."""
+
+    def __init__(self, config: Config):
+        self.config = config
+        self.state = PartialState()
+        self.device = self.state.device
+        self.rank = self.state.process_index
+        self.world = self.state.num_processes
+        self.is_main = self.rank == 0
+        self.dtype = DTYPES[config.mixed_precision]
+        self.signal: int | None = None
+        for name in ("SIGTERM", "SIGINT", "SIGBREAK"):  # SIGBREAK is Windows' own
+            if hasattr(signal, name):
+                signal.signal(getattr(signal, name), self._on_signal)
+
+    def _on_signal(self, number: int, frame) -> None:
+        """The first signal asks for a save after the update in flight; a second one ends the process at once."""
+        if self.signal is not None:
+            os._exit(128 + number)
+        self.signal = number
+        print("\nStopping after this update and saving; once more to stop at once.", file=sys.stderr, flush=True)
+
+    def stop_requested(self) -> bool:
+        """Whether any rank was told to stop; all ranks get the same answer."""
+        return bool(self.agree(float(self.signal is not None)))
+
+    def agree(self, value: float) -> float:
+        """The largest `value` over ranks, the same on all of them."""
+        if self.world == 1:
+            return value
+        largest = torch.tensor([value], dtype=torch.float64, device=self.device)
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+        return float(largest)
+
+    def say(self, *lines: str) -> None:
+        """Prints on the main process only."""
+        if self.is_main:
+            print(*lines, sep="\n", flush=True)
+
+    def autocast(self):
+        """bf16/fp16 arithmetic around a low-precision base, whose float32 adapters would otherwise promote it."""
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+
+    def micro_batch(self, step: int, micro: int) -> int:
+        """Global index of a micro-batch: the same work is done for any split into processes and accumulation."""
+        return (step * self.config.gradient_accumulation_steps + micro) * self.world + self.rank
+
+    def average_gradients(self, parameters: Iterable[Tensor]) -> None:
+        """Mean gradient over ranks in one all-reduce: data parallelism without wrapping the model."""
+        if self.world == 1:
+            return
+        gradients = [p.grad for p in parameters]
+        flat = torch._utils._flatten_dense_tensors(gradients)
+        dist.all_reduce(flat)
+        flat /= self.world
+        for gradient, mean in zip(gradients, torch._utils._unflatten_dense_tensors(flat, gradients), strict=True):
+            gradient.copy_(mean)
+
+
+# ------------------------------------------------------------------------------------------------- what is learned
+
+
+class Learner:
+    """One role's trainable tensors with their optimizer and, for the student, their moving average."""
+
+    def __init__(self, role: Role, parameters: dict[str, torch.nn.Parameter], config: Config, updates: int):
+        self.role = role
+        self.parameters = parameters
+        self.config = config
+        self.updates = updates
+        self.done = 0
+        self.peak_lr = config.learning_rate
+        self.optimizer = torch.optim.AdamW(
+            parameters.values(), lr=self.peak_lr, betas=(config.adam_beta1, config.adam_beta2),
+            weight_decay=config.adam_weight_decay, eps=config.adam_epsilon)
+        self.average = {name: p.detach().clone() for name, p in parameters.items()} if self.averages else {}
+
+    @property
+    def averages(self) -> bool:
+        return self.role == "student" and self.config.ema_decay > 0
+
+    def learning_rate(self) -> float:
+        """Warm-up, then constant or decaying; a pure function of the update, so nothing needs saving."""
+        warmup, kind = self.config.lr_warmup_steps, self.config.lr_scheduler
+        if kind != "constant" and self.done < warmup:
+            return self.peak_lr * (self.done + 1) / warmup
+        left = 1 - (self.done - warmup) / max(1, self.updates - warmup)
+        factor = {"linear": left, "cosine": 0.5 - 0.5 * math.cos(math.pi * left)}.get(kind, 1.0)
+        return self.peak_lr * factor
+
+    def update(self, runtime: Runtime) -> float:
+        """Averages gradients over ranks, checks, clips, steps. Returns the gradient's norm before clipping.
+
+        Raises NonFiniteError, on every rank and before anything changed, when any rank's gradient is not finite.
+        """
+        runtime.average_gradients(self.parameters.values())
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.max_grad_norm)
+        norm = float(norm)  # note: the one device sync of an update; a bad update must not happen
+        if runtime.agree(float(not math.isfinite(norm))):
+            raise NonFiniteError(f"gradient norm {norm}")
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.done += 1
+        if self.averages:
+            decay = self.config.ema_decay if self.done > self.config.ema_start else 0.0
+            torch._foreach_lerp_(list(self.average.values()), [p.detach() for p in self.parameters.values()], 1 - decay)
+        return norm
+
+    def exported(self) -> Named:
+        """The tensors to ship: the moving average where one is kept."""
+        return self.average if self.averages else {name: p.detach() for name, p in self.parameters.items()}
+
+    def tensors(self) -> Named:
+        """Everything needed to go on, as flat named tensors."""
+        saved = {f"weight.{name}": p.detach() for name, p in self.parameters.items()}
+        saved |= {f"average.{name}": p for name, p in self.average.items()}
+        for name, p in self.parameters.items():
+            saved |= {f"adam.{key}.{name}": value for key, value in self.optimizer.state[p].items()}
+        return saved
+
+    @torch.no_grad()
+    def restore(self, saved: Named, done: int) -> None:
+        """Puts back what `tensors` gave; KeyError or RuntimeError where it does not fit."""
+        self.done = done
+        for name, p in self.parameters.items():
+            p.copy_(saved[f"weight.{name}"])
+            if done:
+                keys = ("step", "exp_avg", "exp_avg_sq")
+                self.optimizer.state[p] = {
+                    key: saved[f"adam.{key}.{name}"].to("cpu" if key == "step" else p.device).clone() for key in keys}
+        for name, p in self.average.items():
+            p.copy_(saved[f"average.{name}"])
+
+
+def make_learners(method: Method, parameters: dict[Role, dict], config: Config) -> dict[Role, Learner]:
+    """A learner for each role of `method`; how often each steps follows from `method.role_at`."""
+    total = method.updates(config.max_train_steps)
+    counts = {role: 0 for role in method.roles}
+    for step in range(total):
+        counts[method.role_at(step)] += 1
+    return {role: Learner(role, parameters[role], config, counts[role]) for role in method.roles}
+
+
+# --------------------------------------------------------------------------------------------------------- metrics
+
+
+class Metrics:
+    """Appends one JSON line per logging interval to metrics.jsonl; every micro-batch in between is averaged in."""
+
+    def __init__(self, file: Path, runtime: Runtime):
+        self.file = file
+        self.runtime = runtime
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
+        self.started = time.perf_counter()
+
+    def add(self, **values: Tensor | float) -> None:
+        """Records scalars without waiting for the device."""
+        for name, value in values.items():
+            value = value.detach().double() if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+            self.sums[name] = self.sums.get(name, 0) + value
+            self.counts[name] = self.counts.get(name, 0) + 1
+
+    def write(self, **context) -> dict:
+        """Writes the means since the last line, with `context` first, and returns the line."""
+        now = time.perf_counter()
+        line = context | {name: float(total) / self.counts[name] for name, total in self.sums.items()}
+        line["seconds"] = round(now - self.started, 4)
+        self.sums, self.counts, self.started = {}, {}, now
+        if self.runtime.is_main:
+            with self.file.open("a", encoding="utf-8") as out:
+                out.write(json.dumps(line) + "\n")
+        return line
+
+
+def claim(output_dir: Path) -> None:
+    """Makes the output folder and shows that it can be written to. Raises UsageError."""
+    probe = output_dir / ".writable"
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise UsageError(f"--output_dir {output_dir}: cannot be written ({error.strerror}); choose another") from error

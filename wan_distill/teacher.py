@@ -1,0 +1,159 @@
+"""The teacher: what its folder says (no weights, no torch), and its parts, loaded one at a time and frozen."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from wan_distill.config import EMBEDDED_TEACHER, Config, UsageError
+from wan_distill.schedule import SUBFOLDER, Expert
+
+# Wan's own sampling settings. A14B: Wan2.2 wan/configs/wan_t2v_A14B.py; the others: Wan2.1 README, TI2V-5B config.
+TWO_EXPERTS = dict(teacher_shift=12.0, guidance_scale=4.0, guidance_scale_2=3.0)
+ONE_EXPERT = dict(teacher_shift=5.0, guidance_scale=5.0, guidance_scale_2=5.0)
+SKELETON = ["model_index.json", "*/config.json", "scheduler/*", "tokenizer/*", "*/*.index.json"]
+
+
+@dataclass(frozen=True)
+class TeacherInfo:
+    """What the configuration files of a Wan pipeline say."""
+
+    source: str
+    folder: Path
+    name: str
+    embedded: bool
+    boundary_ratio: float | None
+    expand_timesteps: bool
+    transformer: dict
+    vae: dict
+
+    @property
+    def sampling_defaults(self) -> dict:
+        return ONE_EXPERT if self.boundary_ratio is None else TWO_EXPERTS
+
+    @property
+    def experts(self) -> tuple[Expert, ...]:
+        return ("high",) if self.boundary_ratio is None else ("high", "low")
+
+    def latent_shape(self, config: Config) -> tuple[int, int, int, int]:
+        """[C, F, H, W] of one sample's latents."""
+        temporal, spatial = self.vae.get("scale_factor_temporal", 4), self.vae.get("scale_factor_spatial", 8)
+        frames = (config.num_frames - 1) // temporal + 1
+        return self.transformer["in_channels"], frames, config.height // spatial, config.width // spatial
+
+    def fingerprint(self) -> str:
+        """Changes when any transformer or VAE file does: sizes, headers and samples of the bytes are hashed."""
+        digest = hashlib.sha256((self.folder / "model_index.json").read_bytes())
+        for part in ("transformer", "transformer_2", "vae"):
+            for file in sorted((self.folder / part).glob("*")):
+                size = file.stat().st_size
+                digest.update(f"{part}/{file.name}:{size}".encode())
+                with file.open("rb") as data:
+                    for start in (0, size // 2, max(0, size - (1 << 16))):
+                        data.seek(start)
+                        digest.update(data.read(1 << 16))
+        return digest.hexdigest()[:32]
+
+
+def describe(config: Config) -> TeacherInfo:
+    """Finds the teacher and reads its configuration. Raises UsageError where it is not a Wan text-to-video one."""
+    source = config.teacher_path or str(EMBEDDED_TEACHER)
+    folder = Path(source)
+    if not folder.is_dir():
+        folder = download(source, config, SKELETON)
+    index = _json(folder / "model_index.json", source)
+    if index.get("_class_name") != "WanPipeline":
+        raise UsageError(
+            f"--teacher_path {source}: is a {index.get('_class_name')}; this tool distils WanPipeline (text to video)")
+    transformer = _json(folder / "transformer" / "config.json", source)
+    if transformer.get("image_dim") is not None or transformer.get("in_channels") != transformer.get("out_channels"):
+        raise UsageError(f"--teacher_path {source}: an image-to-video transformer; give a text-to-video teacher")
+    two = (index.get("transformer_2") or [None, None])[0] is not None
+    boundary = index.get("boundary_ratio") if two else None
+    if two and not (isinstance(boundary, float) and 0 < boundary < 1):
+        raise UsageError(
+            f"--teacher_path {source}: has two transformers but boundary_ratio {boundary} in model_index.json; "
+            "set it there (Wan2.2-T2V-A14B: 0.875)")
+    return TeacherInfo(
+        source=source, folder=folder, name=source.rstrip("/\\").replace("\\", "/").split("/")[-1],
+        embedded=folder.resolve() == EMBEDDED_TEACHER.resolve(), boundary_ratio=boundary,
+        expand_timesteps=bool(index.get("expand_timesteps")), transformer=transformer,
+        vae=_json(folder / "vae" / "config.json", source))
+
+
+def download(source: str, config: Config, patterns: list[str]) -> Path:
+    """Fetches files of a hub repository into the cache. Raises UsageError when there is no such repository."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(source, revision=config.revision, cache_dir=config.cache_dir,
+                                      allow_patterns=patterns))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UsageError(
+            f"--teacher_path {source}: neither a folder here nor reachable on the hub ({reason}); "
+            "check the spelling, the network and, for gated models, `hf auth login`") from error
+
+
+def _json(file: Path, source: str) -> dict:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UsageError(f"--teacher_path {source}: {file.parent.name}/{file.name} is missing; give the folder of a "
+                         "diffusers WanPipeline") from error
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--teacher_path {source}: {file.name} cannot be read ({error}); download it again") from error
+    if not isinstance(content, dict):
+        raise UsageError(f"--teacher_path {source}: {file.name} is not a JSON object; download it again")
+    return content
+
+
+class Teacher:
+    """Loads the teacher's parts on request. Whoever asks holds the only reference, so letting go frees the memory."""
+
+    def __init__(self, info: TeacherInfo, config: Config, runtime):
+        self.info = info
+        self.config = config
+        self.runtime = runtime
+
+    def fetch(self, part: str) -> Path:
+        """The local folder, with the files of `part` in it."""
+        if Path(self.info.source).is_dir():
+            return self.info.folder
+        return download(self.info.source, self.config, [f"{part}/*"])
+
+    def load_expert(self, expert: Expert):
+        """A frozen transformer in the run's dtype, on its device; shards stream straight there."""
+        from diffusers import WanTransformer3DModel
+
+        part = SUBFOLDER[expert]
+        placed = {} if self.runtime.device.type == "cpu" else {"device_map": {"": str(self.runtime.device)}}
+        transformer = WanTransformer3DModel.from_pretrained(
+            self.fetch(part), subfolder=part, torch_dtype=self.runtime.dtype, variant=self.config.variant,
+            use_safetensors=None if self.config.allow_pickle else True, **placed)
+        return transformer.requires_grad_(False).eval().to(self.runtime.device)
+
+    def load_vae(self):
+        """The frozen VAE, in float32: it is small, and bf16 shows as banding."""
+        import torch
+        from diffusers import AutoencoderKLWan
+
+        vae = AutoencoderKLWan.from_pretrained(self.fetch("vae"), subfolder="vae", torch_dtype=torch.float32)
+        return vae.requires_grad_(False).eval().to(self.runtime.device)
+
+
+def decode(vae, latents, batch_size: int = 16):
+    """Normalised latents [B, C, f, h, w] -> frames [B, F, H, W, 3] in [0, 1], float32 on the CPU."""
+    import torch
+
+    mean = torch.tensor(vae.config.latents_mean).view(1, -1, 1, 1, 1)
+    std = torch.tensor(vae.config.latents_std).view(1, -1, 1, 1, 1)
+    clips = []
+    with torch.no_grad():
+        for part in latents.split(batch_size):
+            frames = vae.decode((part.float() * std.to(part.device) + mean.to(part.device)).to(vae.device)).sample
+            clips.append((frames.float().clamp(-1, 1) / 2 + 0.5).permute(0, 2, 3, 4, 1).cpu())
+    return torch.cat(clips)

@@ -1,0 +1,155 @@
+"""The guided teacher's ODE, solved once per sample and stored at the student's sigmas.
+
+Samples are kept in safetensors shards in a folder named by a hash of everything they depend on, so a later
+run reuses them and an interrupted one goes on. Experts take turns: the high expert carries every sample to the
+boundary, then the low one finishes, so that a single expert is in memory at a time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+from tqdm import tqdm
+
+from wan_distill.checkpoint import write_atomically, write_tensors
+from wan_distill.config import Config
+from wan_distill.data import PromptBank
+from wan_distill.denoiser import Denoiser
+from wan_distill.runtime import Runtime, keyed_noise
+from wan_distill.sampling import Velocity, euler
+from wan_distill.schedule import Expert, expert_of, knots_in, sigma_grid
+from wan_distill.teacher import Teacher
+
+SHARD_BYTES = 64 << 20
+
+
+def teacher_sigmas(config: Config) -> tuple[float, ...]:
+    """The teacher's solver grid, with the student's sigmas among its points."""
+    return knots_in(config.sigmas(), sigma_grid(config.teacher_steps, config.teacher_shift))
+
+
+def guided(denoiser: Denoiser, config: Config, expert: Expert, prompt: Tensor, negative: Tensor) -> Velocity:
+    """The velocity field of the guided teacher inside `expert`'s range."""
+    def velocity(x: Tensor, sigma: Tensor) -> Tensor:
+        return denoiser.guided_velocity(x, sigma, prompt, negative, config.guidance(expert))
+
+    return velocity
+
+
+def stretch(sigmas: Sequence[float], expert: Expert, boundary: float | None) -> tuple[float, ...]:
+    """The consecutive sigmas `expert` integrates over, its end point included; empty if it owns none."""
+    owned = [i for i, s in enumerate(sigmas[:-1]) if expert_of(s, boundary) == expert]
+    return tuple(sigmas[owned[0]: owned[-1] + 2]) if owned else ()
+
+
+class Trajectories:
+    """Solved samples: noise, latents at every student sigma, and the prompt.
+
+    Sample i starts from noise keyed by (seed, i) and follows prompt i modulo their number, so a longer set begins
+    with the shorter one.
+    """
+
+    def __init__(self, config: Config, teacher: Teacher, bank: PromptBank, prompts: list[str], runtime: Runtime):
+        self.config = config
+        self.bank = bank
+        self.prompts = prompts
+        self.runtime = runtime
+        self.teacher = teacher
+        self.shape = teacher.info.latent_shape(config)
+        self.sigmas = teacher_sigmas(config)
+        self.knots = config.sigmas()[1:]
+        per_sample = 4 * len(self.knots) * torch.Size(self.shape).numel()
+        self.shard_size = max(1, min(32, SHARD_BYTES // per_sample))
+        key = dict(teacher=teacher.info.fingerprint(), text=bank.key, prompts=prompts, sigmas=self.sigmas,
+                   knots=self.knots, shape=self.shape, seed=config.seed, negative=config.negative_prompt,
+                   guidance=[config.guidance_scale, config.guidance_scale_2], boundary=config.boundary,
+                   dtype=config.mixed_precision, shard=self.shard_size)
+        digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
+        self.folder = Path(config.output_dir) / "trajectories" / digest
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.folder / "key.json", json.dumps(key, indent=1).encode())
+        self._open: dict[int, safe_open] = {}
+
+    def __len__(self) -> int:
+        return self.config.num_trajectories
+
+    # ------------------------------------------------------------------------------------------------- making them
+
+    def shard(self, index: int) -> Path:
+        return self.folder / f"{index:05d}.safetensors"
+
+    def solve(self, negative: Tensor) -> None:
+        """Solves what is missing; each rank its own shards. `negative` is [1, L, D]."""
+        count = -(-len(self) // self.shard_size)
+        todo = [i for i in range(count) if not self.shard(i).exists()][self.runtime.rank:: self.runtime.world]
+        evaluations = {e: len(stretch(self.sigmas, e, self.config.boundary)) - 1 for e in self.teacher.info.experts}
+        with tqdm(total=len(todo) * sum(evaluations.values()), unit="step", desc="teacher trajectories",
+                  disable=not self.runtime.is_main or not todo) as bar:
+            for expert in self.teacher.info.experts:
+                pending = [i for i in todo if expert != "high" or not self._handed_over(i).exists()]
+                bar.update((len(todo) - len(pending)) * evaluations[expert])
+                if pending:
+                    denoiser = Denoiser({expert: self.teacher.load_expert(expert)}, self.config.boundary,
+                                        self.teacher.info.expand_timesteps)
+                    for index in pending:
+                        self._solve_shard(index, expert, denoiser, negative, bar)
+        self.runtime.state.wait_for_everyone()
+
+    def _handed_over(self, index: int) -> Path:
+        return self.folder / f"{index:05d}.handed-over.safetensors"
+
+    @torch.no_grad()
+    def _solve_shard(self, index: int, expert: Expert, denoiser: Denoiser, negative: Tensor, bar: tqdm) -> None:
+        rows = range(index * self.shard_size, (index + 1) * self.shard_size)
+        if expert == "high":
+            held = {"latents": torch.stack([self.noise(i) for i in rows]), "knots": torch.empty(len(rows), 0)}
+        else:
+            held = load_file(self._handed_over(index))
+        sigmas = stretch(self.sigmas, expert, self.config.boundary)
+        latents, knots = [], []
+        size = self.config.sample_batch_size
+        for start in range(0, len(rows), size):
+            x = held["latents"][start:start + size].to(self.runtime.device)
+            velocity = guided(denoiser, self.config, expert, self.prompt(rows[start:start + size]), negative)
+            passed = []
+            for sigma, solved in zip(sigmas[1:], euler(velocity, x, sigmas), strict=True):
+                bar.update(len(x) / len(rows))
+                if sigma in self.knots:
+                    passed.append(solved.cpu())
+            latents.append(solved.cpu())
+            knots.append(torch.stack(passed, dim=1) if passed else torch.empty(len(x), 0, *self.shape))
+        held["knots"] = torch.cat([held["knots"].view(len(rows), -1, *self.shape), torch.cat(knots)], dim=1)
+        if sigmas[-1] > 0:
+            write_tensors(self._handed_over(index), {"latents": torch.cat(latents), "knots": held["knots"]})
+        else:
+            write_tensors(self.shard(index), {"knots": held["knots"]})
+            self._handed_over(index).unlink(missing_ok=True)
+
+    # -------------------------------------------------------------------------------------------------- reading them
+
+    def noise(self, row: int) -> Tensor:
+        """The starting noise of one sample, [C, F, H, W]."""
+        return keyed_noise(self.shape, self.config.seed, "trajectory", row)
+
+    def at(self, rows: Sequence[int], sigmas: Sequence[float]) -> Tensor:
+        """Latents [B, C, F, H, W] of samples `rows`, each at its own student sigma."""
+        latents = [self.noise(row) if sigma == 1 else self._knot(row, self.knots.index(sigma))
+                   for row, sigma in zip(rows, sigmas, strict=True)]
+        return torch.stack(latents).to(self.runtime.device, non_blocking=True)
+
+    def prompt(self, rows: Sequence[int]) -> Tensor:
+        """Embeddings [B, L, D] of the samples' prompts."""
+        return self.bank.batch([self.prompts[row % len(self.prompts)] for row in rows])
+
+    def _knot(self, row: int, knot: int) -> Tensor:
+        index, offset = divmod(row, self.shard_size)
+        if index not in self._open:
+            self._open[index] = safe_open(self.shard(index), framework="pt")
+        return self._open[index].get_slice("knots")[offset, knot]
