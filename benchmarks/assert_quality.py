@@ -1,0 +1,29 @@
+"""Fails unless a run's evaluation reached what is asked: python benchmarks/assert_quality.py OUTPUT_DIR --gap_closed 0.95"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("output_dir", type=Path)
+    parser.add_argument("--gap_closed", type=float, required=True, help="least gap closed at every step count")
+    parser.add_argument("--tolerance", type=float, default=0.1, help="motion and diversity: largest relative deviation")
+    args = parser.parse_args()
+    table = json.loads((args.output_dir / "evaluation.json").read_text(encoding="utf-8"))
+    failures = [f"gap closed in {n} steps is {value:.3f}" for n, value in table["gap_closed_by_steps"].items()
+                if value < args.gap_closed]
+    for row in table["rows"]:
+        if row["sampler"].startswith("student"):
+            failures += [f"{row['sampler']}: {name} is {row[name]:.3f} of the teacher's" for name in
+                         ("motion", "diversity") if abs(row[name] - 1) > args.tolerance]
+    print("\n".join(failures) or f"quality holds: gap closed {table['gap_closed_by_steps']}")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,196 @@
+"""The whole job as a user runs it, shortened: the README's commands, and what they leave behind."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import REPOSITORY
+from diffusers import FlowMapEulerDiscreteScheduler, WanPipeline
+from diffusers.utils import load_video
+from PIL import Image
+
+from wan_distill.config import EMBEDDED_TEACHER, Config, resolve
+from wan_distill.denoiser import Denoiser
+from wan_distill.export import LORA_FILE, load_student, read_metadata
+from wan_distill.runtime import Runtime, keyed_noise
+from wan_distill.sampling import sample
+from wan_distill.teacher import Teacher, describe
+
+SHORT = ["--max_train_steps", "12", "--num_trajectories", "32", "--teacher_steps", "6", "--eval_samples", "48",
+         "--checkpointing_steps", "6"]
+
+
+def readme_commands() -> list[str]:
+    """The commands of the README's first code block."""
+    block = re.search(r"```bash\n(.*?)```", (REPOSITORY / "README.md").read_text(encoding="utf-8"), re.S).group(1)
+    return [line.split("  #")[0].strip() for line in block.splitlines() if line.strip()]
+
+
+def run(command: str, *more: str, cwd: Path = REPOSITORY) -> subprocess.CompletedProcess:
+    words = command.split()
+    assert words[0] in ("python", "pip")
+    start = [sys.executable] if words[0] == "python" else [sys.executable, "-m", "pip"]
+    return subprocess.run([*start, *words[1:], *more], cwd=cwd, capture_output=True, text=True, encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def distilled(tmp_path_factory) -> Path:
+    """The output folder of the README's second command, shortened."""
+    folder = tmp_path_factory.mktemp("run") / "out"
+    result = run(readme_commands()[1], *SHORT, "--output_dir", str(folder))
+    assert result.returncode == 0, result.stderr
+    assert "embedded tiny teacher" in result.stdout and "gap closed" in result.stdout
+    (folder / "stdout.txt").write_text(result.stdout, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def resolved(distilled) -> Config:
+    settings = json.loads((distilled / "run.json").read_text(encoding="utf-8"))["config"]
+    settings = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
+    return resolve(Config(**settings), describe(Config(**settings)))
+
+
+def test_the_readme_installs_what_it_needs():
+    install, distil = readme_commands()
+    assert (install, distil) == ("pip install -r requirements.txt", "python train_distillation.py")
+    result = run(install, "--dry-run", "--no-index")
+    assert result.returncode == 0 and "Would install" not in result.stdout, result.stdout + result.stderr
+
+
+def test_help_answers_at_once_and_begins_with_the_flags_that_matter():
+    run("python train_distillation.py --help")  # warms the disk cache
+    started = time.perf_counter()
+    result = run("python train_distillation.py --help")
+    assert result.returncode == 0 and time.perf_counter() - started < 1
+    first_group = result.stdout.split("start here:")[1].split("\n\n")[0]
+    assert 8 <= len(re.findall(r"^  --", first_group, re.M)) <= 13
+
+
+def test_it_says_the_truth_about_the_text_encoder(distilled):
+    assert "encoder.embed_tokens.weight" in (distilled / "stdout.txt").read_text(encoding="utf-8")
+    assert json.loads((distilled / "run.json").read_text(encoding="utf-8"))["text_encoder"]["verdict"] == "PASS"
+
+
+def test_everything_promised_is_left_behind(distilled):
+    names = {p.name for p in distilled.iterdir()}
+    assert {"high_noise_lora.safetensors", "low_noise_lora.safetensors", "scheduler", "student", "run.json",
+            "metrics.jsonl", "README.md", "comparison.png", "evaluation.json"} <= names
+    lines = [json.loads(line) for line in (distilled / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert {line["expert"] for line in lines} == {"high", "low"}
+    assert all(line["student_gradient_norm"] > 0 for line in lines)
+    assert Image.open(distilled / "comparison.png").width > 300
+
+
+def test_evaluation_has_the_table(distilled):
+    table = json.loads((distilled / "evaluation.json").read_text(encoding="utf-8"))
+    assert [row["sampler"] for row in table["rows"]] == [
+        "teacher 6 guided", "teacher 4 guided", "teacher 4 unguided", "student 4"]
+    assert [row["evaluations"] for row in table["rows"]] == [12, 8, 4, 4]
+    for row in table["rows"]:
+        assert {"steps", "frechet", "paired_distance", "motion", "diversity", "luminance_drift",
+                "seconds_per_sample"} <= set(row)
+    student, worst = table["rows"][3]["frechet"], table["rows"][2]["frechet"]
+    assert table["gap_closed"] == pytest.approx(1 - (student - table["floor"]) / (worst - table["floor"]))
+
+
+def test_the_schedule_travels_with_the_weights(distilled):
+    for expert, file in LORA_FILE.items():
+        metadata = read_metadata(distilled / file)
+        assert metadata["expert"] == expert and metadata["sampling_steps"] == [4] and metadata["guidance_scale"] == 1
+        assert metadata["sigmas"] == pytest.approx([1, 0.9375, 5 / 6, 0.625, 0])
+        assert metadata["max_sequence_length"] == 16 and metadata["boundary_ratio"] == 0.875
+    scheduler = FlowMapEulerDiscreteScheduler.from_pretrained(distilled, subfolder="scheduler")
+    scheduler.set_timesteps(4)
+    assert scheduler.sigmas.tolist() == pytest.approx(metadata["sigmas"], abs=1e-15)
+
+
+@pytest.fixture(scope="module")
+def ours(distilled, resolved):
+    """Our own sampler on the exported LoRAs: prompt, noise [2, C, F, H, W], latents."""
+    teacher = Teacher(describe(resolved), resolved, Runtime(resolved))
+    experts = {e: teacher.load_expert(e) for e in ("high", "low")}
+    for expert, transformer in experts.items():
+        load_student(transformer, distilled / LORA_FILE[expert])
+    denoiser = Denoiser(experts, resolved.boundary)
+    pipe = WanPipeline.from_pretrained(EMBEDDED_TEACHER, transformer=None, transformer_2=None)
+    prompt, _ = pipe.encode_prompt("a small red circle moving left", do_classifier_free_guidance=False,
+                                   max_sequence_length=resolved.max_sequence_length)
+    noise = torch.stack([keyed_noise(teacher.info.latent_shape(resolved), "parity", i) for i in range(2)])
+    with torch.no_grad():
+        latents = sample(lambda x, sigma: denoiser.velocity(x, sigma, prompt.expand(2, -1, -1), role="student"), noise,
+                         resolved.sigmas())
+    return prompt, noise, latents
+
+
+@pytest.mark.parametrize("kind", ["merged", "lora"])
+def test_our_sampler_equals_the_stock_pipeline(distilled, resolved, ours, kind):
+    prompt, noise, latents = ours
+    if kind == "merged":
+        pipe = WanPipeline.from_pretrained(distilled / "student")
+        assert type(pipe.scheduler) is FlowMapEulerDiscreteScheduler and pipe.config.boundary_ratio == 0.875
+    else:
+        pipe = WanPipeline.from_pretrained(EMBEDDED_TEACHER)
+        pipe.load_lora_weights(distilled, weight_name=LORA_FILE["high"], adapter_name="high")
+        pipe.load_lora_weights(distilled, weight_name=LORA_FILE["low"], adapter_name="low",
+                               load_into_transformer_2=True)
+        pipe.scheduler = FlowMapEulerDiscreteScheduler.from_pretrained(distilled, subfolder="scheduler")
+    theirs = pipe(prompt_embeds=prompt.expand(2, -1, -1), latents=noise, num_inference_steps=4, guidance_scale=1.0,
+                  height=resolved.height, width=resolved.width, num_frames=resolved.num_frames, output_type="latent")
+    torch.testing.assert_close(latents, theirs.frames, rtol=0, atol=1e-5)
+
+
+def test_the_adapters_do_something(resolved, ours):
+    prompt, noise, latents = ours
+    teacher = Teacher(describe(resolved), resolved, Runtime(resolved))
+    denoiser = Denoiser({e: teacher.load_expert(e) for e in ("high", "low")}, resolved.boundary)
+    with torch.no_grad():
+        untrained = sample(lambda x, s: denoiser.velocity(x, s, prompt.expand(2, -1, -1), role="teacher"), noise,
+                           resolved.sigmas())
+    assert (latents - untrained).abs().max() > 0.01
+
+
+def test_the_readme_it_writes_has_a_snippet_that_runs(distilled):
+    code = re.search(r"```python\n(.*?)```", (distilled / "README.md").read_text(encoding="utf-8"), re.S).group(1)
+    result = subprocess.run([sys.executable, "-c", code], cwd=distilled, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    frames = load_video(str(distilled / "video.mp4"))
+    assert len(frames) == 17 and frames[0].size == (64, 64)
+
+
+def test_prompt_embeddings_are_the_pipelines(distilled, resolved):
+    """Bit-equal: same cleaning, same length, zero past the end."""
+    from wan_distill.data import PromptBank
+
+    run_json = json.loads((distilled / "run.json").read_text(encoding="utf-8"))
+    key = dict(encoder=run_json["text_encoder"]["fingerprint"], length=resolved.max_sequence_length,
+               dtype=resolved.mixed_precision)
+    bank = PromptBank(distilled / "prompts", key, resolved.max_sequence_length, torch.device("cpu"))
+    prompts = ["a small red circle moving left", ""]
+    pipe = WanPipeline.from_pretrained(EMBEDDED_TEACHER, transformer=None, transformer_2=None)
+    expected, _ = pipe.encode_prompt(prompts, do_classifier_free_guidance=False,
+                                     max_sequence_length=resolved.max_sequence_length)
+    assert torch.equal(bank.batch(prompts), expected)
+    assert expected[0, -1].abs().max() == 0 and expected[0, 0].abs().max() > 0
+
+
+def test_running_again_goes_on_instead_of_starting_over(distilled):
+    before = (distilled / LORA_FILE["high"]).read_bytes()
+    result = run(readme_commands()[1], *SHORT, "--no-evaluate", "--output_dir", str(distilled))
+    assert result.returncode == 0 and "Going on from" in result.stdout, result.stderr
+    assert (distilled / LORA_FILE["high"]).read_bytes() == before
+
+
+def test_evaluate_only_measures_what_is_there(distilled, resolved):
+    table = json.loads((distilled / "evaluation.json").read_text(encoding="utf-8"))
+    result = run("python train_distillation.py --evaluate_only", *SHORT, "--output_dir", str(distilled))
+    assert result.returncode == 0, result.stderr
+    again = json.loads((distilled / "evaluation.json").read_text(encoding="utf-8"))
+    assert again["gap_closed"] == pytest.approx(table["gap_closed"], abs=1e-4)
