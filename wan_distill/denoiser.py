@@ -54,6 +54,9 @@ class Denoiser:
         self._adapters = {
             name: [m for m in model.modules() if isinstance(m, BaseTunerLayer)] for name, model in experts.items()
         }
+        roles = {role for layers in self._adapters.values() for m in layers for role in m.lora_A}
+        self._owned = [(role, p) for model in experts.values() for role in roles
+                       for p in adapter_parameters(model, role).values()]
         self._trained: Role | None = None
         self._active: Role | None = None
         self._activate("teacher")
@@ -152,8 +155,5 @@ class Denoiser:
         self._restrict_gradients()  # peft flips requires_grad with every switch
 
     def _restrict_gradients(self) -> None:
-        for model in self.experts.values():
-            for name, parameter in model.named_parameters():
-                trained = self._trained is not None and ".lora_" in name and f".{self._trained}." in name
-                if parameter.requires_grad != trained:
-                    parameter.requires_grad_(trained)
+        for role, parameter in self._owned:
+            parameter.requires_grad_(role == self._trained)
