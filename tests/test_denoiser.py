@@ -78,6 +78,7 @@ def test_teacher_is_the_base_and_roles_differ():
         teacher, student, fake = (denoiser.velocity(x, sigma, prompt, role=role) for role in roles)
         base = random_transformer(0, layers=2)(x, 1000 * sigma.float(), prompt).sample
     torch.testing.assert_close(teacher, base, rtol=0, atol=0)
+    assert not any(p.requires_grad for p in denoiser.experts["high"].parameters())  # nothing is in training
     assert (student - teacher).abs().max() > 1e-3 and (student - fake).abs().max() > 1e-3
 
 
