@@ -54,9 +54,6 @@ class Denoiser:
         self._adapters = {
             name: [m for m in model.modules() if isinstance(m, BaseTunerLayer)] for name, model in experts.items()
         }
-        roles = {role for layers in self._adapters.values() for m in layers for role in m.lora_A}
-        self._owned = [(role, p) for model in experts.values() for role in roles
-                       for p in adapter_parameters(model, role).values()]
         self._trained: Role | None = None
         self._active: Role | None = None
         self._activate("teacher")
@@ -127,11 +124,9 @@ class Denoiser:
         before, self._trained = self._trained, role
         try:
             with self.acting_as(role):
-                self._restrict_gradients()
                 yield
         finally:
             self._trained = before
-            self._restrict_gradients()
 
     @contextmanager
     def acting_as(self, role: Role) -> Iterator[None]:
@@ -144,6 +139,7 @@ class Denoiser:
             self._activate(before)
 
     def _activate(self, role: Role) -> None:
+        """Also makes exactly this role's adapter require gradients (none for the teacher): peft's switches do."""
         if role == self._active:
             return
         for layers in self._adapters.values():
@@ -152,8 +148,3 @@ class Denoiser:
                 if role != "teacher":
                     layer.set_adapter(role)
         self._active = role
-        self._restrict_gradients()  # peft flips requires_grad with every switch
-
-    def _restrict_gradients(self) -> None:
-        for role, parameter in self._owned:
-            parameter.requires_grad_(role == self._trained)
