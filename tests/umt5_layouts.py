@@ -49,7 +49,8 @@ def garbage() -> torch.Tensor:
     return table
 
 
-def write_layout(layout: str, folder: Path, *, tie: bool | None = False, architecture: str = "UMT5EncoderModel") -> Path:
+def write_layout(layout: str, folder: Path, *, tie: bool | None = False,
+                 architecture: str = "UMT5EncoderModel") -> Path:
     """Writes the text encoder folder of one layout. `tie`: the config's tie_word_embeddings, None leaves it out."""
     folder.mkdir(parents=True)
     weights = true_weights()

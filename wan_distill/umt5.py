@@ -384,30 +384,28 @@ def fingerprint(encoder) -> str:
 # ----------------------------------------------------------------------------------------------------- decide, repair
 
 
-def unhealthy(table) -> str:
-    """Why `table` [V, D] cannot be a trained token table; empty if it can."""
-    values = table.float()
+def unhealthy(rows) -> str:
+    """Why `rows` [n, D] cannot be of a trained token table; empty if they can."""
+    values = rows.float()
     if not values.isfinite().all():
         return "holds NaN or infinite values"
     spread = float(values.std())
     if not 1e-4 < spread < 1e3:
-        return f"its values spread by {spread:.1e}, which no trained table does"
+        return f"has values that spread by {spread:.1e}, which no trained table does"
     if float((values.std(dim=1) < 1e-6 * spread).float().mean()) > 0.5:
-        return "most of its rows are constant"
+        return "is constant in most of its rows"
     return ""
 
 
-def canary(encoder, table) -> str:
-    """Why an encoder using `table` cannot work; empty if unlike prompts give finite, clearly different embeddings
-    and equal prompts equal ones."""
+def canary(encoder, rows) -> str:
+    """Why `encoder` cannot work on token vectors `rows` [n, D]; empty if unlike prompts give finite, clearly
+    different embeddings and equal prompts equal ones."""
     import torch
 
-    rng = torch.Generator().manual_seed(0)
-    ids = torch.randint(3, table.shape[0], (2, 8), generator=rng)[[0, 1, 0]]
-    ids[:, -1] = 1  # </s>
+    tokens = torch.randint(rows.shape[0], (2, 8), generator=torch.Generator().manual_seed(0))[[0, 1, 0]]
+    place = next(p for p in encoder.encoder.block.parameters() if not p.is_meta)
     with torch.no_grad():
-        vectors = torch.nn.functional.embedding(ids, table.float())
-        states = encoder.float()(inputs_embeds=vectors.to(encoder.device)).last_hidden_state
+        states = encoder(inputs_embeds=rows[tokens].to(place.device, encoder.dtype)).last_hidden_state.float()
     if not states.isfinite().all():
         return "gives NaN or infinite embeddings"
     difference = float((states[0] - states[1]).norm() / states[0].norm())
@@ -416,18 +414,24 @@ def canary(encoder, table) -> str:
     return ""
 
 
-def healthy_key(found: Inspection, encoder=None) -> str:
-    """The stored table to trust. Raises TextEncoderError where none is healthy, or two are and differ."""
-    tables = {key: read_rows(stored) for key, stored in found.tables.items()
-              if key == SHARED or not (found.tables_equal and SHARED in found.tables)}
-    reasons = {key: unhealthy(table) or (canary(encoder, table) if encoder is not None and len(tables) > 1 else "")
-               for key, table in tables.items()}
+def trusted_key(found: Inspection, encoder=None) -> str:
+    """The stored table to trust, by evidence from (a sample of) its rows.
+
+    `encoder`, when given, lends its layers to the canary. Raises TextEncoderError where no table is healthy, or
+    where two are and differ.
+    """
+    keys = [SHARED] if found.tables_equal else list(found.tables)
+    reasons = {}
+    for key in keys:
+        stored = found.tables[key]
+        rows = read_rows(stored, rows_to_compare(stored.shape, ITEM_SIZE[stored.dtype]) if stored.shape else None)
+        reasons[key] = unhealthy(rows) or (canary(encoder, rows) if encoder is not None and len(keys) > 1 else "")
     good = [key for key, reason in reasons.items() if not reason]
     if len(good) == 2:
         raise TextEncoderError(f"{found.folder}: {SHARED} and {EMBED} differ and both look healthy; nothing here tells "
                                "which is right: get the original checkpoint")
     if not good:
-        why = "; ".join(f"{key} {reason}" for key, reason in reasons.items())
+        why = ", ".join(f"{key} {reason}" for key, reason in reasons.items())
         raise TextEncoderError(f"{found.folder}: the file holds no healthy token table ({why}); "
                                "get the original checkpoint")
     return good[0]
@@ -441,7 +445,7 @@ def repair(encoder, source: str | Path | Inspection, key: str | None = None) -> 
     import torch
 
     found = source if isinstance(source, Inspection) else inspect_text_encoder(source)
-    stored = found.tables[key or healthy_key(found)]
+    stored = found.tables[key or trusted_key(found, encoder)]
     old = encoder.encoder.embed_tokens.weight
     place = next((p.device for p in encoder.parameters() if not p.is_meta), torch.device("cpu"))
     table = torch.nn.Parameter(read_rows(stored).to(place, old.dtype), requires_grad=old.requires_grad)
@@ -452,7 +456,7 @@ def repair(encoder, source: str | Path | Inspection, key: str | None = None) -> 
 def settle(encoder, found: Inspection) -> Verdict:
     """Verifies a loaded encoder, repairs it in memory where needed, and says so. Raises TextEncoderError."""
     check_class(found, type(encoder).__name__)
-    key, done, remedy = _trusted(found), [], ""
+    key, done, remedy = trusted_key(found, encoder), [], ""
     if len(found.tables) == 2 and not found.tables_equal:
         remedy = "Write a clean copy: python test_umt5_weights.py --teacher_path ... --repair OUT"
         done.append(f"the file holds two different tables, of which {key} is healthy")
@@ -473,27 +477,6 @@ def settle(encoder, found: Inspection) -> Verdict:
                    fingerprint(encoder), found.loads_right_on)
 
 
-def _trusted(found: Inspection) -> str:
-    """The stored table to compare with, judged by evidence (a full read) only where the file is ambiguous."""
-    if len(found.tables) == 2 and not found.tables_equal:
-        return healthy_key(found, _reference(found))
-    key = SHARED if SHARED in found.tables else EMBED
-    stored = found.tables[key]
-    sample = read_rows(stored, rows_to_compare(stored.shape, ITEM_SIZE[stored.dtype]) if stored.shape else None)
-    if reason := unhealthy(sample):
-        raise TextEncoderError(f"{found.folder}: {key} {reason}; get the original checkpoint")
-    return key
-
-
-def _reference(found: Inspection):
-    """A float32 encoder of this folder for the canary, whose table is always given from outside."""
-    import torch
-    from transformers import UMT5EncoderModel
-
-    with silence_tied_weight_report():
-        return UMT5EncoderModel.from_pretrained(found.folder, torch_dtype=torch.float32).eval()
-
-
 def load_text_encoder(source: str | Path, *, subfolder: str = "text_encoder", torch_dtype=None, revision=None,
                       cache_dir=None, verbose: bool = False, allow_pickle: bool = False, **kwargs):
     """Loads a UMT5 text encoder quietly and makes sure that its table is the file's.
@@ -507,15 +490,20 @@ def load_text_encoder(source: str | Path, *, subfolder: str = "text_encoder", to
     folder = locate(source, subfolder, revision, cache_dir)
     found = inspect_text_encoder(folder)
     check_class(found, "UMT5EncoderModel")
-    pickled = any(file.suffix == ".bin" for file in weight_files(found.folder))
-    if pickled and not allow_pickle:
-        raise TextEncoderError(f"{found.folder}: holds only .bin weights; unpickling can run code: convert them to "
-                               "safetensors, or pass --allow_pickle if you trust them")
+    if not allow_pickle:
+        refuse_pickle(found)
     from transformers import UMT5EncoderModel
 
     with silence_tied_weight_report(verbose):
         encoder = UMT5EncoderModel.from_pretrained(found.folder, torch_dtype=torch_dtype, **kwargs)
     return encoder.eval(), settle(encoder, found)
+
+
+def refuse_pickle(found: Inspection) -> None:
+    """Raises TextEncoderError where the weights are pickles."""
+    if any(file.suffix == ".bin" for file in weight_files(found.folder)):
+        raise TextEncoderError(f"{found.folder}: holds only .bin weights and unpickling can run code; convert them to "
+                               "safetensors, or pass --allow_pickle if you trust them")
 
 
 def locate(source: str | Path, subfolder: str = "text_encoder", revision=None, cache_dir=None) -> Path:
@@ -548,15 +536,15 @@ def repair_on_disk(source: str | Path, out: str | Path) -> Verdict:
     found, out = inspect_text_encoder(locate(source)), Path(out)
     if out.exists():
         raise TextEncoderError(f"--repair {out}: already exists; give a new folder")
-    check_class(found, "UMT5EncoderModel")
-    truth = found.tables[_trusted(found)]
+    refuse_pickle(found)
+    encoder, _ = load_text_encoder(found.folder)
+    truth = found.tables[trusted_key(found, encoder)]
+    del encoder
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     partial.mkdir(parents=True)
     try:
         weight_map, total = {}, 0
         for file in weight_files(found.folder):
-            if file.suffix == ".bin":
-                raise TextEncoderError(f"{file}: repair copies safetensors only; convert it first")
             tensors = load_file(file)
             here = tensors.pop(SHARED, None), tensors.pop(EMBED, None)
             if file == truth.file:
