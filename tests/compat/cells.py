@@ -1,0 +1,158 @@
+"""All cells of the matrix under the transformers that is importable here; prints one JSON object. See run_matrix.py."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent.parent), str(HERE.parent)]
+
+import torch  # noqa: E402
+import transformers  # noqa: E402
+from transformers import UMT5EncoderModel  # noqa: E402
+from umt5_layouts import CONFIG, EMBED, LAYOUTS, SHARED, true_weights, write_layout  # noqa: E402
+
+from wan_distill import umt5  # noqa: E402
+
+IDS = torch.tensor([[5, 17, 60, 44, 1], [9, 9, 44, 2, 1]])
+PATHS = ("plain", "bf16", "device_map", "low_cpu_mem off", "meta + assign", "pipeline load", "pipeline save, reload",
+         "group offload", "torch.compile", "int8 weight-only")
+
+
+def reference(dtype=torch.float32) -> UMT5EncoderModel:
+    """An encoder whose table was put in by hand: right whatever this version does when it loads."""
+    model = UMT5EncoderModel(UMT5EncoderModel.config_class(**CONFIG)).eval()
+    model.load_state_dict(true_weights() | {EMBED: true_weights()[SHARED]})
+    return model.to(dtype)
+
+
+def states(encoder) -> torch.Tensor:
+    with torch.no_grad():
+        return encoder(IDS).last_hidden_state.float()
+
+
+def on_meta(folder: Path) -> UMT5EncoderModel:
+    """The hand-written way: built on the meta device, filled by `load_state_dict(assign=True)`."""
+    from safetensors.torch import load_file
+
+    with torch.device("meta"):
+        encoder = UMT5EncoderModel(UMT5EncoderModel.config_class.from_pretrained(folder))
+    weights = {}
+    for file in umt5.weight_files(folder):
+        weights |= load_file(file) if file.suffix == ".safetensors" else torch.load(file, weights_only=True)
+    encoder.load_state_dict(weights, strict=False, assign=True)
+    return encoder.eval()
+
+
+def pipeline(folder: Path):
+    from diffusers import WanPipeline
+
+    root = folder.parent / f"{folder.name}-pipeline"
+    if not root.exists():
+        root.mkdir()
+        (root / "text_encoder").symlink_to(folder, target_is_directory=True)
+        (root / "model_index.json").write_text(json.dumps({
+            "_class_name": "WanPipeline", "_diffusers_version": "0.36.0", "boundary_ratio": 0.875,
+            "text_encoder": ["transformers", "UMT5EncoderModel"]}))
+    return WanPipeline.from_pretrained(root, tokenizer=None, vae=None, scheduler=None, transformer=None,
+                                       transformer_2=None, use_safetensors=None)
+
+
+def as_stock(path: str, folder: Path) -> UMT5EncoderModel:
+    """What a user of this version gets by this path, without our help."""
+    options = {"bf16": dict(torch_dtype=torch.bfloat16), "device_map": dict(device_map="cpu"),
+               "low_cpu_mem off": dict(low_cpu_mem_usage=False)}.get(path, {})
+    if path == "meta + assign":
+        return on_meta(folder)
+    if path.startswith("pipeline"):
+        pipe = pipeline(folder)
+        if path == "pipeline save, reload":
+            saved = Path(tempfile.mkdtemp())
+            pipe.text_encoder.save_pretrained(saved)
+            return UMT5EncoderModel.from_pretrained(saved).eval()
+        return pipe.text_encoder.eval()
+    encoder = UMT5EncoderModel.from_pretrained(folder, **options).eval()
+    return afterwards(path, encoder)
+
+
+def as_ours(path: str, folder: Path) -> tuple[UMT5EncoderModel, umt5.Verdict]:
+    """The same path with our verification: inside the loader, or on what the user's own code loaded."""
+    options = {"bf16": dict(torch_dtype=torch.bfloat16), "device_map": dict(device_map="cpu"),
+               "low_cpu_mem off": dict(low_cpu_mem_usage=False)}.get(path, {})
+    if path == "meta + assign":
+        encoder, found = on_meta(folder), umt5.inspect_text_encoder(folder)
+        return encoder, umt5.settle(encoder, found)
+    if path.startswith("pipeline"):
+        pipe = pipeline(folder)
+        verdict = umt5.settle(pipe.text_encoder, umt5.inspect_text_encoder(folder))
+        if path == "pipeline save, reload":
+            saved = Path(tempfile.mkdtemp())
+            pipe.text_encoder.save_pretrained(saved)
+            return umt5.load_text_encoder(saved)[0], verdict
+        return pipe.text_encoder.eval(), verdict
+    encoder, verdict = umt5.load_text_encoder(folder, allow_pickle=True, **options)
+    encoder = afterwards(path, encoder)
+    if path != "torch.compile":  # a compiled module is the same module underneath
+        assert umt5.verify(encoder, folder, umt5.trusted_key(umt5.inspect_text_encoder(folder))).matches
+    return encoder, verdict
+
+
+def afterwards(path: str, encoder):
+    """What users do to a loaded encoder: after verification, never before."""
+    if path == "group offload":
+        from diffusers.hooks import apply_group_offloading
+
+        apply_group_offloading(encoder, onload_device=torch.device("cpu"), offload_device=torch.device("cpu"),
+                               offload_type="leaf_level")
+    elif path == "torch.compile":
+        return torch.compile(encoder, backend="eager")
+    elif path == "int8 weight-only":
+        from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+        quantize_(encoder, Int8WeightOnlyConfig())
+    return encoder
+
+
+def stock_cell(path: str, folder: Path, expected: torch.Tensor, tolerance: float) -> str:
+    """ok, BROKEN (wrong embeddings, no error), or the error's name."""
+    try:
+        close = torch.allclose(states(as_stock(path, folder)), expected, rtol=0, atol=tolerance)
+    except Exception as error:  # any error at all is this cell's honest result
+        return type(error).__name__
+    return "ok" if close else "BROKEN"
+
+
+def our_cell(path: str, folder: Path, expected: torch.Tensor) -> dict:
+    try:
+        encoder, verdict = as_ours(path, folder)
+    except umt5.TextEncoderError as error:
+        return dict(verdict="BROKEN", why=str(error).split(": ", 1)[1])
+    return dict(verdict=verdict.verdict, error=float((states(encoder) - expected).abs().max()))
+
+
+def main() -> None:
+    logging.disable(logging.WARNING)
+    warnings.simplefilter("ignore")
+    transformers.logging.disable_progress_bar()
+    root = Path(tempfile.mkdtemp())
+    exact, half = states(reference()), states(reference(torch.bfloat16))
+    int8 = states(afterwards("int8 weight-only", reference()))
+    cells = {}
+    for layout in LAYOUTS:
+        folder = write_layout(layout, root / layout.replace(" ", "_").replace(".", ""))
+        for path in PATHS:
+            expected = {"bf16": half, "int8 weight-only": int8}.get(path, exact)
+            cells[f"{layout}|{path}"] = dict(stock=stock_cell(path, folder, expected, 1e-6),
+                                             **our_cell(path, folder, expected))
+    import diffusers
+
+    print(json.dumps(dict(transformers=transformers.__version__, diffusers=diffusers.__version__, cells=cells)))
+
+
+if __name__ == "__main__":
+    main()
