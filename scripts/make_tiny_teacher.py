@@ -1,0 +1,422 @@
+"""Make the embedded teacher: train a whole two-expert Wan2.2 pipeline, a few MB, on the tiny world.
+
+Everything is trained, from the tokenizer to both experts, in under an hour on two CPU cores. Each stage leaves its
+result in --work_dir and is skipped when it is already there: to resume, run the same command again.
+
+    python scripts/make_tiny_teacher.py            # train what is missing, write assets/tiny_wan22, check it
+    python scripts/make_tiny_teacher.py --check    # only check what is there
+"""
+
+import argparse
+import io
+import itertools
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import sentencepiece
+import tiny_world
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
+from PIL import Image
+from safetensors.torch import save_file
+from tiny_world import COLOURS, DIRECTIONS, HELDOUT_CAPTIONS, SHAPES, SIZES, TRAINING_CAPTIONS
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import T5TokenizerFast, UMT5Config, UMT5EncoderModel
+
+ASSETS = Path(__file__).resolve().parent.parent / "assets" / "tiny_wan22"
+BOUNDARY = 0.875  # sigma at which Wan2.2-T2V-A14B changes experts
+TEXT_LENGTH = 16  # tokens; the longest caption has 7
+TEXT_DIM = 64
+CLIPS_PER_CAPTION = 40
+SAMPLING_STEPS, SAMPLING_SHIFT = 40, 12.0  # how Wan2.2-T2V-A14B is sampled
+GUIDANCE = {"transformer": 4.0, "transformer_2": 3.0}
+
+# Enough ordinary English that words outside the captions are cut into pieces rather than into bytes.
+ENGLISH = """
+The quick brown fox jumps over the lazy dog while a white horse walks slowly through the tall grass near the river.
+In the morning light, two people stand on the beach and look at the waves; the camera follows them from behind.
+A woman with long dark hair is smiling, holding a cup of coffee, and talking with her friend in a quiet city street.
+Snow falls on the mountains at night. A large ship sails across the ocean under a cloudy sky, slow motion, 4k video.
+An orange cat, a pink bird, a purple flower, a black car and a grey house stand still, then turn round and fly away.
+Bright colours, overexposed, static, blurred details, subtitles, worst quality, low quality, ugly, extra fingers.
+"""
+
+
+# ------------------------------------------------------------------------------------------ tokenizer and text encoder
+
+
+def make_tokenizer(folder: Path, work: Path, seed: int) -> None:
+    """A unigram sentencepiece model with UMT5's special ids, as spiece.model and tokenizer.json."""
+    lines = TRAINING_CAPTIONS + ENGLISH.strip().splitlines()
+    # The trainer only considers pieces that occur in two distinct words: "red" and "red," make "red" one.
+    lines += [line.replace(" ", ", ") + "," for line in lines]
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines),
+        model_writer=model,
+        model_type="unigram",
+        vocab_size=512,
+        hard_vocab_limit=False,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        num_threads=1,
+        minloglevel=2,
+    )
+    (folder / "spiece.model").write_bytes(model.getvalue())
+    T5TokenizerFast.from_pretrained(folder, extra_ids=0).save_pretrained(folder)
+
+    # transformers 5 drops the byte fallback and writes a config that 4.57 cannot read.
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["model"]["byte_fallback"] = True
+    write_json(folder / "tokenizer.json", tokenizer)
+    special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    config = {"tokenizer_class": "T5TokenizerFast", "extra_ids": 0, "model_max_length": 512, **special}
+    write_json(folder / "tokenizer_config.json", config)
+
+
+def make_text_encoder(folder: Path, work: Path, seed: int) -> None:
+    """A UMT5 encoder that must tell each token and, from the mean token, each attribute of the caption."""
+    tokenizer = T5TokenizerFast.from_pretrained(work / "tokenizer")
+    encoder = UMT5EncoderModel(
+        UMT5Config(
+            vocab_size=len(tokenizer),
+            d_model=TEXT_DIM,
+            d_kv=16,
+            d_ff=256,
+            num_layers=2,
+            num_heads=4,
+            feed_forward_proj="gated-gelu",
+            dropout_rate=0.0,
+            decoder_start_token_id=0,
+        )
+    )
+    vocabularies = [list(SIZES), list(COLOURS), list(SHAPES), list(DIRECTIONS)]
+    scenes = [tiny_world.Scene.parse(caption) for caption in TRAINING_CAPTIONS]
+    answers = torch.tensor([[v.index(word) for v, word in zip(vocabularies, s, strict=True)] for s in scenes])
+    attribute_heads = nn.ModuleList(nn.Linear(TEXT_DIM, len(v)) for v in vocabularies)
+    token_head = nn.Linear(TEXT_DIM, len(tokenizer))
+    tokens = tokenize(tokenizer, TRAINING_CAPTIONS)
+    real = tokens.attention_mask.bool()
+
+    def loss() -> Tensor:
+        # A masked word must be guessed from its neighbours; only the attributes that are left can be told.
+        masked = real & (torch.rand(real.shape) < 0.1)
+        ids = tokens.input_ids.masked_fill(masked, tokenizer.unk_token_id)
+        states = encoder(ids, tokens.attention_mask).last_hidden_state
+        mean = (states * real[..., None]).sum(dim=1) / real.sum(dim=1, keepdim=True)
+        told = sum(F.cross_entropy(head(mean), a) for head, a in zip(attribute_heads, answers.T, strict=True))
+        return told + F.cross_entropy(token_head(states[real]), tokens.input_ids[real])
+
+    parameters = [*encoder.parameters(), *attribute_heads.parameters(), *token_head.parameters()]
+    train("text_encoder", parameters, loss, steps=1500, peak_lr=2e-3)
+    save_text_encoder(encoder, folder)
+
+
+def save_text_encoder(encoder: UMT5EncoderModel, folder: Path) -> None:
+    """Write the files as the hosted Wan2.2 has them: sharded, the one table stored as `shared.weight` only.
+
+    The hosted config says `tie_word_embeddings: false`, which makes some versions of transformers lose the table;
+    `save_pretrained` would write `true` and hide from the product's tests the very thing they must catch.
+    """
+    config = encoder.config.to_dict() | {"tie_word_embeddings": False, "architectures": ["UMT5EncoderModel"]}
+    write_json(folder / "config.json", config)
+    weights = {k: v.contiguous() for k, v in encoder.state_dict().items() if k != "encoder.embed_tokens.weight"}
+    names = sorted(weights, key=lambda name: (name != "shared.weight", name))
+    shards, weight_map = [names[: len(names) // 2], names[len(names) // 2 :]], {}
+    for i, shard in enumerate(shards, start=1):
+        file = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
+        save_file({name: weights[name] for name in shard}, folder / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(shard, file)
+    size = sum(weight.numel() * weight.element_size() for weight in weights.values())
+    write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": size}, "weight_map": weight_map})
+
+
+def tokenize(tokenizer: T5TokenizerFast, prompts: list[str]):
+    """Token ids and mask, [B, TEXT_LENGTH], as WanPipeline makes them."""
+    return tokenizer(prompts, padding="max_length", max_length=TEXT_LENGTH, truncation=True, return_tensors="pt")
+
+
+@torch.no_grad()
+def encode_prompts(work: Path, prompts: list[str]) -> Tensor:
+    """Embeddings [B, TEXT_LENGTH, TEXT_DIM], zero past each prompt's end, as WanPipeline makes them."""
+    # tie_word_embeddings=True loads the table right in every version of transformers.
+    encoder = UMT5EncoderModel.from_pretrained(work / "text_encoder", tie_word_embeddings=True)
+    tokens = tokenize(T5TokenizerFast.from_pretrained(work / "tokenizer"), prompts)
+    states = encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state
+    return states * tokens.attention_mask[..., None]
+
+
+# ------------------------------------------------------------------------------------------------------ VAE and latents
+
+
+def make_vae(folder: Path, work: Path, seed: int) -> None:
+    """Wan's causal video VAE, patched as Wan2.2-5B's for speed: first images, then small crops, then whole clips."""
+    vae = AutoencoderKLWan(
+        base_dim=16,
+        z_dim=16,
+        dim_mult=[1, 2, 4],
+        num_res_blocks=1,
+        temperal_downsample=[True, True],
+        patch_size=2,
+        in_channels=12,
+        out_channels=12,
+    )
+    start_linear(vae)
+    rng = torch.Generator().manual_seed(seed)
+
+    def reconstruction(batch: int, frames: int, side: int) -> Tensor:
+        captions = [TRAINING_CAPTIONS[i] for i in torch.randint(len(TRAINING_CAPTIONS), (batch,), generator=rng)]
+        room = torch.tensor([tiny_world.FRAMES - frames, tiny_world.HEIGHT - side, tiny_world.WIDTH - side])
+        t, y, x = (torch.rand(3, generator=rng) * (room + 1)).int().tolist()
+        clips = tiny_world.render(captions, rng)[:, :, t : t + frames, y : y + side, x : x + side]
+        posterior = vae.encode(clips).latent_dist
+        error = (vae.decode(posterior.sample()).sample - clips).abs()
+        # Saturation marks the shape, which covers only a few percent of the frame: the background is grey.
+        weight = 1 + 2 * (clips.amax(dim=1, keepdim=True) - clips.amin(dim=1, keepdim=True))
+        divergence = (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean() / 2
+        return (weight * (error + 2 * error**2)).mean() + 1e-4 * divergence
+
+    train("vae, images", vae.parameters(), lambda: reconstruction(16, 1, 64), steps=400, peak_lr=1.5e-3)
+    train("vae, crops", vae.parameters(), lambda: reconstruction(6, 17, 32), steps=600, peak_lr=1e-3)
+    train("vae, clips", vae.parameters(), lambda: reconstruction(3, 17, 64), steps=350, peak_lr=8e-4)
+    vae.save_pretrained(folder)
+
+
+@torch.no_grad()
+def start_linear(vae: AutoencoderKLWan) -> None:
+    """Start as a nearly linear, nearly noiseless autoencoder: ten times fewer steps than from the default start.
+
+    By default every convolution shrinks its input by sqrt(3), and so little of the clip reaches the latents that
+    the posterior's unit noise drowns it.
+    """
+    for name, module in vae.named_modules():
+        if isinstance(module, nn.Conv2d | nn.Conv3d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
+            nn.init.zeros_(module.bias)
+        if name.endswith((".conv2", ".proj")):  # the last layer of every residual branch
+            nn.init.zeros_(module.weight)
+    vae.quant_conv.bias[vae.config.z_dim :] = -4.0  # log variance
+
+
+@torch.no_grad()
+def make_latents(folder: Path, work: Path, seed: int) -> None:
+    """Encode the training clips; save them normalised, and their statistics in the VAE's config.
+
+    Writes latents.pt: [captions, CLIPS_PER_CAPTION, 16, 5, 8, 8], in the order of TRAINING_CAPTIONS.
+    """
+    vae = AutoencoderKLWan.from_pretrained(work / "vae")
+    rng = torch.Generator().manual_seed(seed)
+    latents = torch.stack(
+        [
+            vae.encode(tiny_world.render([caption] * CLIPS_PER_CAPTION, rng)).latent_dist.mean
+            for caption in tqdm(TRAINING_CAPTIONS, "latents, captions")
+        ]
+    )
+    std, mean = torch.std_mean(latents, dim=(0, 1, 3, 4, 5), keepdim=True)
+    vae.register_to_config(latents_mean=mean.flatten().tolist(), latents_std=std.flatten().tolist())
+    vae.save_config(work / "vae")
+    torch.save((latents - mean) / std, folder / "latents.pt")
+
+
+# ------------------------------------------------------------------------------------------------------------ denoisers
+
+
+def shift_sigma(u: Tensor, shift: float) -> Tensor:
+    """Move u in [0, 1] towards 1: Wan's time shift."""
+    return shift * u / (1 + (shift - 1) * u)
+
+
+def make_expert(folder: Path, work: Path, low: float, high: float, shift: float, steps: int) -> None:
+    """Flow matching on sigma in [low, high], drawn denser near 1 with `shift`: velocity = noise - x0."""
+    denoiser = WanTransformer3DModel(
+        num_attention_heads=4,
+        attention_head_dim=32,
+        in_channels=16,
+        out_channels=16,
+        text_dim=TEXT_DIM,
+        freq_dim=64,
+        ffn_dim=256,
+        num_layers=3,
+        rope_max_seq_len=64,
+    )
+    latents = torch.load(work / "latents" / "latents.pt")
+    prompts, no_prompt = encode_prompts(work, TRAINING_CAPTIONS), encode_prompts(work, [""])
+    # The shifted sigmas between low and high are those of u between these two.
+    u_low, u_high = (sigma / (shift - (shift - 1) * sigma) for sigma in (low, high))
+
+    def loss(batch: int = 32) -> Tensor:
+        caption, clip = torch.randint(len(latents), (batch,)), torch.randint(CLIPS_PER_CAPTION, (batch,))
+        x0, noise = latents[caption, clip], torch.randn(batch, *latents.shape[2:])
+        # Stratified, so that every batch covers the whole range.
+        u = (torch.arange(batch) + torch.rand(batch)) / batch
+        sigma = shift_sigma(u_low + (u_high - u_low) * u, shift)
+        x = torch.lerp(x0, noise, sigma[:, None, None, None, None])
+        dropped = torch.rand(batch, 1, 1) < 0.1
+        prompt = torch.where(dropped, no_prompt, prompts[caption])
+        velocity = denoiser(x, 1000 * sigma, prompt, return_dict=False)[0]
+        return F.mse_loss(velocity, noise - x0)
+
+    train(folder.stem, denoiser.parameters(), loss, steps, peak_lr=1.5e-3)
+    denoiser.save_pretrained(folder)
+
+
+def make_high_expert(folder: Path, work: Path, seed: int) -> None:
+    """Decides what moves where: the steps with sigma in [BOUNDARY, 1]."""
+    make_expert(folder, work, BOUNDARY, 1.0, SAMPLING_SHIFT, steps=5000)
+
+
+def make_low_expert(folder: Path, work: Path, seed: int) -> None:
+    """Draws it: sigma in [0, BOUNDARY], shifted less than sampling is, so that the last, large step stays sharp."""
+    make_expert(folder, work, 0.0, BOUNDARY, 5.0, steps=5000)
+
+
+# ------------------------------------------------------------------------------------------------------------- training
+
+
+def train(name: str, parameters: Iterable[Tensor], loss: Callable[[], Tensor], steps: int, peak_lr: float) -> None:
+    """AdamW with warm-up and cosine decay; the parameters end as their exponential average."""
+    parameters = list(parameters)
+    average = [parameter.detach().clone() for parameter in parameters]
+    optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.99), weight_decay=0.01)
+    shown, bar = 0.0, tqdm(range(steps), name, mininterval=2)
+    for step in bar:
+        cosine = (1 + math.cos(math.pi * step / steps)) / 2
+        optimizer.param_groups[0]["lr"] = peak_lr * cosine * min(1, (step + 1) / 100)
+        value = loss()
+        optimizer.zero_grad()
+        value.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0, error_if_nonfinite=True)
+        optimizer.step()
+        decay = min(0.998, (1 + step) / (10 + step))  # forgets the random start
+        torch._foreach_lerp_(average, [parameter.detach() for parameter in parameters], 1 - decay)
+        shown += (value.item() - shown) / min(step + 1, 50)
+        bar.set_postfix(loss=f"{shown:.4f}", refresh=False)
+    for parameter, mean in zip(parameters, average, strict=True):
+        parameter.data.copy_(mean)
+
+
+def write_json(path: Path, content: dict) -> None:
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+
+STAGES = {
+    "tokenizer": make_tokenizer,
+    "text_encoder": make_text_encoder,
+    "vae": make_vae,
+    "latents": make_latents,
+    "transformer": make_high_expert,
+    "transformer_2": make_low_expert,
+}
+
+
+def run_stage(name: str, work: Path, seed: int) -> None:
+    """Make `work/name` unless it is there. It appears only when complete, so a stopped stage starts anew."""
+    if (work / name).exists():
+        return
+    partial = work / f"{name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    torch.manual_seed(seed)
+    STAGES[name](partial, work, seed)
+    partial.rename(work / name)
+
+
+def assemble(work: Path, folder: Path) -> None:
+    """Put the components together as the hosted Wan2.2-T2V-A14B-Diffusers has them."""
+    shutil.rmtree(folder, ignore_errors=True)
+    pipeline = WanPipeline(
+        tokenizer=T5TokenizerFast.from_pretrained(work / "tokenizer"),
+        text_encoder=UMT5EncoderModel.from_pretrained(work / "text_encoder", tie_word_embeddings=True),
+        vae=AutoencoderKLWan.from_pretrained(work / "vae"),
+        transformer=WanTransformer3DModel.from_pretrained(work / "transformer"),
+        transformer_2=WanTransformer3DModel.from_pretrained(work / "transformer_2"),
+        scheduler=UniPCMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, num_train_timesteps=1000, flow_shift=3.0
+        ),
+        boundary_ratio=BOUNDARY,
+    )
+    pipeline.save_pretrained(folder)
+    for name in ("tokenizer", "text_encoder"):  # whose files save_pretrained would modernise
+        shutil.rmtree(folder / name)
+        shutil.copytree(work / name, folder / name)
+    index = json.loads((folder / "model_index.json").read_text())
+    index["tokenizer"] = ["transformers", "T5TokenizerFast"]
+    write_json(folder / "model_index.json", index)
+    (folder / "prompts.txt").write_text("\n".join(TRAINING_CAPTIONS) + "\n")
+    (folder / "heldout_prompts.txt").write_text("\n".join(HELDOUT_CAPTIONS) + "\n")
+
+
+# ---------------------------------------------------------------------------------------------------------------- check
+
+
+@torch.no_grad()
+def sample(pipeline: WanPipeline, captions: list[str], rng: torch.Generator) -> Tensor:
+    """Clips [B, 3, F, H, W] in [-1, 1], by guided Euler steps as the distillation's teacher takes them."""
+    prompt, no_prompt = pipeline.encode_prompt(captions, "", max_sequence_length=TEXT_LENGTH)
+    x = torch.randn(len(captions), 16, 5, 8, 8, generator=rng)
+    sigmas = shift_sigma(torch.linspace(1, 0, SAMPLING_STEPS + 1), SAMPLING_SHIFT)
+    for sigma, lower in itertools.pairwise(sigmas):
+        expert = "transformer" if sigma >= BOUNDARY else "transformer_2"
+        denoiser, timestep = getattr(pipeline, expert), (1000 * sigma).expand(len(x))
+        conditional = denoiser(x, timestep, prompt, return_dict=False)[0]
+        unconditional = denoiser(x, timestep, no_prompt, return_dict=False)[0]
+        x = x + (lower - sigma) * torch.lerp(unconditional, conditional, GUIDANCE[expert])
+    mean, std = (
+        torch.tensor(statistic).view(1, -1, 1, 1, 1)
+        for statistic in (pipeline.vae.config.latents_mean, pipeline.vae.config.latents_std)
+    )
+    return pipeline.vae.decode(x * std + mean).sample
+
+
+def check(folder: Path, count: int, seed: int, sheet: Path | None) -> None:
+    """Print how often clips from training and from held-out captions obey them; optionally save some frames."""
+    pipeline = WanPipeline.from_pretrained(folder)
+    rng = torch.Generator().manual_seed(seed)
+    rows = []
+    for group, captions in {"training": TRAINING_CAPTIONS, "held-out": HELDOUT_CAPTIONS}.items():
+        wanted = [captions[i % len(captions)] for i in torch.randperm(max(count // 2, 1), generator=rng).tolist()]
+        clips = torch.cat(
+            [sample(pipeline, wanted[i : i + 20], rng) for i in tqdm(range(0, len(wanted), 20), f"{group} captions")]
+        )
+        good = [tiny_world.obeys(clip, caption) for clip, caption in zip(clips, wanted, strict=True)]
+        print(f"{group}: {sum(good)} of {len(good)} clips obey their caption ({sum(good) / len(good):.1%})")
+        rows += [torch.cat(list(clip[:, ::4].unbind(1)), dim=2) for clip in clips[:8]]
+    if sheet:
+        image = ((torch.cat(rows, dim=1).permute(1, 2, 0) + 1) * 127.5).byte()
+        Image.fromarray(image.numpy()).save(sheet)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output_dir", type=Path, default=ASSETS, help="the pipeline's folder (%(default)s)")
+    parser.add_argument("--work_dir", type=Path, default=Path(".work/tiny_teacher"), help="finished stages")
+    parser.add_argument("--seed", type=int, default=0, help="of every stage and of the check (%(default)s)")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads (%(default)s); 1 is best on a busy machine")
+    parser.add_argument("--stage", choices=STAGES, help="make only this stage, so that two experts can train at once")
+    parser.add_argument("--check", action="store_true", help="only check the pipeline in --output_dir")
+    parser.add_argument("--check_clips", type=int, default=200, help="half of them held out (%(default)s)")
+    parser.add_argument("--sheet", type=Path, help="with the check: save frames of 16 clips as this PNG")
+    args = parser.parse_args()
+
+    torch.set_num_threads(args.threads)
+    if args.stage:
+        run_stage(args.stage, args.work_dir, args.seed)
+        return
+    if not args.check:
+        for name in STAGES:
+            run_stage(name, args.work_dir, args.seed)
+        assemble(args.work_dir, args.output_dir)
+    check(args.output_dir, args.check_clips, args.seed, args.sheet)
+
+
+if __name__ == "__main__":
+    main()
