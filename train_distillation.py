@@ -45,10 +45,10 @@ def run(config: Config) -> int:
 
     from wan_distill.evaluate import Evaluation, as_markdown
     from wan_distill.export import export_student
+    from wan_distill.methods import Sources
     from wan_distill.report import describe_results
     from wan_distill.runtime import RESUMABLE, Runtime, claim
     from wan_distill.teacher import Teacher
-    from wan_distill.trajectories import Trajectories
 
     claim(Path(config.output_dir))
     runtime = Runtime(config)
@@ -61,10 +61,9 @@ def run(config: Config) -> int:
 
     # 3. One expert after the other learns its own steps.
     if not config.evaluate_only:
-        trajectories = Trajectories(config, teacher, bank, prompts, runtime)
-        trajectories.solve(negative)
+        sources = Sources(config, teacher, bank, prompts, negative, runtime)
         for expert in config.experts:
-            if not train(config, expert, teacher, trajectories, runtime):
+            if not train(config, expert, sources, runtime):
                 return RESUMABLE
 
     # 4. What is left behind, and how good it is.
@@ -115,25 +114,27 @@ def encode_prompts(config: Config, teacher, prompts: list[str], runtime):
     return bank, verdict
 
 
-def train(config: Config, expert: str, teacher, trajectories, runtime) -> bool:
+def train(config: Config, expert: str, sources, runtime) -> bool:
     """Trains one expert's student. False when a signal stopped it, with everything saved."""
     from tqdm import tqdm
 
     from wan_distill.denoiser import Denoiser, adapter_parameters, add_adapter
-    from wan_distill.export import LORA_FILE, save_lora
+    from wan_distill.export import LORA_FILE, init_student, save_lora
     from wan_distill.methods import make_method
     from wan_distill.progress import resume, save
     from wan_distill.runtime import Metrics, NonFiniteError, generator, keyed_seed, make_learners
 
     root = Path(config.output_dir) / expert
-    method = make_method(config, expert, trajectories)
-    transformer = teacher.load_expert(expert)
+    method = make_method(expert, sources)
+    transformer = sources.teacher.load_expert(expert)
     for role in method.roles:
-        add_adapter(transformer, role, rank=config.rank, alpha=config.lora_alpha, layers=config.lora_layers,
+        add_adapter(transformer, role, rank=config.rank, alpha=config.adapter_alpha(role), layers=config.lora_layers,
                     seed=keyed_seed(config.seed, expert, role))
+    if config.init_student_from:
+        init_student(transformer, Path(config.init_student_from) / LORA_FILE[expert])
     if config.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()
-    denoiser = Denoiser({expert: transformer}, config.boundary, teacher.info.expand_timesteps)
+    denoiser = Denoiser({expert: transformer}, config.boundary, sources.teacher.info.expand_timesteps)
     learners = make_learners(method, {r: adapter_parameters(transformer, r) for r in method.roles}, config)
     metrics = Metrics(Path(config.output_dir) / "metrics.jsonl", runtime)
     first, last = resume(config, root, learners, runtime), method.updates(config.max_train_steps)
@@ -145,7 +146,8 @@ def train(config: Config, expert: str, teacher, trajectories, runtime) -> bool:
             for micro in range(config.gradient_accumulation_steps):
                 index = runtime.micro_batch(step, micro)
                 with runtime.autocast():
-                    loss = method.loss(role, denoiser, method.batch_at(index), generator(config.seed, expert, index))
+                    loss = method.loss(role, denoiser, method.batch_at(step, index),
+                                       generator(config.seed, expert, index))
                 (loss.value / config.gradient_accumulation_steps).backward()
                 metrics.add(**{f"{role}_loss": loss.value}, **loss.metrics)
         try:
@@ -164,8 +166,8 @@ def train(config: Config, expert: str, teacher, trajectories, runtime) -> bool:
             return False
 
     if runtime.is_main:
-        save_lora(Path(config.output_dir) / LORA_FILE[expert], learners["student"].exported(), config, teacher.info,
-                  expert)
+        save_lora(Path(config.output_dir) / LORA_FILE[expert], learners["student"].exported(), config,
+                  sources.teacher.info, expert)
     runtime.state.wait_for_everyone()
     return True
 

@@ -55,6 +55,8 @@ STUDENT = "the student and its schedule"
 TEACHER = "the teacher"
 OPTIMISER = "optimisation"
 TRAJECTORY = "guided-trajectory distillation (--method trajectory)"
+DMD = "phased distribution matching (--method dmd)"
+CONSISTENCY = "consistency distillation (--method consistency)"
 MEMORY = "memory and speed"
 OUTPUT = "what is written and shown"
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
@@ -69,7 +71,7 @@ class Config:
         alias=("--pretrained_teacher_model",))
     prompts: str | None = flag(None, "file of prompts, one a line (default: the built-in prompts)", START)
     output_dir: str | None = flag(None, "where everything goes (default: outputs/<teacher>-<method>-<steps>)", START)
-    method: str | None = flag(None, "objective the student is trained with", START, choices=("trajectory",))
+    method: str | None = flag(None, "objective the student is trained with", START, choices=("dmd", "trajectory", "consistency"))
     sampling_steps: tuple[int, ...] | None = flag(
         None, "steps the student samples in, e.g. 4, or 2,4,8 for one student that does all (default 4)", START,
         parse=step_counts)
@@ -90,6 +92,8 @@ class Config:
     lora_alpha: float | None = flag(None, "scale of the student's adapter is alpha/rank", STUDENT)
     lora_layers: tuple[str, ...] = flag(LORA_TARGETS, "module-name suffixes that get an adapter", STUDENT,
                                         alias=("--lora_target_modules",), parse=words)
+
+    init_student_from: str | None = flag(None, "output folder of another run whose student this one begins with", STUDENT)
 
     teacher_steps: int = flag(40, "solver steps of the guided teacher (Wan2.2: 40)", TEACHER)
     teacher_shift: float | None = flag(None, "shift of the teacher's sigmas (Wan2.2 T2V-A14B: 12)", TEACHER)
@@ -117,7 +121,18 @@ class Config:
     ema_decay: float | None = flag(None, "decay of the student's moving average, which is exported; 0 = off", OPTIMISER)
     ema_start: int | None = flag(None, "update from which the average is taken", OPTIMISER)
 
-    num_trajectories: int | None = flag(None, "teacher samples to solve and store once", TRAJECTORY)
+    num_trajectories: int | None = flag(None, "samples to solve and store once", TRAJECTORY)
+
+    critic_warmup_steps: int | None = flag(None, "updates of the critic alone before the first of the student", DMD)
+    critic_updates: int | None = flag(None, "updates of the critic before each of the student", DMD,
+                                      alias=("--dfake_gen_update_ratio",))
+    fake_score_learning_rate: float | None = flag(None, "learning rate of the critic", DMD, alias=("--lr_critic",))
+    fake_score_lora_alpha: float | None = flag(None, "scale of the critic's adapter is this / rank", DMD)
+    score_draws: int | None = flag(None, "(sigma, noise) draws per rollout in the critic's loss", DMD)
+    diversity_weight: float | None = flag(None, "weight of the DP-DMD first-step loss; 0 = off", DMD)
+
+    solver_points: int | None = flag(None, "points of the teacher's grid", CONSISTENCY)
+    huber_c: float = flag(1e-3, "where the pseudo-Huber loss turns from square to linear", CONSISTENCY)
 
     mixed_precision: str | None = flag(None, "dtype of the frozen base and of its arithmetic", MEMORY,
                                        choices=("no", "bf16", "fp16"))
@@ -160,6 +175,10 @@ class Config:
         """The teacher's guidance scale while `expert` denoises."""
         return self.guidance_scale if expert == "high" else self.guidance_scale_2
 
+    def adapter_alpha(self, role: str) -> float:
+        """alpha of a role's adapter; its effect is scaled by alpha / rank."""
+        return self.lora_alpha if role == "student" else self.fake_score_lora_alpha
+
     def to_json(self) -> dict:
         """Plain values of every setting, for run.json and for telling whether two runs agree."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
@@ -168,20 +187,40 @@ class Config:
 # ---------------------------------------------------------------------------------- defaults by teacher and method
 
 EMBEDDED = dict(
-    height=64, width=64, num_frames=17, max_sequence_length=24, negative_prompt="", method="trajectory",
+    height=64, width=64, num_frames=17, max_sequence_length=16, negative_prompt="", method="trajectory",
     mixed_precision="no", gradient_checkpointing=False, save_merged=True, evaluate=True, train_batch_size=32,
     sample_batch_size=64, checkpointing_steps=250,
 )
 REAL = dict(
     height=480, width=832, num_frames=81, max_sequence_length=512, negative_prompt=WAN_NEGATIVE_PROMPT,
-    method="trajectory", mixed_precision="bf16", gradient_checkpointing=True, save_merged=False, evaluate=False,
+    method="dmd", mixed_precision="bf16", gradient_checkpointing=True, save_merged=False, evaluate=False,
     train_batch_size=1, sample_batch_size=1, checkpointing_steps=50,
 )
-METHOD = {
+SHARED = dict(critic_warmup_steps=100, critic_updates=5, fake_score_learning_rate=2e-5, fake_score_lora_alpha=64.0,
+              score_draws=2, diversity_weight=0.05, solver_points=48)
+METHOD = {  # (method, embedded teacher?) -> defaults
     ("trajectory", True): dict(max_train_steps=600, learning_rate=2e-3, num_trajectories=1024, adam_beta1=0.9,
                                lr_scheduler="cosine", ema_decay=0.0, ema_start=0, lora_alpha=64.0),
     ("trajectory", False): dict(max_train_steps=2000, learning_rate=1e-4, num_trajectories=2000, adam_beta1=0.9,
                                 lr_scheduler="cosine", ema_decay=0.99, ema_start=200, lora_alpha=64.0),
+    ("dmd", True): dict(max_train_steps=150, learning_rate=3e-4, num_trajectories=1024, adam_beta1=0.0,
+                        lr_scheduler="constant", ema_decay=0.97, ema_start=20, lora_alpha=64.0,
+                        fake_score_learning_rate=1e-3, critic_warmup_steps=60),
+    ("dmd", False): dict(max_train_steps=400, learning_rate=5e-5, num_trajectories=2000, adam_beta1=0.0,
+                         lr_scheduler="constant_with_warmup", ema_decay=0.99, ema_start=200, lora_alpha=8.0),
+    ("consistency", True): dict(max_train_steps=400, learning_rate=1e-3, num_trajectories=512, adam_beta1=0.9,
+                                lr_scheduler="cosine", ema_decay=0.95, ema_start=50, lora_alpha=64.0),
+    ("consistency", False): dict(max_train_steps=3000, learning_rate=1e-5, num_trajectories=1000, adam_beta1=0.9,
+                                 lr_scheduler="constant_with_warmup", ema_decay=0.99, ema_start=200, lora_alpha=64.0),
+}
+REASONS = {  # printed at the start of a run with --method dmd
+    "critic_warmup_steps": "the critic must know the student before it judges it",
+    "critic_updates": "the student moves while the critic follows: 5 to 1 in DMD2",
+    "score_draws": "the high phase's target is 100 times noisier than plain flow matching's: average",
+    "diversity_weight": "matching alone lets samples of one prompt grow alike (DP-DMD)",
+    "ema_decay": "single updates of a matching loss are noisy",
+    "adam_beta1": "no momentum: the critic's direction turns (DMD2)",
+    "max_grad_norm": "one bad rollout must not undo a hundred good ones",
 }
 
 
@@ -189,7 +228,7 @@ def resolve(config: Config, teacher) -> Config:
     """Fills every None for this teacher (`teacher.TeacherInfo`) and method, and refuses what cannot work."""
     family = EMBEDDED if teacher.embedded else REAL
     chosen = dict(sampling_steps=(4,), boundary_ratio=teacher.boundary_ratio, **teacher.sampling_defaults, **family)
-    chosen |= METHOD[(config.method or family["method"], teacher.embedded)]
+    chosen |= SHARED | METHOD[(config.method or family["method"], teacher.embedded)]
     missing = {k: v for k, v in chosen.items() if getattr(config, k) is None}
     config = dataclasses.replace(config, **missing)
     if config.output_dir is None:
@@ -204,9 +243,10 @@ def resolve(config: Config, teacher) -> Config:
 POSITIVE = ("max_train_steps", "train_batch_size", "gradient_accumulation_steps", "num_trajectories", "teacher_steps",
             "rank", "lora_alpha", "flow_shift", "teacher_shift", "max_sequence_length", "learning_rate",
             "max_grad_norm", "adam_epsilon", "sample_batch_size", "checkpointing_steps", "logging_steps",
-            "eval_samples")
+            "eval_samples", "critic_updates", "fake_score_learning_rate", "fake_score_lora_alpha", "score_draws",
+            "solver_points", "huber_c")
 FRACTIONS = ("adam_beta1", "adam_beta2", "ema_decay")
-NOT_NEGATIVE = ("seed", "eval_seed", "lr_warmup_steps", "ema_start", "adam_weight_decay")
+NOT_NEGATIVE = ("critic_warmup_steps", "diversity_weight", "seed", "eval_seed", "lr_warmup_steps", "ema_start", "adam_weight_decay")
 
 
 def check_values(config: Config) -> None:

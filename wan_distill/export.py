@@ -80,20 +80,44 @@ def read_metadata(file: Path) -> dict:
     return json.loads(metadata[METADATA_KEY])
 
 
-def load_student(transformer: WanTransformer3DModel, file: Path, role: str = "student") -> None:
-    """Puts an exported LoRA back onto a freshly loaded expert as the adapter `role`."""
+def load_student(transformer: WanTransformer3DModel, file: Path) -> None:
+    """Puts an exported LoRA back onto a freshly loaded expert as the student."""
     from peft import LoraConfig
 
     lora = load_file(file)
-    adapter = to_adapter_names(lora, role)
-    alpha = next(float(t) for name, t in lora.items() if name.endswith(".alpha"))
-    rank = next(t.shape[0] for name, t in lora.items() if name.endswith(".lora_down.weight"))
-    targets = sorted({name.split(".lora_")[0] for name in adapter})
-    transformer.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets), adapter_name=role)
-    wanted = {name: p for name, p in transformer.named_parameters() if ".lora_" in name}
-    with torch.no_grad():
-        for name, p in wanted.items():
-            p.copy_(adapter[name])
+    alpha, rank = _scale(lora)
+    targets = sorted({name.split(".lora_")[0] for name in to_adapter_names(lora, "student")})
+    transformer.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets), adapter_name="student")
+    _fill(transformer, to_adapter_names(lora, "student"), 1.0, file)
+
+
+def init_student(transformer: WanTransformer3DModel, file: Path) -> None:
+    """Begins the student where another run's ended; alphas may differ, ranks and layers may not.
+
+    Raises UsageError naming what does not fit.
+    """
+    if not file.exists():
+        raise UsageError(f"--init_student_from {file.parent}: holds no {file.name}; give the output folder of a run that "
+                         "trained this expert")
+    lora = load_file(file)
+    alpha, rank = _scale(lora)
+    ours = transformer.peft_config["student"]
+    _fill(transformer, to_adapter_names(lora, "student"), (alpha / rank) / (ours.lora_alpha / ours.r), file)
+
+
+def _scale(lora: dict[str, Tensor]) -> tuple[float, int]:
+    """alpha and rank of a LoRA file."""
+    return (next(float(t) for name, t in lora.items() if name.endswith(".alpha")),
+            next(t.shape[0] for name, t in lora.items() if name.endswith(".lora_down.weight")))
+
+
+@torch.no_grad()
+def _fill(transformer: WanTransformer3DModel, adapter: dict[str, Tensor], scale: float, file: Path) -> None:
+    wanted = {name: p for name, p in transformer.named_parameters() if ".lora_" in name and ".student." in name}
+    if {n: t.shape for n, t in adapter.items()} != {n: p.shape for n, p in wanted.items()}:
+        raise UsageError(f"{file}: its rank or layers differ from --rank and --lora_layers; use the same in both runs")
+    for name, p in wanted.items():
+        p.copy_(adapter[name] * (scale if ".lora_B." in name else 1.0))
 
 
 def scheduler_for(config: Config) -> FlowMapEulerDiscreteScheduler:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from wan_distill.config import Config
+from wan_distill.config import REASONS, Config
 from wan_distill.schedule import SUBFOLDER, expert_of, steps_of
 
 
@@ -23,7 +23,10 @@ def describe_plan(config: Config, info, prompts: list[str], held_out: list[str])
         sigmas = config.sigmas(steps)
         owners = [f"{s:.4f} {expert_of(s, config.boundary)}" for s in sigmas[:-1]]
         lines.append(f"  sigmas  {' | '.join(owners)} | {sigmas[-1]:.0f}")
-    lines.append(f"Method    {config.method}; roles: student")
+    roles = "student, critic (fake_score)" if config.method == "dmd" else "student"
+    lines.append(f"Method    {config.method}; roles on one frozen base: teacher, {roles}")
+    if config.method == "dmd":
+        lines += [f"  --{name} {getattr(config, name)}: {reason}" for name, reason in REASONS.items()]
     for expert in config.experts:
         owned = [i + 1 for i in steps_of(expert, config.sigmas(), config.boundary)]
         lines.append(f"  {expert:<7} {config.max_train_steps} updates of {config.train_batch_size} x "

@@ -136,7 +136,7 @@ class Learner:
         self.config = config
         self.updates = updates
         self.done = 0
-        self.peak_lr = config.learning_rate
+        self.peak_lr = config.learning_rate if role == "student" else config.fake_score_learning_rate
         self.optimizer = torch.optim.AdamW(
             parameters.values(), lr=self.peak_lr, betas=(config.adam_beta1, config.adam_beta2),
             weight_decay=config.adam_weight_decay, eps=config.adam_epsilon)

@@ -1,8 +1,12 @@
-"""The guided teacher's ODE, solved once per sample and stored at the student's sigmas.
+"""Samples solved once and stored at the sigmas where they are needed: "knots".
 
-Samples are kept in safetensors shards in a folder named by a hash of everything they depend on, so a later
-run reuses them and an interrupted one goes on. Experts take turns: the high expert carries every sample to the
-boundary, then the low one finishes, so that a single expert is in memory at a time.
+Three kinds: the guided teacher's trajectories at all student sigmas (trajectory and consistency distillation),
+its anchors at the student's second sigma (the diversity loss), and the distilled high expert's hand-overs (inputs
+of the low phase).
+
+They are kept in safetensors shards in a folder named by a hash of everything they depend on, so a later run reuses
+them and an interrupted one goes on. Experts take turns: the high expert carries every sample to the boundary, then
+the low one finishes, so that a single expert is in memory at a time.
 """
 
 from __future__ import annotations
@@ -22,9 +26,10 @@ from wan_distill.checkpoint import write_atomically, write_tensors
 from wan_distill.config import Config
 from wan_distill.data import PromptBank
 from wan_distill.denoiser import Denoiser
+from wan_distill.export import LORA_FILE, load_student
 from wan_distill.runtime import Runtime, keyed_noise
 from wan_distill.sampling import Velocity, euler
-from wan_distill.schedule import Expert, expert_of, knots_in, sigma_grid
+from wan_distill.schedule import Expert, expert_of, handover, knots_in, sigma_grid
 from wan_distill.teacher import Teacher
 
 SHARD_BYTES = 64 << 20
@@ -49,30 +54,40 @@ def stretch(sigmas: Sequence[float], expert: Expert, boundary: float | None) -> 
     return tuple(sigmas[owned[0]: owned[-1] + 2]) if owned else ()
 
 
-class Trajectories:
-    """Solved samples: noise, latents at every student sigma, and the prompt.
+class StoredSamples:
+    """Solved samples: noise, latents at every knot, and the prompt.
 
     Sample i starts from noise keyed by (seed, i) and follows prompt i modulo their number, so a longer set begins
     with the shorter one.
+
+    Args:
+        sigmas: the solver's points, from 1 to the last knot.
+        knots: those of them at which latents are kept.
+        student: the distilled student, unguided, instead of the guided teacher.
     """
 
-    def __init__(self, config: Config, teacher: Teacher, bank: PromptBank, prompts: list[str], runtime: Runtime):
+    def __init__(self, config: Config, teacher: Teacher, bank: PromptBank, prompts: list[str], runtime: Runtime, *,
+                 kind: str, sigmas: tuple[float, ...], knots: tuple[float, ...], student: bool = False):
         self.config = config
         self.bank = bank
         self.prompts = prompts
         self.runtime = runtime
         self.teacher = teacher
+        self.student = student
         self.shape = teacher.info.latent_shape(config)
-        self.sigmas = teacher_sigmas(config)
-        self.knots = config.sigmas()[1:]
+        self.sigmas = sigmas
+        self.knots = knots
         per_sample = 4 * len(self.knots) * torch.Size(self.shape).numel()
         self.shard_size = max(1, min(32, SHARD_BYTES // per_sample))
         key = dict(teacher=teacher.info.fingerprint(), text=bank.key, prompts=prompts, sigmas=self.sigmas,
-                   knots=self.knots, shape=self.shape, seed=config.seed, negative=config.negative_prompt,
-                   guidance=[config.guidance_scale, config.guidance_scale_2], boundary=config.boundary,
-                   dtype=config.mixed_precision, shard=self.shard_size)
+                   knots=self.knots, shape=self.shape, seed=config.seed, dtype=config.mixed_precision,
+                   boundary=config.boundary, shard=self.shard_size)
+        if student:
+            key["student"] = hashlib.sha256(self._lora("high").read_bytes()).hexdigest()
+        else:
+            key |= dict(negative=config.negative_prompt, guidance=[config.guidance_scale, config.guidance_scale_2])
         digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
-        self.folder = Path(config.output_dir) / "trajectories" / digest
+        self.folder = Path(config.output_dir) / kind / digest
         self.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(self.folder / "key.json", json.dumps(key, indent=1).encode())
         self._open: dict[int, safe_open] = {}
@@ -86,18 +101,21 @@ class Trajectories:
         return self.folder / f"{index:05d}.safetensors"
 
     def solve(self, negative: Tensor) -> None:
-        """Solves what is missing; each rank its own shards. `negative` is [1, L, D]."""
+        """Solves what is missing; each rank its own shards. `negative` [1, L, D] is the negative prompt."""
         count = -(-len(self) // self.shard_size)
         todo = [i for i in range(count) if not self.shard(i).exists()][self.runtime.rank:: self.runtime.world]
-        evaluations = {e: len(stretch(self.sigmas, e, self.config.boundary)) - 1 for e in self.teacher.info.experts}
-        with tqdm(total=len(todo) * sum(evaluations.values()), unit="step", desc="teacher trajectories",
+        experts = [e for e in self.teacher.info.experts if stretch(self.sigmas, e, self.config.boundary)]
+        evaluations = {e: len(stretch(self.sigmas, e, self.config.boundary)) - 1 for e in experts}
+        with tqdm(total=len(todo) * sum(evaluations.values()), unit="step", desc=self.folder.parent.name,
                   disable=not self.runtime.is_main or not todo) as bar:
-            for expert in self.teacher.info.experts:
+            for expert in experts:
                 pending = [i for i in todo if expert != "high" or not self._handed_over(i).exists()]
                 bar.update((len(todo) - len(pending)) * evaluations[expert])
                 if pending:
-                    denoiser = Denoiser({expert: self.teacher.load_expert(expert)}, self.config.boundary,
-                                        self.teacher.info.expand_timesteps)
+                    transformer = self.teacher.load_expert(expert)
+                    if self.student:
+                        load_student(transformer, self._lora(expert))
+                    denoiser = Denoiser({expert: transformer}, self.config.boundary, self.teacher.info.expand_timesteps)
                     for index in pending:
                         self._solve_shard(index, expert, denoiser, negative, bar)
         self.runtime.state.wait_for_everyone()
@@ -117,7 +135,7 @@ class Trajectories:
         size = self.config.sample_batch_size
         for start in range(0, len(rows), size):
             x = held["latents"][start:start + size].to(self.runtime.device)
-            velocity = guided(denoiser, self.config, expert, self.prompt(rows[start:start + size]), negative)
+            velocity = self._velocity(denoiser, expert, self.prompt(rows[start:start + size]), negative)
             passed = []
             for sigma, solved in zip(sigmas[1:], euler(velocity, x, sigmas), strict=True):
                 bar.update(len(x) / len(rows))
@@ -126,11 +144,23 @@ class Trajectories:
             latents.append(solved.cpu())
             knots.append(torch.stack(passed, dim=1) if passed else torch.empty(len(x), 0, *self.shape))
         held["knots"] = torch.cat([held["knots"].view(len(rows), -1, *self.shape), torch.cat(knots)], dim=1)
-        if sigmas[-1] > 0:
+        if sigmas[-1] > self.sigmas[-1]:
             write_tensors(self._handed_over(index), {"latents": torch.cat(latents), "knots": held["knots"]})
         else:
             write_tensors(self.shard(index), {"knots": held["knots"]})
             self._handed_over(index).unlink(missing_ok=True)
+
+    def _lora(self, expert: Expert) -> Path:
+        return Path(self.config.output_dir) / LORA_FILE[expert]
+
+    def _velocity(self, denoiser: Denoiser, expert: Expert, prompt: Tensor, negative: Tensor) -> Velocity:
+        teacher = guided(denoiser, self.config, expert, prompt, negative)
+
+        def velocity(x: Tensor, sigma: Tensor) -> Tensor:
+            with self.runtime.autocast():
+                return denoiser.velocity(x, sigma, prompt, role="student") if self.student else teacher(x, sigma)
+
+        return velocity
 
     # -------------------------------------------------------------------------------------------------- reading them
 
@@ -139,7 +169,7 @@ class Trajectories:
         return keyed_noise(self.shape, self.config.seed, "trajectory", row)
 
     def at(self, rows: Sequence[int], sigmas: Sequence[float]) -> Tensor:
-        """Latents [B, C, F, H, W] of samples `rows`, each at its own student sigma."""
+        """Latents [B, C, F, H, W] of samples `rows`, each at its own knot (or at 1: its noise)."""
         latents = [self.noise(row) if sigma == 1 else self._knot(row, self.knots.index(sigma))
                    for row, sigma in zip(rows, sigmas, strict=True)]
         return torch.stack(latents).to(self.runtime.device, non_blocking=True)
@@ -153,3 +183,24 @@ class Trajectories:
         if index not in self._open:
             self._open[index] = safe_open(self.shard(index), framework="pt")
         return self._open[index].get_slice("knots")[offset, knot]
+
+
+def trajectories(config: Config, teacher: Teacher, bank: PromptBank, prompts: list[str], runtime: Runtime):
+    """The guided teacher at every student sigma."""
+    return StoredSamples(config, teacher, bank, prompts, runtime, kind="trajectories", sigmas=teacher_sigmas(config),
+                         knots=config.sigmas()[1:])
+
+
+def anchors(config: Config, teacher: Teacher, bank: PromptBank, prompts: list[str], runtime: Runtime):
+    """The guided teacher at the student's second sigma, for the diversity loss."""
+    sigmas = teacher_sigmas(config)
+    second = config.sigmas()[1]
+    return StoredSamples(config, teacher, bank, prompts, runtime, kind="anchors", knots=(second,),
+                         sigmas=sigmas[: sigmas.index(second) + 1])
+
+
+def handovers(config: Config, teacher: Teacher, bank: PromptBank, prompts: list[str], runtime: Runtime):
+    """What the distilled high expert hands to the low one."""
+    sigmas, end = config.sigmas(), handover(config.sigmas(), config.boundary)
+    return StoredSamples(config, teacher, bank, prompts, runtime, kind="handovers", knots=(end,),
+                         sigmas=sigmas[: sigmas.index(end) + 1], student=True)

@@ -21,8 +21,9 @@ HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parent.parent
 CACHE = Path(os.environ.get("WAN_DISTILL_COMPAT_CACHE", REPOSITORY / ".cache" / "compat"))
 VERSIONS = ("4.57.6", "5.0.0", "5.2.0", "5.3.0", "5.15.1", "newest")
-# diffusers 0.42 needs huggingface_hub >= 1.32, transformers 4.57 needs < 1: it gets the last diffusers that fits.
-COMPANIONS = {"4.57.6": ["diffusers==0.36.0"]}
+# diffusers 0.42 needs huggingface_hub >= 1.32, transformers 4.57 needs < 1: it gets an older diffusers,
+# whose group offloading asks for an accelerator (those cells say n/a on a machine without one).
+COMPANIONS = {"4.57.6": ["diffusers==0.37.1"]}
 TOLERANCE = 1e-6
 
 
@@ -43,10 +44,10 @@ def expected_verdict(version: tuple[int, int], layout: str, path: str) -> str:
         return "BROKEN"
     if "poisoned" in layout:
         return "REPAIRED"
-    if path == "meta + assign":  # assigning leaves the second name on meta, or the two names untied
-        return "REPAIRED"
     if version < (5, 0):
         return "PASS"
+    if path == "meta + assign":  # assigning leaves the second name on meta, or the two names untied
+        return "REPAIRED"
     if version < (5, 3):
         return "REPAIRED"  # 5.0 to 5.2 never tie: the table in use is garbage, or a second copy
     return "REPAIRED" if layout == "both equal" and version < (5, 15) else "PASS"
@@ -68,6 +69,8 @@ def failures(result: dict) -> list[str]:
     for name, cell in result["cells"].items():
         layout, path = name.split("|")
         wanted = expected_verdict(version, layout, path)
+        if cell["verdict"] == "n/a" and version < (5, 0) and path == "group offload":
+            continue
         if cell["verdict"] != wanted:
             wrong.append(f"{result['transformers']} {name}: expected {wanted}, got {cell}")
         elif wanted != "BROKEN" and not cell["error"] <= TOLERANCE:
@@ -80,8 +83,9 @@ def as_markdown(results: list[dict]) -> str:
         "# Tied weights, measured", "",
         "Written by `python tests/compat/run_matrix.py --write_docs`. Each cell: what stock code gives on this path",
         "(`ok`; `BROKEN` = wrong embeddings without an error; or the error's name) → our verdict. After every `PASS`",
-        f"and `REPAIRED` the embeddings equal those of an encoder built from the true table to {TOLERANCE:g} (bf16 and",
-        "int8: those of the same encoder treated the same way).", ""]
+        f"and `REPAIRED` the embeddings equal those of an encoder with the true table to {TOLERANCE:g} (bf16 and int8:",
+        "one in bf16, one quantised alike). `n/a`: the older diffusers that transformers 4.57 needs cannot group-offload",
+        "without an accelerator.", ""]
     for result in results:
         paths = list(dict.fromkeys(name.split("|")[1] for name in result["cells"]))
         layouts = list(dict.fromkeys(name.split("|")[0] for name in result["cells"]))

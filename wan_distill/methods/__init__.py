@@ -1,4 +1,4 @@
-"""Objectives: what each role learns. One file a method; to add one, write its class and name it in `METHODS`."""
+"""Objectives: what each role learns. One file a method; to add one, write its class and name it in `make_method`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from wan_distill.config import Config
+from wan_distill.data import PromptBank
 from wan_distill.denoiser import Denoiser, Role
+from wan_distill.schedule import Expert
 
 
 @dataclass(frozen=True)
@@ -32,15 +34,36 @@ class Method(Protocol):
     def updates(self, student_updates: int) -> int:
         """Updates of all roles together that give the student `student_updates` updates."""
 
-    def batch_at(self, micro_batch: int):
-        """The inputs of one global micro-batch, on the training device. Pure."""
+    def batch_at(self, step: int, micro_batch: int):
+        """The inputs of one global micro-batch of update `step`, on the training device. Pure."""
 
     def loss(self, role: Role, denoiser: Denoiser, batch, rng: torch.Generator) -> Loss:
         """The loss of `role`. All noise and sigmas come from `rng`."""
 
 
-def make_method(config: Config, expert: str, trajectories) -> Method:
-    """The objective that `--method` names, for one expert."""
+@dataclass(frozen=True)
+class Sources:
+    """What methods draw their inputs from."""
+
+    config: Config
+    teacher: object
+    bank: PromptBank
+    prompts: list[str]
+    negative: Tensor
+    runtime: object
+
+    def solved(self, kind):
+        """Stored samples of a kind (see trajectories.py), complete: what is missing is solved now."""
+        samples = kind(self.config, self.teacher, self.bank, self.prompts, self.runtime)
+        samples.solve(self.negative)
+        return samples
+
+
+def make_method(expert: Expert, sources: Sources) -> Method:
+    """The objective that `--method` names, for one expert; its stored inputs are solved first."""
+    from wan_distill.methods.consistency import Consistency
+    from wan_distill.methods.dmd import PhasedDMD
     from wan_distill.methods.trajectory import Trajectory
 
-    return {"trajectory": Trajectory}[config.method](config, expert, trajectories)
+    methods = {"trajectory": Trajectory, "dmd": PhasedDMD, "consistency": Consistency}
+    return methods[sources.config.method](expert, sources)

@@ -1,8 +1,8 @@
 """Guided-trajectory distillation: regress the teacher's mean velocity between neighbouring student sigmas.
 
 Knowledge distillation of the guided probability-flow ODE (arXiv 2101.02388 for one step; the multi-step form
-used to initialise CausVid, arXiv 2412.07772). The teacher's solution is known at each of the student's sigmas
-("knots"); a student step must carry the latents from one knot to the next:
+initialises CausVid, arXiv 2412.07772). The teacher's solution is known at each of the student's sigmas ("knots"); a
+student step must carry the latents from one knot to the next:
 
     v* = (x_i - x_{i+1}) / (sigma_i - sigma_{i+1})
 """
@@ -12,12 +12,11 @@ from __future__ import annotations
 import torch
 
 from wan_distill import flow
-from wan_distill.config import Config
 from wan_distill.denoiser import Denoiser, Role
-from wan_distill.methods import Loss
+from wan_distill.methods import Loss, Sources
 from wan_distill.runtime import keyed_order
 from wan_distill.schedule import Expert, steps_of
-from wan_distill.trajectories import Trajectories
+from wan_distill.trajectories import trajectories
 
 
 class Trajectory:
@@ -25,10 +24,10 @@ class Trajectory:
 
     roles: tuple[Role, ...] = ("student",)
 
-    def __init__(self, config: Config, expert: Expert, trajectories: Trajectories):
-        self.config = config
+    def __init__(self, expert: Expert, sources: Sources):
+        self.config = config = sources.config
         self.expert = expert
-        self.trajectories = trajectories
+        self.samples = sources.solved(trajectories)
         # (sigma, next_sigma) of every step of this expert, for each sampling grid that is trained.
         self.steps = [
             (sigmas[i], sigmas[i + 1])
@@ -42,18 +41,18 @@ class Trajectory:
     def updates(self, student_updates: int) -> int:
         return student_updates
 
-    def batch_at(self, micro_batch: int):
-        """Inputs and targets of one micro-batch; every (trajectory, step) pair once per epoch."""
-        size, count, kinds = self.config.train_batch_size, len(self.trajectories), len(self.steps)
+    def batch_at(self, step: int, micro_batch: int):
+        """x, sigma, target and prompt of one micro-batch; every (sample, step) pair once per epoch."""
+        size, count, kinds = self.config.train_batch_size, len(self.samples), len(self.steps)
         key = (self.config.seed, "pairs", self.expert)
         pairs = [keyed_order(*key, position=micro_batch * size + j, size=count * kinds) for j in range(size)]
         rows = [pair // kinds for pair in pairs]
         steps = [self.steps[pair % kinds] for pair in pairs]
         sigma = torch.tensor([s for s, _ in steps], dtype=torch.float64)
         next_sigma = torch.tensor([s for _, s in steps], dtype=torch.float64)
-        x = self.trajectories.at(rows, [s for s, _ in steps])
-        next_x = self.trajectories.at(rows, [s for _, s in steps])
-        return x, sigma, flow.mean_velocity(x, next_x, sigma, next_sigma), self.trajectories.prompt(rows)
+        x = self.samples.at(rows, [s for s, _ in steps])
+        next_x = self.samples.at(rows, [s for _, s in steps])
+        return x, sigma, flow.mean_velocity(x, next_x, sigma, next_sigma), self.samples.prompt(rows)
 
     def loss(self, role: Role, denoiser: Denoiser, batch, rng: torch.Generator) -> Loss:
         """Mean squared error of the mean velocity, over everything."""

@@ -1,0 +1,89 @@
+"""Flow-form consistency distillation inside each student step: no critic, the lowest memory.
+
+Phased consistency models (arXiv 2405.18407) on the guided teacher's ODE: within the student step that ends at sigma_e
+the student's velocity must imply the same end point from neighbouring points of one teacher path,
+
+    f(x, sigma) = x - (sigma - sigma_e) * v(x, sigma),      f(x_n, sigma_n) = sg f(x_{n+1}, sigma_{n+1}),
+
+with x_{n+1} one guided Euler step of the teacher from x_n, and f(x, sigma_e) = x. Ending each stretch at the next
+*student* sigma makes the Euler sampler of inference exact for it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from wan_distill import flow
+from wan_distill.denoiser import Denoiser, Role
+from wan_distill.methods import Loss, Sources
+from wan_distill.runtime import generator, keyed_order
+from wan_distill.schedule import Expert, expert_of, sigma_grid, steps_of
+from wan_distill.trajectories import trajectories
+
+
+class Consistency:
+    """One expert, on noised samples of the guided teacher."""
+
+    roles: tuple[Role, ...] = ("student",)
+
+    def __init__(self, expert: Expert, sources: Sources):
+        self.config = sources.config
+        self.expert = expert
+        self.sources = sources
+        self.samples = sources.solved(trajectories)
+
+    def role_at(self, step: int) -> Role:
+        return "student"
+
+    def updates(self, student_updates: int) -> int:
+        return student_updates
+
+    def batch_at(self, step: int, micro_batch: int):
+        """x0, prompt, and the solver's points inside one student step, the same for the whole update."""
+        config, size = self.config, self.config.train_batch_size
+        rng = generator(config.seed, self.expert, "stretch", step)
+        count = config.sampling_steps[int(torch.randint(len(config.sampling_steps), (1,), generator=rng))]
+        steps = steps_of(self.expert, config.sigmas(count), config.boundary)
+        i = steps[int(torch.randint(len(steps), (1,), generator=rng))]
+        rows = [keyed_order(config.seed, "x0", self.expert, position=micro_batch * size + j, size=len(self.samples))
+                for j in range(size)]
+        points = points_inside(*config.sigmas(count)[i:i + 2], config.solver_points, config.flow_shift)
+        # The last step of the high expert ends beyond its boundary: from its own lowest point it goes straight there.
+        points = (*(s for s in points[:-1] if expert_of(s, config.boundary) == self.expert), points[-1])
+        return self.samples.at(rows, [0.0] * size), self.samples.prompt(rows), points
+
+    def loss(self, role: Role, denoiser: Denoiser, batch, rng: torch.Generator) -> Loss:
+        """Pseudo-Huber distance (arXiv 2310.14189) of the two end points."""
+        x0, prompt, points = batch
+        points = torch.tensor(points, dtype=torch.float64)
+        n = torch.randint(len(points) - 1, (len(x0),), generator=rng)
+        sigma, nearer, start, end = points[n], points[n + 1], points[0], points[-1]
+        noise = torch.randn(x0.shape, generator=rng).to(x0.device)
+        x = flow.add_noise(x0, noise, sigma)
+        with torch.no_grad():
+            velocity = denoiser.guided_velocity(x, sigma, prompt, self.sources.negative,
+                                                self.config.guidance(self.expert))
+            x_nearer = flow.euler_step(x, velocity, sigma, nearer)
+            there = self._end_point(denoiser, x_nearer, nearer, start, end, prompt)
+        here = self._end_point(denoiser, x, sigma, start, end, prompt)
+        return Loss(pseudo_huber(here - there, self.config.huber_c))
+
+    def _end_point(self, denoiser: Denoiser, x: Tensor, sigma: Tensor, start: Tensor, end: Tensor,
+                   prompt: Tensor) -> Tensor:
+        """f(x, sigma), which is x itself where sigma has reached the end."""
+        # At the end the velocity has no weight: it is asked for at a sigma that belongs to this expert.
+        owned = torch.where(sigma <= end, start, sigma)
+        velocity = denoiser.velocity(x, owned, prompt, role="student")
+        return flow.euler_step(x, velocity, sigma, end.expand_as(sigma))
+
+
+def points_inside(start: float, end: float, solver_points: int, shift: float) -> tuple[float, ...]:
+    """The points of the teacher's shifted grid strictly between two student sigmas, with both of these."""
+    grid = sigma_grid(solver_points, shift)
+    return (start, *(s for s in grid if end + 1e-9 < s < start - 1e-9), end)
+
+
+def pseudo_huber(difference: Tensor, c: float) -> Tensor:
+    """sqrt(d^2 + c^2) - c, elementwise mean."""
+    return ((difference.square() + c**2).sqrt() - c).mean()
