@@ -84,9 +84,9 @@ def encode_prompts(config: Config, teacher, prompts: list[str], runtime):
     import torch
     from diffusers import WanPipeline
     from tqdm import tqdm
-    from wan_distill.umt5 import TextEncoderError, load_text_encoder, silence_tied_weight_report
 
     from wan_distill.data import PromptBank
+    from wan_distill.umt5 import TextEncoderError, load_text_encoder, silence_tied_weight_report
 
     try:
         with silence_tied_weight_report(config.verbose_loading):

@@ -1,4 +1,7 @@
-"""Fails unless a run's evaluation reached what is asked: python benchmarks/assert_quality.py OUTPUT_DIR --gap_closed 0.95"""
+"""Fails unless a run's evaluation reached what is asked.
+
+    python benchmarks/assert_quality.py OUTPUT_DIR --gap_closed 0.95
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,8 @@ from pathlib import Path
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output_dir", type=Path)
     parser.add_argument("--gap_closed", type=float, required=True, help="least gap closed at every step count")
     parser.add_argument("--tolerance", type=float, default=0.1, help="motion and diversity: largest relative deviation")

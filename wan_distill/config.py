@@ -71,7 +71,8 @@ class Config:
         alias=("--pretrained_teacher_model",))
     prompts: str | None = flag(None, "file of prompts, one a line (default: the built-in prompts)", START)
     output_dir: str | None = flag(None, "where everything goes (default: outputs/<teacher>-<method>-<steps>)", START)
-    method: str | None = flag(None, "objective the student is trained with", START, choices=("dmd", "trajectory", "consistency"))
+    method: str | None = flag(None, "objective the student is trained with", START,
+                              choices=("dmd", "trajectory", "consistency"))
     sampling_steps: tuple[int, ...] | None = flag(
         None, "steps the student samples in, e.g. 4, or 2,4,8 for one student that does all (default 4)", START,
         parse=step_counts)
@@ -93,7 +94,7 @@ class Config:
     lora_layers: tuple[str, ...] = flag(LORA_TARGETS, "module-name suffixes that get an adapter", STUDENT,
                                         alias=("--lora_target_modules",), parse=words)
 
-    init_student_from: str | None = flag(None, "output folder of another run whose student this one begins with", STUDENT)
+    init_student_from: str | None = flag(None, "output folder of a run whose student this one begins with", STUDENT)
 
     teacher_steps: int = flag(40, "solver steps of the guided teacher (Wan2.2: 40)", TEACHER)
     teacher_shift: float | None = flag(None, "shift of the teacher's sigmas (Wan2.2 T2V-A14B: 12)", TEACHER)
@@ -246,7 +247,8 @@ POSITIVE = ("max_train_steps", "train_batch_size", "gradient_accumulation_steps"
             "eval_samples", "critic_updates", "fake_score_learning_rate", "fake_score_lora_alpha", "score_draws",
             "solver_points", "huber_c")
 FRACTIONS = ("adam_beta1", "adam_beta2", "ema_decay")
-NOT_NEGATIVE = ("critic_warmup_steps", "diversity_weight", "seed", "eval_seed", "lr_warmup_steps", "ema_start", "adam_weight_decay")
+NOT_NEGATIVE = ("critic_warmup_steps", "diversity_weight", "seed", "eval_seed", "lr_warmup_steps", "ema_start",
+                "adam_weight_decay")
 
 
 def check_values(config: Config) -> None:

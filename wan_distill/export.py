@@ -97,8 +97,8 @@ def init_student(transformer: WanTransformer3DModel, file: Path) -> None:
     Raises UsageError naming what does not fit.
     """
     if not file.exists():
-        raise UsageError(f"--init_student_from {file.parent}: holds no {file.name}; give the output folder of a run that "
-                         "trained this expert")
+        raise UsageError(f"--init_student_from {file.parent}: holds no {file.name}; give the output folder of a "
+                         "run that trained this expert")
     lora = load_file(file)
     alpha, rank = _scale(lora)
     ours = transformer.peft_config["student"]

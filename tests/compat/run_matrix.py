@@ -84,8 +84,8 @@ def as_markdown(results: list[dict]) -> str:
         "Written by `python tests/compat/run_matrix.py --write_docs`. Each cell: what stock code gives on this path",
         "(`ok`; `BROKEN` = wrong embeddings without an error; or the error's name) → our verdict. After every `PASS`",
         f"and `REPAIRED` the embeddings equal those of an encoder with the true table to {TOLERANCE:g} (bf16 and int8:",
-        "one in bf16, one quantised alike). `n/a`: the older diffusers that transformers 4.57 needs cannot group-offload",
-        "without an accelerator.", ""]
+        "one in bf16, one quantised alike). `n/a`: the older diffusers that transformers 4.57 needs cannot",
+        "group-offload without an accelerator.", ""]
     for result in results:
         paths = list(dict.fromkeys(name.split("|")[1] for name in result["cells"]))
         layouts = list(dict.fromkeys(name.split("|")[0] for name in result["cells"]))
