@@ -14,7 +14,7 @@ import sys
 import traceback
 from pathlib import Path
 
-from wan_distill.config import Config, UsageError, parse_args, resolve  # nothing heavy: --help answers at once
+from wan_distill.config import RESUMABLE, Config, Stopped, UsageError, parse_args, resolve  # light: --help is quick
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -22,6 +22,9 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     try:
         return run(parse_args(argv))
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return RESUMABLE
     except UsageError as error:
         if "--debug" in argv:
             traceback.print_exc()
@@ -47,7 +50,7 @@ def run(config: Config) -> int:
     from wan_distill.export import export_student
     from wan_distill.methods import Sources
     from wan_distill.report import describe_results
-    from wan_distill.runtime import RESUMABLE, Runtime, claim
+    from wan_distill.runtime import Runtime, claim
     from wan_distill.teacher import Teacher
 
     claim(Path(config.output_dir))
@@ -63,8 +66,7 @@ def run(config: Config) -> int:
     if not config.evaluate_only:
         sources = Sources(config, teacher, bank, prompts, negative, runtime)
         for expert in config.experts:
-            if not train(config, expert, sources, runtime):
-                return RESUMABLE
+            train(config, expert, sources, runtime)
 
     # 4. What is left behind, and how good it is.
     if runtime.is_main:
@@ -114,8 +116,8 @@ def encode_prompts(config: Config, teacher, prompts: list[str], runtime):
     return bank, verdict
 
 
-def train(config: Config, expert: str, sources, runtime) -> bool:
-    """Trains one expert's student. False when a signal stopped it, with everything saved."""
+def train(config: Config, expert: str, sources, runtime) -> None:
+    """Trains one expert's student and writes its LoRA. Raises Stopped after a signal, with everything saved."""
     from tqdm import tqdm
 
     from wan_distill.denoiser import Denoiser, adapter_parameters, add_adapter
@@ -162,14 +164,12 @@ def train(config: Config, expert: str, sources, runtime) -> bool:
         if (step + 1) % config.checkpointing_steps == 0 or step + 1 == last or stopping:
             save(config, root, step + 1, learners, runtime)
         if stopping:
-            runtime.say(f"Stopped after update {step + 1} of the {expert} expert. Run the same command to go on.")
-            return False
+            raise Stopped(f"Stopped after update {step + 1} of the {expert} expert. Run the same command to go on.")
 
     if runtime.is_main:
         save_lora(Path(config.output_dir) / LORA_FILE[expert], learners["student"].exported(), config,
                   sources.teacher.info, expert)
     runtime.state.wait_for_everyone()
-    return True
 
 
 if __name__ == "__main__":

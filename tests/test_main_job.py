@@ -175,9 +175,10 @@ def test_prompt_embeddings_are_the_pipelines(distilled, resolved):
     bank = PromptBank(distilled / "prompts", key, resolved.max_sequence_length, torch.device("cpu"))
     prompts = ["a small red circle moving left", ""]
     pipe = WanPipeline.from_pretrained(EMBEDDED_TEACHER, transformer=None, transformer_2=None)
-    expected, _ = pipe.encode_prompt(prompts, do_classifier_free_guidance=False,
-                                     max_sequence_length=resolved.max_sequence_length)
+    expected = torch.cat([pipe.encode_prompt(p, do_classifier_free_guidance=False,
+                                             max_sequence_length=resolved.max_sequence_length)[0] for p in prompts])
     assert torch.equal(bank.batch(prompts), expected)
+    assert not bank.missing(prompts) and bank._embedding(prompts[0]).shape[0] == 7  # stored at its true length
     assert expected[0, -1].abs().max() == 0 and expected[0, 0].abs().max() > 0
 
 

@@ -13,11 +13,12 @@ import warnings
 
 import pytest
 import torch
-from conftest import REPOSITORY
+from conftest import REPOSITORY, SMALL, write_pipeline
 from transformers import T5EncoderModel, UMT5EncoderModel
 from umt5_layouts import CONFIG, EMBED, LAYOUTS, SHARED, garbage, true_weights, write_layout
 
 import test_umt5_weights as script
+import train_distillation
 from wan_distill import umt5
 
 REFUSED = ("both healthy but different", "neither")
@@ -254,3 +255,35 @@ def test_a_damaged_file_is_refused(layout):
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(umt5.TextEncoderError, match="truncated"):
         umt5.inspect_text_encoder(folder)
+
+
+# ------------------------------------------------------------------------------------------- in the training script
+
+
+def poisoned_pipeline(folder, second_table) -> list[str]:
+    """Arguments of a one-update run on a pipeline whose file holds a second table beside the true one."""
+    from safetensors.torch import load_file, save_file
+
+    file = write_pipeline(folder / "teacher") / "text_encoder" / "model.safetensors"
+    weights = load_file(file)
+    save_file(weights | {EMBED: second_table(weights[SHARED])}, file, {"format": "pt"})
+    (folder / "prompts.txt").write_text("a red ball\na blue ball\n")
+    flags = {k: v for k, v in SMALL.items() if k not in ("negative_prompt", "mixed_precision")}
+    return [f"--teacher_path={folder / 'teacher'}", f"--prompts={folder / 'prompts.txt'}",
+            f"--output_dir={folder / 'out'}", "--method=trajectory", "--negative_prompt=", "--mixed_precision=no",
+            *(f"--{name}={value}" for name, value in flags.items())]
+
+
+def test_training_on_a_poisoned_teacher_repairs_it_and_says_so(tmp_path, capsys):
+    arguments = poisoned_pipeline(tmp_path, lambda table: torch.full_like(table, float("nan")))
+    assert train_distillation.main(arguments) == 0
+    assert "Repaired in memory" in capsys.readouterr().out
+    told = json.loads((tmp_path / "out" / "run.json").read_text())["text_encoder"]
+    assert told["verdict"] == "REPAIRED" and told["fingerprint"]
+
+
+def test_training_on_an_undecidable_teacher_is_refused_before_anything_is_trained(tmp_path, capsys):
+    arguments = poisoned_pipeline(tmp_path, lambda table: table.flip(0).contiguous())
+    assert train_distillation.main(arguments) == 2
+    assert "both look healthy" in capsys.readouterr().err
+    assert not list((tmp_path / "out").rglob("*.safetensors"))

@@ -32,6 +32,13 @@ class UsageError(Exception):
     """Bad input. The message is one line: value, reason, remedy. Ends the program with exit code 2."""
 
 
+class Stopped(Exception):
+    """A signal asked for an end, and everything worth keeping is on disk. Ends the program with exit code RESUMABLE."""
+
+
+RESUMABLE = 75  # run the same command again to go on (sysexits.h: EX_TEMPFAIL)
+
+
 def flag(default, help: str, group: str, *, choices=None, alias: tuple[str, ...] = (), parse=None):
     """A dataclass field that is also the command-line flag `--<field name>`."""
     return field(default=default, metadata=dict(help=help, group=group, choices=choices, alias=alias, parse=parse))
@@ -327,7 +334,8 @@ examples:
   python train_distillation.py --teacher_path Wan-AI/Wan2.2-T2V-A14B-Diffusers --dry_run
   python train_distillation.py --teacher_path Wan-AI/Wan2.2-T2V-A14B-Diffusers --prompts prompts.txt
 
-exit codes: 0 done, 2 bad input (one line says what to change), 1 anything else
+exit codes: 0 done, 2 bad input (one line says what to change), 75 stopped by a signal, all saved (run again to go on),
+1 anything else
 """
 
 

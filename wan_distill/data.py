@@ -77,7 +77,9 @@ class PromptBank:
         return [p for p in dict.fromkeys(prompts) if not self.file(p).exists()]
 
     def store(self, prompt: str, embedding: Tensor) -> None:
-        """Keeps `embedding` [l, D], l = the prompt's true length in tokens."""
+        """Keeps `embedding` [L, D] at the prompt's true length: the rows past its end are zero, and are cut."""
+        length = int(embedding.any(dim=1).nonzero().max()) + 1
+        embedding = embedding[:length]
         self.folder.mkdir(parents=True, exist_ok=True)
         write_tensors(self.file(prompt), {"embedding": embedding}, {"prompt": prompt})
 

@@ -133,6 +133,7 @@ class Evaluation:
                     continue
                 denoiser = self._denoiser(expert, row.role)
                 for start in range(0, len(latents), size):
+                    self.runtime.stop_here_if_asked()
                     part = slice(start, start + size)
                     velocity = self._velocity(denoiser, row, expert, self.bank.batch(self.prompts[part]), negative, bar)
                     latents[part] = sample(velocity, latents[part].to(self.runtime.device), sigmas).cpu()

@@ -18,12 +18,11 @@ import torch.distributed as dist
 from accelerate import PartialState
 from torch import Tensor
 
-from wan_distill.config import Config, UsageError
+from wan_distill.config import Config, Stopped, UsageError
 from wan_distill.denoiser import Role
 from wan_distill.methods import Method
 
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-RESUMABLE = 75  # exit code after a signal: everything is saved, the same command goes on (sysexits.h: EX_TEMPFAIL)
 Named = dict[str, Tensor]
 
 
@@ -90,6 +89,11 @@ class Runtime:
     def stop_requested(self) -> bool:
         """Whether any rank was told to stop; all ranks get the same answer."""
         return bool(self.agree(float(self.signal is not None)))
+
+    def stop_here_if_asked(self) -> None:
+        """For loops whose finished pieces are on disk already. Raises Stopped after a signal to this process."""
+        if self.signal is not None:
+            raise Stopped("Stopped; what is finished is kept. Run the same command to go on.")
 
     def agree(self, value: float) -> float:
         """The largest `value` over ranks, the same on all of them."""

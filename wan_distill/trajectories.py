@@ -117,6 +117,7 @@ class StoredSamples:
                         load_student(transformer, self._lora(expert))
                     denoiser = Denoiser({expert: transformer}, self.config.boundary, self.teacher.info.expand_timesteps)
                     for index in pending:
+                        self.runtime.stop_here_if_asked()
                         self._solve_shard(index, expert, denoiser, negative, bar)
         self.runtime.state.wait_for_everyone()
 
