@@ -65,6 +65,16 @@ def test_a_file_whose_only_table_is_garbage_is_refused(layout, tmp_path):
         umt5.load_text_encoder(folder)
 
 
+def test_evidence_names_what_is_wrong_with_a_table(layout):
+    encoder, _ = umt5.load_text_encoder(layout("shared only"))
+    assert umt5.unhealthy(TRUE) == "" and umt5.canary(encoder, TRUE) == ""
+    assert "NaN" in umt5.unhealthy(garbage())
+    assert "spread" in umt5.unhealthy(TRUE * 1e-30) and "spread" in umt5.unhealthy(TRUE * 1e9)
+    assert "constant" in umt5.unhealthy(TRUE.mean(1, keepdim=True).expand_as(TRUE))
+    assert "nearly equal" in umt5.canary(encoder, TRUE[:1].expand_as(TRUE))
+    assert "NaN" in umt5.canary(encoder, TRUE * float("nan"))
+
+
 def test_inspection_needs_neither_torch_nor_transformers(layout):
     code = ("import sys, json\nfrom wan_distill.umt5 import inspect_text_encoder as look\n"
             f"print(json.dumps([look(f).keys_in_file for f in {[str(layout(n)) for n in LAYOUTS]!r}]))\n"
