@@ -123,11 +123,13 @@ def train(config: Config, expert: str, sources, runtime) -> None:
     from wan_distill.denoiser import Denoiser, adapter_parameters, add_adapter
     from wan_distill.export import LORA_FILE, init_student, save_lora
     from wan_distill.methods import make_method
+    from wan_distill.monitors import Monitor
     from wan_distill.progress import resume, save
     from wan_distill.runtime import Metrics, NonFiniteError, generator, keyed_seed, make_learners
 
     root = Path(config.output_dir) / expert
     method = make_method(expert, sources)
+    monitor = Monitor(expert, sources, root)
     transformer = sources.teacher.load_expert(expert)
     for role in method.roles:
         add_adapter(transformer, role, rank=config.rank, alpha=config.adapter_alpha(role), layers=config.lora_layers,
@@ -140,6 +142,7 @@ def train(config: Config, expert: str, sources, runtime) -> None:
     learners = make_learners(method, {r: adapter_parameters(transformer, r) for r in method.roles}, config)
     metrics = Metrics(Path(config.output_dir) / "metrics.jsonl", runtime)
     first, last = resume(config, root, learners, runtime), method.updates(config.max_train_steps)
+    monitor.resume(first)
 
     for step in tqdm(range(first, last), initial=first, total=last, desc=f"{expert} expert", unit="update",
                      disable=not runtime.is_main):
@@ -158,6 +161,8 @@ def train(config: Config, expert: str, sources, runtime) -> None:
             save(config, root, step, learners, runtime)
             raise SystemExit(f"error: {error} at update {step}, {role}, {expert} expert; nothing was updated and the "
                              f"state before it is saved in {root}") from error
+        if role == "student" and monitor.due(learners[role], last=step + 1 == last):
+            metrics.add(**monitor.look(denoiser, learners[role]))
         if (step + 1) % config.logging_steps == 0 or step + 1 == last:
             metrics.write(expert=expert, step=step + 1, learning_rate=learners["student"].learning_rate())
         stopping = runtime.stop_requested()
@@ -167,7 +172,7 @@ def train(config: Config, expert: str, sources, runtime) -> None:
             raise Stopped(f"Stopped after update {step + 1} of the {expert} expert. Run the same command to go on.")
 
     if runtime.is_main:
-        save_lora(Path(config.output_dir) / LORA_FILE[expert], learners["student"].exported(), config,
+        save_lora(Path(config.output_dir) / LORA_FILE[expert], monitor.exported(learners["student"]), config,
                   sources.teacher.info, expert)
     runtime.state.wait_for_everyone()
 

@@ -150,6 +150,9 @@ class Config:
     checkpointing_steps: int | None = flag(None, "updates between checkpoints", OUTPUT)
     checkpoints_total_limit: int | None = flag(2, "checkpoints kept per expert", OUTPUT)
     logging_steps: int = flag(10, "updates between lines of metrics.jsonl", OUTPUT)
+    monitor_steps: int | None = flag(
+        None, "student updates between looks at its samples (motion, exposure, diversity); 0 = never", OUTPUT)
+    monitor_samples: int | None = flag(None, "clips a look, two seeds a prompt", OUTPUT)
     save_merged: bool | None = flag(None, "also write a complete pipeline, adapters merged in (default: tiny only)",
                                     OUTPUT)
     evaluate: bool | None = flag(None, "measure the student against its teacher at the end (default: tiny only)",
@@ -177,7 +180,11 @@ class Config:
         """Experts to distil, in order."""
         if self.boundary is None:
             return ("high",)
-        return ("high", "low") if self.expert == "both" else (self.expert,)
+        if self.expert != "both":
+            return (self.expert,)
+        # A single step is the high expert's: the low one then has nothing to learn.
+        grids = [self.sigmas(n) for n in self.sampling_steps]
+        return tuple(e for e in ("high", "low") if any(steps_of(e, grid, self.boundary) for grid in grids))
 
     def guidance(self, expert: str) -> float:
         """The teacher's guidance scale while `expert` denoises."""
@@ -197,12 +204,12 @@ class Config:
 EMBEDDED = dict(
     height=64, width=64, num_frames=17, max_sequence_length=16, negative_prompt="", method="trajectory",
     mixed_precision="no", gradient_checkpointing=False, save_merged=True, evaluate=True, train_batch_size=32,
-    sample_batch_size=64, checkpointing_steps=250,
+    sample_batch_size=64, checkpointing_steps=250, monitor_steps=50, monitor_samples=64,
 )
 REAL = dict(
     height=480, width=832, num_frames=81, max_sequence_length=512, negative_prompt=WAN_NEGATIVE_PROMPT,
     method="dmd", mixed_precision="bf16", gradient_checkpointing=True, save_merged=False, evaluate=False,
-    train_batch_size=1, sample_batch_size=1, checkpointing_steps=50,
+    train_batch_size=1, sample_batch_size=1, checkpointing_steps=50, monitor_steps=50, monitor_samples=8,
 )
 SHARED = dict(critic_warmup_steps=100, critic_updates=5, fake_score_learning_rate=2e-5, fake_score_lora_alpha=64.0,
               score_draws=2, diversity_weight=0.05, solver_points=48)
@@ -252,10 +259,10 @@ POSITIVE = ("max_train_steps", "train_batch_size", "gradient_accumulation_steps"
             "rank", "lora_alpha", "flow_shift", "teacher_shift", "max_sequence_length", "learning_rate",
             "max_grad_norm", "adam_epsilon", "sample_batch_size", "checkpointing_steps", "logging_steps",
             "eval_samples", "critic_updates", "fake_score_learning_rate", "fake_score_lora_alpha", "score_draws",
-            "solver_points", "huber_c")
+            "solver_points", "huber_c", "monitor_samples")
 FRACTIONS = ("adam_beta1", "adam_beta2", "ema_decay")
 NOT_NEGATIVE = ("critic_warmup_steps", "diversity_weight", "seed", "eval_seed", "lr_warmup_steps", "ema_start",
-                "adam_weight_decay")
+                "adam_weight_decay", "monitor_steps")
 
 
 def check_values(config: Config) -> None:
@@ -305,7 +312,6 @@ def check_schedule(config: Config, teacher) -> None:
         raise UsageError(f"--boundary_ratio {boundary}: must lie between 0 and 1 (Wan2.2 T2V: 0.875)")
     for steps in config.sampling_steps:
         sigmas = config.sigmas(steps)
-        listing = ", ".join(f"{sigma:.4f}" for sigma in sigmas[:-1])
         for sigma in sigmas[:-1]:
             if abs(sigma - boundary) < 1e-4:
                 raise UsageError(
@@ -316,12 +322,13 @@ def check_schedule(config: Config, teacher) -> None:
                     f"--boundary_ratio {boundary:g}: the step at sigma {sigma:.4f} would be run by the other expert at "
                     f"inference, where the teacher's pipeline splits at {teacher.boundary_ratio:g}; "
                     "leave --boundary_ratio out")
-        for expert in config.experts:
-            if not steps_of(expert, sigmas, boundary):
-                other = "high" if expert == "low" else "low"
-                raise UsageError(
-                    f"--expert {config.expert}: the {expert} expert owns none of the {steps} steps (sigmas {listing}; "
-                    f"boundary {boundary:g}); use --expert {other}, more --sampling_steps or another --flow_shift")
+    for expert in config.experts:
+        if not any(steps_of(expert, config.sigmas(steps), boundary) for steps in config.sampling_steps):
+            listing = ", ".join(f"{sigma:.4f}" for sigma in config.sigmas()[:-1])
+            other = "high" if expert == "low" else "low"
+            raise UsageError(
+                f"--expert {config.expert}: the {expert} expert owns none of the steps (sigmas {listing}; "
+                f"boundary {boundary:g}); use --expert {other}, more --sampling_steps or another --flow_shift")
 
 
 # ------------------------------------------------------------------------------------------------ the command line

@@ -73,3 +73,9 @@ def phase_velocity(x_start: Tensor, noise: Tensor, sigma: Tensor, start: float) 
 def uniform(low: float, high: float, size: int, rng: torch.Generator) -> Tensor:
     """`size` float64 draws, uniform in [low, high), on the CPU so that routing by sigma never syncs a device."""
     return low + (high - low) * torch.rand(size, generator=rng, dtype=torch.float64)
+
+
+def phase_add_noise(x_start: Tensor, noise: Tensor, sigma: Tensor, start: float) -> Tensor:
+    """alpha * x_start + beta * noise: latents of level `start` diffused on to sigma [B]; see `phase_coefficients`."""
+    alpha, beta = phase_coefficients(sigma, start)
+    return per_sample(alpha, x_start) * x_start + per_sample(beta, x_start) * noise

@@ -13,7 +13,8 @@ from wan_distill.runtime import Learner, Runtime
 FREE = {
     "teacher_path", "output_dir", "dry_run", "cache_dir", "verbose_loading", "allow_pickle", "max_train_steps",
     "expert", "sample_batch_size", "gradient_checkpointing", "checkpointing_steps", "checkpoints_total_limit",
-    "logging_steps", "save_merged", "evaluate", "evaluate_only", "eval_samples", "eval_seed", "debug",
+    "logging_steps", "monitor_steps", "monitor_samples", "save_merged", "evaluate",
+    "evaluate_only", "eval_samples", "eval_seed", "debug",
 }
 
 

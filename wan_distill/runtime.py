@@ -10,7 +10,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -182,6 +183,18 @@ class Learner:
     def exported(self) -> Named:
         """The tensors to ship: the moving average where one is kept."""
         return self.average if self.averages else {name: p.detach() for name, p in self.parameters.items()}
+
+    @contextmanager
+    def shipped(self) -> Iterator[None]:
+        """Inside, the parameters are those that `exported` would ship."""
+        held = {name: p.detach().clone() for name, p in self.parameters.items()} if self.averages else {}
+        try:
+            for name in held:
+                self.parameters[name].data.copy_(self.average[name])
+            yield
+        finally:
+            for name, p in held.items():
+                self.parameters[name].data.copy_(p)
 
     def tensors(self) -> Named:
         """Everything needed to go on, as flat named tensors."""

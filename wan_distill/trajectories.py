@@ -63,11 +63,11 @@ class StoredSamples:
     Args:
         sigmas: the solver's points, from 1 to the last knot.
         knots: those of them at which latents are kept.
-        student: the distilled student, unguided, instead of the guided teacher.
+        student: LoRA file of the distilled high expert, which then takes the guided teacher's place.
     """
 
     def __init__(self, config: Config, teacher: Teacher, bank: PromptBank, prompts: list[str], runtime: Runtime, *,
-                 kind: str, sigmas: tuple[float, ...], knots: tuple[float, ...], student: bool = False):
+                 kind: str, sigmas: tuple[float, ...], knots: tuple[float, ...], student: Path | None = None):
         self.config = config
         self.bank = bank
         self.prompts = prompts
@@ -83,7 +83,7 @@ class StoredSamples:
                    knots=self.knots, shape=self.shape, seed=config.seed, dtype=config.mixed_precision,
                    boundary=config.boundary, shard=self.shard_size)
         if student:
-            key["student"] = hashlib.sha256(self._lora("high").read_bytes()).hexdigest()
+            key["student"] = hashlib.sha256(student.read_bytes()).hexdigest()
         else:
             key |= dict(negative=config.negative_prompt, guidance=[config.guidance_scale, config.guidance_scale_2])
         digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
@@ -114,7 +114,7 @@ class StoredSamples:
                 if pending:
                     transformer = self.teacher.load_expert(expert)
                     if self.student:
-                        load_student(transformer, self._lora(expert))
+                        load_student(transformer, self.student)
                     denoiser = Denoiser({expert: transformer}, self.config.boundary, self.teacher.info.expand_timesteps)
                     for index in pending:
                         self.runtime.stop_here_if_asked()
@@ -150,9 +150,6 @@ class StoredSamples:
         else:
             write_tensors(self.shard(index), {"knots": held["knots"]})
             self._handed_over(index).unlink(missing_ok=True)
-
-    def _lora(self, expert: Expert) -> Path:
-        return Path(self.config.output_dir) / LORA_FILE[expert]
 
     def _velocity(self, denoiser: Denoiser, expert: Expert, prompt: Tensor, negative: Tensor) -> Velocity:
         teacher = guided(denoiser, self.config, expert, prompt, negative)
@@ -200,8 +197,20 @@ def anchors(config: Config, teacher: Teacher, bank: PromptBank, prompts: list[st
                          sigmas=sigmas[: sigmas.index(second) + 1])
 
 
-def handovers(config: Config, teacher: Teacher, bank: PromptBank, prompts: list[str], runtime: Runtime):
-    """What the distilled high expert hands to the low one."""
-    sigmas, end = config.sigmas(), handover(config.sigmas(), config.boundary)
+def handovers(config: Config, teacher: Teacher, bank: PromptBank, prompts: list[str], runtime: Runtime, *, steps: int):
+    """What the high expert hands to the low one in a grid of `steps`: the distilled one, else the guided teacher."""
+    end = handover(config.sigmas(steps), config.boundary)
+    student = distilled_high(config)
+    if student is None:
+        runtime.say("No distilled high expert is here: the low one learns from the guided teacher's hand-overs.")
+    teacher_grid = sigma_grid(config.teacher_steps, config.teacher_shift)
+    sigmas = config.sigmas(steps) if student else knots_in((end,), teacher_grid)
     return StoredSamples(config, teacher, bank, prompts, runtime, kind="handovers", knots=(end,),
-                         sigmas=sigmas[: sigmas.index(end) + 1], student=True)
+                         sigmas=sigmas[: sigmas.index(end) + 1], student=student)
+
+
+def distilled_high(config: Config) -> Path | None:
+    """The high expert's LoRA of this run, or of the run it begins with."""
+    folders = [config.output_dir, config.init_student_from]
+    files = [Path(folder) / LORA_FILE["high"] for folder in folders if folder]
+    return next((file for file in files if file.exists()), None)

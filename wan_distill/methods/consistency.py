@@ -43,7 +43,8 @@ class Consistency:
         """x0, prompt, and the solver's points inside one student step, the same for the whole update."""
         config, size = self.config, self.config.train_batch_size
         rng = generator(config.seed, self.expert, "stretch", step)
-        count = config.sampling_steps[int(torch.randint(len(config.sampling_steps), (1,), generator=rng))]
+        counts = [n for n in config.sampling_steps if steps_of(self.expert, config.sigmas(n), config.boundary)]
+        count = counts[int(torch.randint(len(counts), (1,), generator=rng))]
         steps = steps_of(self.expert, config.sigmas(count), config.boundary)
         i = steps[int(torch.randint(len(steps), (1,), generator=rng))]
         rows = [keyed_order(config.seed, "x0", self.expert, position=micro_batch * size + j, size=len(self.samples))

@@ -14,6 +14,7 @@ distribution matching alone lets samples of one prompt grow alike.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -23,8 +24,8 @@ from wan_distill.denoiser import Denoiser, Role
 from wan_distill.methods import Loss, Sources
 from wan_distill.runtime import generator, keyed_noise, keyed_order
 from wan_distill.sampling import at, sample
-from wan_distill.schedule import Expert, handover, steps_of
-from wan_distill.trajectories import anchors, handovers
+from wan_distill.schedule import Expert
+from wan_distill.trajectories import anchors, handovers, stretch
 
 # Sigmas at which scores are compared: never outside the range its teacher expert was trained on.
 SCORE_MARGIN = 0.02
@@ -33,13 +34,18 @@ NORMALISER_FLOOR = 1e-4
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch: inputs x [B, C, F, H, W] of the phase, prompts [B, L, D], the steps to take, teacher anchors."""
+    """One micro-batch: where the phase begins, along which sigmas it goes, and at which step it is left."""
 
     x: Tensor
+    """[B, C, F, H, W] at sigmas[0]."""
     prompt: Tensor
+    """[B, L, D]."""
     sigmas: tuple[float, ...]
+    """The phase's, of one sampling grid, its end included."""
     exit: int
+    """Index of the step that learns: from sigmas[exit] straight to the phase's end."""
     anchor: Tensor | None
+    """The teacher's latents at the finest grid's second sigma, from the same noise; for the diversity loss."""
 
 
 class PhasedDMD:
@@ -52,9 +58,10 @@ class PhasedDMD:
         self.expert = expert
         self.sources = sources
         self.shape = sources.teacher.info.latent_shape(config)
-        self.end = handover(config.sigmas(), config.boundary) if expert == "high" else 0.0
-        self.range = score_range(expert, config.boundary)
-        self.inputs = sources.solved(handovers) if expert == "low" else None
+        owned = {n: stretch(config.sigmas(n), expert, config.boundary) for n in config.sampling_steps}
+        self.phases = {n: sigmas for n, sigmas in owned.items() if sigmas}
+        # Each grid's own inputs: a 2-step student's low phase never sees what 8 steps hand over.
+        self.inputs = {n: sources.solved(partial(handovers, steps=n)) for n in self.phases if expert == "low"}
         diverse = config.diversity_weight > 0 and expert == "high"
         self.anchors = sources.solved(anchors) if diverse else None
 
@@ -76,17 +83,16 @@ class PhasedDMD:
         """
         config, size = self.config, self.config.train_batch_size
         rng = generator(config.seed, self.expert, "exit", step)
-        count = config.sampling_steps[int(torch.randint(len(config.sampling_steps), (1,), generator=rng))]
-        sigmas = config.sigmas(count)
-        steps = steps_of(self.expert, sigmas, config.boundary)
-        sigmas = sigmas[steps[0]:steps[-1] + 1]
-        matched = range(1, len(sigmas)) if self.anchors and len(sigmas) > 1 else range(len(sigmas))
-        exit = matched[int(torch.randint(len(matched), (1,), generator=rng))]
+        count = list(self.phases)[int(torch.randint(len(self.phases), (1,), generator=rng))]
+        sigmas = self.phases[count]
+        # With anchors the first step is the diversity loss's alone, unless it is the phase's only one.
+        first = 1 if self.anchors and len(sigmas) > 2 else 0
+        exit = int(torch.randint(first, len(sigmas) - 1, (1,), generator=rng))
         positions = [micro_batch * size + j for j in range(size)]
-        if self.inputs is not None:
-            rows = [keyed_order(config.seed, "handovers", position=p, size=len(self.inputs)) for p in positions]
-            return Batch(self.inputs.at(rows, [self.inputs.knots[-1]] * size), self.inputs.prompt(rows), sigmas, exit,
-                         None)
+        if self.inputs:
+            inputs = self.inputs[count]
+            rows = [keyed_order(config.seed, "handovers", position=p, size=len(inputs)) for p in positions]
+            return Batch(inputs.at(rows, [sigmas[0]] * size), inputs.prompt(rows), sigmas, exit, None)
         if self.anchors is not None:
             rows = [keyed_order(config.seed, "anchors", position=p, size=len(self.anchors)) for p in positions]
             return Batch(self.anchors.at(rows, [1.0] * size), self.anchors.prompt(rows), sigmas, exit,
@@ -111,23 +117,23 @@ class PhasedDMD:
 
         with torch.no_grad():
             x = sample(student, batch.x, batch.sigmas[: batch.exit + 1])
-        sigma = at(batch.sigmas[batch.exit], x)
+        sigma, end = at(batch.sigmas[batch.exit], x), at(batch.sigmas[-1], x)
         velocity = student(x, sigma)
-        return flow.x0_from_velocity(x, velocity, sigma), flow.euler_step(x, velocity, sigma, at(self.end, x))
+        return flow.x0_from_velocity(x, velocity, sigma), flow.euler_step(x, velocity, sigma, end)
 
-    def diffuse(self, x_end: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    def diffuse(self, x_end: Tensor, end: float, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """x_sigma, sigma [B] and the noise, of `x_end` carried on from the phase's end to a random score level."""
-        low, high = (unshift(s, self.config.flow_shift) for s in self.range)
-        sigma = flow.shift_sigmas(flow.uniform(low, high, len(x_end), rng), self.config.flow_shift)
+        shift = self.config.flow_shift
+        low, high = (unshift(s, shift) for s in score_range(self.expert, self.config.boundary, end))
+        sigma = flow.shift_sigmas(flow.uniform(low, high, len(x_end), rng), shift)
         noise = torch.randn(x_end.shape, generator=rng).to(x_end.device)
-        alpha, beta = flow.phase_coefficients(sigma, self.end)
-        return flow.per_sample(alpha, x_end) * x_end + flow.per_sample(beta, x_end) * noise, sigma, noise
+        return flow.phase_add_noise(x_end, noise, sigma, end), sigma, noise
 
     def generator_loss(self, denoiser: Denoiser, batch: Batch, rng: torch.Generator) -> Loss:
         """Distribution matching of the student's samples, in x0 space."""
         x0, x_end = self.rollout(denoiser, batch)
         with torch.no_grad():
-            x, sigma, _ = self.diffuse(x_end.detach(), rng)
+            x, sigma, _ = self.diffuse(x_end.detach(), batch.sigmas[-1], rng)
             real = denoiser.guided_velocity(x, sigma, batch.prompt, self.sources.negative,
                                             self.config.guidance(self.expert))
             fake = denoiser.velocity(x, sigma, batch.prompt, role="fake_score")
@@ -151,19 +157,35 @@ class PhasedDMD:
         """Flow matching on the student's samples, at the phase's exact conditional velocity, over several draws."""
         with torch.no_grad():
             _, x_end = self.rollout(denoiser, batch)
-        draws = self.config.score_draws
+        end = batch.sigmas[-1]
+        # Several draws share one costly rollout where the target is noisy, which is where the phase ends above 0.
+        draws = self.config.score_draws if end > 0 else 1
         x_end, prompt = x_end.repeat(draws, 1, 1, 1, 1), batch.prompt.repeat(draws, 1, 1)
-        x, sigma, noise = self.diffuse(x_end, rng)
+        x, sigma, noise = self.diffuse(x_end, end, rng)
         velocity = denoiser.velocity(x, sigma, prompt, role="fake_score")
-        return Loss((velocity - flow.phase_velocity(x_end, noise, sigma, self.end)).square().mean())
+        return Loss(critic_error(velocity, flow.phase_velocity(x_end, noise, sigma, end), sigma, end))
 
 
-def score_range(expert: Expert, boundary: float | None) -> tuple[float, float]:
-    """Sigmas at which this expert's scores are compared."""
-    if expert == "high":
-        return boundary or SCORE_MARGIN, 1 - SCORE_MARGIN
-    # The boundary itself belongs to the high expert.
-    return SCORE_MARGIN, boundary - 1e-6
+def score_range(expert: Expert, boundary: float | None, end: float) -> tuple[float, float]:
+    """Sigmas at which this expert's scores are compared: its teacher's own range, clear of the phase's end."""
+    low, high = SCORE_MARGIN, 1 - SCORE_MARGIN
+    if boundary is not None and expert == "high":
+        low = boundary
+    elif boundary is not None:
+        high = boundary - 1e-6  # the boundary itself belongs to the high expert
+    return max(low, end + SCORE_MARGIN) if end > 0 else low, high
+
+
+def critic_error(velocity: Tensor, target: Tensor, sigma: Tensor, end: float) -> Tensor:
+    """Mean of clamp(1 / beta^2, 0, 10) * |beta * (velocity - target)|^2 (Phased DMD's stable form).
+
+    Plain squared error wherever beta^2 > 0.1; nearer to the end of a phase above 0 the target's noise would rule.
+    """
+    error = (velocity - target).square()
+    if end == 0:
+        return error.mean()
+    _, beta = flow.phase_coefficients(sigma, end)
+    return (flow.per_sample((10 * beta**2).clamp_max(1), error) * error).mean()
 
 
 def unshift(sigma: float, shift: float) -> float:

@@ -1,0 +1,300 @@
+"""Every objective on the random teacher: what learns when, what is evaluated, and 20 recorded losses."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TEXT_DIM, random_transformer
+
+import train_distillation
+from wan_distill.config import LORA_TARGETS
+from wan_distill.data import PromptBank
+from wan_distill.denoiser import Denoiser, adapter_parameters, add_adapter
+from wan_distill.methods import Sources, make_method
+from wan_distill.monitors import Monitor, energy_distance, relative, score, warnings
+from wan_distill.runtime import Runtime, generator, make_learners
+from wan_distill.schedule import expert_of
+from wan_distill.teacher import Teacher, describe
+
+RECORDED = Path(__file__).parent / "recorded_losses"
+PROMPTS = ["a red circle", "a blue square", "a green dot"]
+BOUNDARY = 0.875
+
+
+@pytest.fixture
+def sources(small_config):
+    """Makes Sources whose prompt embeddings are drawn, not encoded."""
+
+    def make(**changes) -> Sources:
+        config = small_config(monitor_samples=4, **changes)
+        runtime = Runtime(config)
+        bank = PromptBank(Path(config.output_dir) / "prompts", {}, config.max_sequence_length, runtime.device)
+        for i, prompt in enumerate([*PROMPTS, config.negative_prompt]):
+            bank.store(prompt, torch.randn(4, TEXT_DIM, generator=torch.Generator().manual_seed(i)))
+        teacher = Teacher(describe(config), config, runtime)
+        return Sources(config, teacher, bank, PROMPTS, bank.batch([config.negative_prompt]), runtime)
+
+    return make
+
+
+def trained(sources: Sources, expert: str, moved: float = 0.0):
+    """(method, denoiser, learners) as `train` makes them; `moved` gives the adapters an effect."""
+    config = sources.config
+    method = make_method(expert, sources)
+    transformer = sources.teacher.load_expert(expert)
+    for seed, role in enumerate(method.roles):
+        add_adapter(transformer, role, rank=config.rank, alpha=config.adapter_alpha(role), layers=config.lora_layers,
+                    seed=seed)
+        for p in adapter_parameters(transformer, role).values():
+            p.data.add_(moved * torch.randn(p.shape, generator=torch.Generator().manual_seed(seed)))
+    denoiser = Denoiser({expert: transformer}, config.boundary)
+    learners = make_learners(method, {r: adapter_parameters(transformer, r) for r in method.roles}, config)
+    return method, denoiser, learners
+
+
+class Counted:
+    """Counts forwards of a Denoiser by (role, with gradient), and keeps the sigmas."""
+
+    def __init__(self, denoiser: Denoiser):
+        self.calls, self.sigmas, self.inner = [], [], denoiser.velocity
+        denoiser.velocity = self.velocity
+
+    def velocity(self, x, sigma, prompt, *, role):
+        self.calls.append((role, torch.is_grad_enabled()))
+        self.sigmas.append((role, sigma))
+        return self.inner(x, sigma, prompt, role=role)
+
+
+# ----------------------------------------------------------------------------------------------- 20 recorded losses
+
+
+@pytest.mark.parametrize("method", ["trajectory", "consistency", "dmd"])
+def test_twenty_recorded_losses(method, random_teacher, tmp_path):
+    """A refactor leaves them where they are; a change of behaviour records them anew and says so in its commit.
+
+    Tolerance 1e-3: the same draws on another CPU or torch differ by rounding, 1e-6 after one update and growing by
+    Adam's division with each; an objective that is wrong anywhere is off by far more (a dropped factor, sign, role).
+    To record: delete the file and run the test twice.
+    """
+    out = tmp_path / "out"
+    (tmp_path / "prompts.txt").write_text("\n".join([*PROMPTS, "a yellow line"]), encoding="utf-8")
+    settings = dict(teacher_path=random_teacher, prompts=tmp_path / "prompts.txt", method=method, height=32, width=32,
+                    num_frames=5, train_batch_size=2, sample_batch_size=8, num_trajectories=4, teacher_steps=6, rank=4,
+                    max_sequence_length=12,
+                    negative_prompt="", mixed_precision="no", gradient_checkpointing=False, monitor_steps=0,
+                    max_train_steps=20 if method != "dmd" else 5, logging_steps=1, output_dir=out, expert="high",
+                    critic_warmup_steps=5, critic_updates=2, learning_rate=1e-3, fake_score_learning_rate=1e-3)
+    argv = [f"--{k}={v}" for k, v in settings.items() if not isinstance(v, bool)] + ["--no-gradient_checkpointing"]
+    assert train_distillation.main(argv) == 0
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    losses = [{k: v for k, v in line.items() if k.endswith("_loss")} for line in lines]
+    assert len(losses) == 20
+    file = RECORDED / f"{method}.json"
+    if not file.exists():
+        file.write_text(json.dumps(losses, indent=1) + "\n")
+        pytest.fail(f"recorded {file.name}: look at it, run again, and commit it")
+    for found, recorded in zip(losses, json.loads(file.read_text()), strict=True):
+        assert found == pytest.approx(recorded, rel=1e-3)
+
+
+# ------------------------------------------------------------------------------------------------------------- dmd
+
+
+def test_the_critic_leads_and_the_schedule_is_exact(sources):
+    method = make_method("high", sources(method="dmd", critic_warmup_steps=3, critic_updates=2, diversity_weight=0.0))
+    roles = [method.role_at(step) for step in range(method.updates(2))]
+    assert roles == ["fake_score"] * 3 + (["fake_score"] * 2 + ["student"]) * 2
+
+
+@pytest.mark.parametrize("expert", ["high", "low"])
+@pytest.mark.parametrize("exit", [0, 1])
+def test_nothing_runs_past_the_exit_and_only_the_exit_learns(sources, expert, exit):
+    method, denoiser, _ = trained(sources(method="dmd", diversity_weight=0.0), expert, moved=0.02)
+    batch = dataclasses.replace(method.batch_at(0, 0), exit=exit)
+    counted = Counted(denoiser)
+    with denoiser.training("student"):
+        method.loss("student", denoiser, batch, generator("g")).value.backward()
+    rollout = [call for call in counted.calls if call[0] == "student"]
+    assert rollout == [("student", False)] * exit + [("student", True)]
+    assert [call for call in counted.calls if call[0] != "student"] == [("teacher", False), ("fake_score", False)]
+    assert all(p.grad is not None and p.grad.abs().max() > 0
+               for p in adapter_parameters(denoiser.experts[expert], "student").values())
+    counted.calls.clear()
+    with denoiser.training("fake_score"):
+        method.loss("fake_score", denoiser, batch, generator("g")).value.backward()
+    assert counted.calls == [("student", False)] * (exit + 1) + [("fake_score", True)]
+    assert all(p.grad is not None and p.grad.abs().max() > 0
+               for p in adapter_parameters(denoiser.experts[expert], "fake_score").values())
+    scored = torch.cat([sigma for role, sigma in counted.sigmas if role != "student"])
+    assert {expert_of(float(s), BOUNDARY) for s in scored} == {expert}
+
+
+def test_the_exit_is_agreed_over_ranks_and_changes_with_the_update(sources):
+    method = make_method("high", sources(method="dmd", diversity_weight=0.0, sampling_steps=(2, 4, 8)))
+    kinds = set()
+    for step in range(80):
+        ranks = [method.batch_at(step, micro_batch) for micro_batch in (2 * step, 2 * step + 1)]
+        assert len({(b.sigmas, b.exit) for b in ranks}) == 1 and not torch.equal(ranks[0].x, ranks[1].x)
+        kinds.add((len(ranks[0].sigmas) - 1, ranks[0].exit))
+    assert kinds == {(1, 0), (2, 0), (2, 1), (4, 0), (4, 1), (4, 2), (4, 3)}
+
+
+@pytest.mark.parametrize("steps, end", [((1,), 0.0), ((2,), 5 / 6), ((3,), 5 / 7), ((6,), 5 / 6), ((8,), 5 / 6)])
+def test_any_number_of_steps_has_its_own_hand_over(sources, steps, end):
+    made = sources(method="dmd", diversity_weight=0.0, sampling_steps=steps)
+    assert made.config.experts == (("high", "low") if end else ("high",))
+    batch = make_method("high", made).batch_at(0, 0)
+    assert batch.sigmas[0] == 1 and batch.sigmas[-1] == pytest.approx(end)
+
+
+def test_the_diversity_loss_takes_the_first_step_from_the_matching_loss(sources):
+    method, denoiser, _ = trained(sources(method="dmd", diversity_weight=0.05), "high", moved=0.02)
+    assert {method.batch_at(step, step).exit for step in range(20)} == {1}
+    batch = method.batch_at(0, 0)
+    second = method.anchors.knots[0]
+    assert torch.equal(batch.x, method.anchors.at(range(4), [1.0] * 4)[[
+        i for row in batch.x for i in range(4) if torch.equal(row, method.anchors.noise(i))]])
+    with denoiser.training("student"):
+        loss = method.loss("student", denoiser, batch, generator("g"))
+    with torch.no_grad():
+        sigma = torch.ones(2, dtype=torch.float64)
+        velocity = denoiser.velocity(batch.x, sigma, batch.prompt, role="student")
+    target = (batch.x - batch.anchor) / (1 - second)
+    torch.testing.assert_close(loss.metrics["diversity_loss"], (velocity - target).square().mean())
+
+
+def test_the_low_phase_begins_where_the_distilled_high_expert_ends(sources):
+    from wan_distill.export import LORA_FILE, save_lora
+    from wan_distill.sampling import sample
+
+    made = sources(method="dmd", diversity_weight=0.0)
+    _, denoiser, learners = trained(made, "high", moved=0.05)
+    save_lora(Path(made.config.output_dir) / LORA_FILE["high"], learners["student"].exported(), made.config,
+              made.teacher.info, "high")
+    low = make_method("low", made)
+    inputs = low.inputs[4]
+    with torch.no_grad():
+        expected = sample(lambda x, s: denoiser.velocity(x, s, inputs.prompt([0]), role="student"),
+                          inputs.noise(0)[None], low.config.sigmas()[:3])
+    torch.testing.assert_close(inputs.at([0], [5 / 6]), expected, rtol=1e-4, atol=1e-5)
+    before = inputs.folder
+    save_lora(Path(made.config.output_dir) / LORA_FILE["high"],
+              {k: 2 * v for k, v in learners["student"].exported().items()}, made.config, made.teacher.info, "high")
+    assert make_method("low", made).inputs[4].folder != before  # another high expert, other inputs
+
+
+# ----------------------------------------------------------------------------------------------------- consistency
+
+
+def test_the_consistency_loss_vanishes_for_a_straight_flow(sources):
+    """Where every velocity is one constant, one teacher step and the student's jump on land exactly on one point."""
+    method, denoiser, _ = trained(sources(method="consistency"), "high")
+    constant = torch.full((16, 2, 4, 4), 0.3)
+
+    def velocity(x, sigma, prompt, *, role):
+        return constant.expand_as(x)
+
+    denoiser.velocity = velocity
+    for step in range(4):
+        loss = method.loss("student", denoiser, method.batch_at(step, step), generator("c", step))
+        assert float(loss.value) < 1e-6
+    denoiser.velocity = lambda x, sigma, prompt, *, role: constant.expand_as(x) * (1.5 if role == "student" else 1)
+    assert float(method.loss("student", denoiser, method.batch_at(0, 0), generator("c")).value) > 1e-4
+
+
+# -------------------------------------------------------------------------------------------------------- monitors
+
+
+@pytest.mark.parametrize("expert", ["high", "low"])
+def test_a_student_as_good_as_its_teacher_is_left_alone_and_a_worse_one_is_not_kept(sources, expert, tmp_path):
+    made = sources(method="trajectory", monitor_steps=1, ema_decay=0.5)
+    _, denoiser, learners = trained(made, expert)
+    monitor = Monitor(expert, made, tmp_path)
+    monitor._student = lambda denoiser: monitor.real.clone()
+    values = monitor.look(denoiser, learners["student"])
+    assert values["monitor_score"] == pytest.approx(0, abs=1e-6) and values["monitor_diversity"] == pytest.approx(1)
+    best = monitor.exported(learners["student"])
+    for p in learners["student"].parameters.values():
+        p.data.add_(0.3)
+    del monitor._student
+    for p in learners["student"].average.values():
+        p.add_(0.3)
+    worse = monitor.look(denoiser, learners["student"])
+    assert worse["monitor_score"] > 0.01 and worse["monitor_update_norm"] > 0
+    assert all(torch.equal(kept, best[name]) for name, kept in monitor.exported(learners["student"]).items())
+    again = Monitor(expert, made, tmp_path)
+    again.resume(5)
+    assert again.best == monitor.best
+    again.resume(0)
+    assert not again.file.exists() and again.exported(learners["student"]) is learners["student"].average
+
+
+def test_looking_leaves_the_student_as_it_is(sources, tmp_path):
+    made = sources(method="trajectory", monitor_steps=1, ema_decay=0.5)
+    _, denoiser, learners = trained(made, "high", moved=0.02)
+    learner = learners["student"]
+    for p in learner.average.values():
+        p.zero_()
+    before = {name: p.detach().clone() for name, p in learner.parameters.items()}
+    monitor = Monitor("high", made, tmp_path)
+    shipped = monitor.look(denoiser, learner)
+    assert all(torch.equal(p, before[name]) for name, p in learner.parameters.items())
+    for p in learner.parameters.values():
+        p.data.zero_()
+    assert shipped["monitor_score"] == monitor.look(denoiser, learner)["monitor_score"]  # the average was looked at
+
+
+def test_the_score_tells_sets_apart_by_content_and_by_motion():
+    rng = torch.Generator().manual_seed(0)
+    a, b = torch.randn(64, 1, 3, 4, 4, generator=rng), torch.randn(64, 1, 3, 4, 4, generator=rng)
+    frozen = b[:, :, :1].expand_as(b)
+    assert abs(score(a, b)) < 0.02
+    assert energy_distance((a + 1).flatten(1), b.flatten(1)) > 0.1
+    assert score(frozen, a) > 0.3
+    assert math.isfinite(score(a[:, :, :1], b[:, :, :1]))  # a single frame
+
+
+def test_warnings_are_plain_words():
+    fine = dict(motion=1.0, saturation=1.0, diversity=1.0, luminance=0.0)
+    assert warnings(fine) == []
+    for change, word in ((dict(motion=0.3), "freezes"), (dict(luminance=0.2), "over-exposes"),
+                         (dict(saturation=1.6), "over-exposes"), (dict(diversity=0.2), "collapses")):
+        (line,) = warnings(fine | change)
+        assert word in line and "--" in line
+    teacher = dict(motion=float("nan"), saturation=0.5, luminance=0.4, diversity=2.0)
+    assert relative(teacher, teacher) == dict(saturation=1.0, diversity=1.0, luminance=0.0)
+
+
+# ------------------------------------------------------------------------------------------------------ warm start
+
+
+def test_a_warm_start_begins_with_the_other_runs_student(sources, tmp_path):
+    from wan_distill.config import UsageError
+    from wan_distill.export import LORA_FILE, init_student, save_lora
+
+    made = sources(method="dmd", lora_alpha=16.0, diversity_weight=0.0)
+    _, first, learners = trained(made, "high", moved=0.05)
+    file = tmp_path / LORA_FILE["high"]
+    save_lora(file, learners["student"].exported(), made.config, made.teacher.info, "high")
+    second = random_transformer(1)
+    add_adapter(second, "student", rank=4, alpha=2.0, layers=LORA_TARGETS, seed=9)
+    init_student(second, file)
+    x = torch.randn(1, 16, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    prompt, sigma = torch.zeros(1, 12, TEXT_DIM), torch.tensor([0.9], dtype=torch.float64)
+    with torch.no_grad():
+        wanted = first.velocity(x, sigma, prompt, role="student")
+        found = Denoiser({"high": second}, BOUNDARY).velocity(x, sigma, prompt, role="student")
+        teacher = first.velocity(x, sigma, prompt, role="teacher")
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    assert (wanted - teacher).abs().max() > 1e-3
+    smaller = random_transformer(1)
+    add_adapter(smaller, "student", rank=2, alpha=2.0, layers=LORA_TARGETS, seed=9)
+    with pytest.raises(UsageError, match="--rank"):
+        init_student(smaller, file)
+    with pytest.raises(UsageError, match="holds no"):
+        init_student(smaller, tmp_path / "elsewhere" / LORA_FILE["high"])

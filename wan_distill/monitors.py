@@ -1,0 +1,184 @@
+"""Is the student still alive? Its samples against the teacher's, on fixed prompts and seeds, while it trains.
+
+Losses of distribution matching say nothing about quality, and its known failures (frozen, over-exposed or identical
+clips) come late in a run. So the exported weights are sampled at intervals, what is seen is said in plain words, and
+the best of them are kept in `best.safetensors` beside the last checkpoint: those are exported.
+
+Before the hand-over latents are noisy; there both sides are judged by the x0 that their last step heads for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from functools import partial
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from wan_distill import flow
+from wan_distill.checkpoint import write_tensors
+from wan_distill.denoiser import Denoiser
+from wan_distill.evaluate import diversity, picture_statistics
+from wan_distill.methods import Sources
+from wan_distill.runtime import Learner
+from wan_distill.sampling import at, euler
+from wan_distill.schedule import Expert
+from wan_distill.teacher import decode
+from wan_distill.trajectories import handovers, stretch, trajectories
+
+SEEDS = 2  # a prompt: the fewest that show whether samples differ
+FROZEN, COLLAPSED, OVEREXPOSED, OVERSATURATED = 0.6, 0.6, 0.1, 1.4  # ratios to the teacher; luminance: difference
+
+
+class Monitor:
+    """Watches one expert's student. Its teacher samples are solved at construction, before the expert is loaded.
+
+    Args:
+        root: the expert's folder, where `best.safetensors` goes.
+    """
+
+    def __init__(self, expert: Expert, sources: Sources, root: Path):
+        config = sources.config
+        self.expert, self.config, self.teacher, self.runtime = expert, config, sources.teacher, sources.runtime
+        root.mkdir(parents=True, exist_ok=True)
+        self.file = root / "best.safetensors"
+        self.before: dict[str, Tensor] = {}
+        self.best = math.inf
+        # Of several grids the finest is watched.
+        self.sigmas = stretch(config.sigmas(), expert, config.boundary)
+        self.on = config.monitor_steps > 0 and len(self.sigmas) > 1
+        if not self.on:
+            return
+        count = max(1, min(config.monitor_samples // SEEDS, len(sources.prompts)))
+        prompts = sources.prompts[:: len(sources.prompts) // count][:count]
+        fixed = dataclasses.replace(config, num_trajectories=SEEDS * count)
+        sources = dataclasses.replace(sources, config=fixed, prompts=prompts)
+        self.prompts, self.rows = len(prompts), list(range(SEEDS * count))
+        self.solved = sources.solved(trajectories)
+        self.start = self.solved if expert == "high" else sources.solved(
+            partial(handovers, steps=config.grid_steps))
+        self.real, self.seen = None, None
+
+    # ----------------------------------------------------------------------------------------------------- watching
+
+    def due(self, learner: Learner, last: bool) -> bool:
+        """Whether the student is to be looked at after this update; only the main process looks."""
+        return self.on and self.runtime.is_main and (last or learner.done % self.config.monitor_steps == 0)
+
+    @torch.no_grad()
+    def look(self, denoiser: Denoiser, learner: Learner) -> dict[str, float]:
+        """Scalars for metrics.jsonl; keeps the weights if they are the best so far, and warns in plain words."""
+        if self.real is None:
+            x, end = (self.solved.at(self.rows, [s] * len(self.rows)).cpu() for s in self.sigmas[-2:])
+            self.real = self._implied_x0(x, end)
+            self.seen = self._statistics(self.real)
+        with learner.shipped():
+            x0 = self._student(denoiser)
+        values = relative(self._statistics(x0), self.seen) | dict(score=score(x0, self.real))
+        values |= self._movement(learner)
+        if values["score"] < self.best:
+            self.best = values["score"]
+            write_tensors(self.file, learner.exported(), dict(score=repr(self.best), update=str(learner.done)))
+        for warning in warnings(values):
+            self.runtime.say(f"\nWarning, {self.expert} expert after {learner.done} updates: {warning}")
+        return {f"monitor_{name}": value for name, value in values.items()}
+
+    def resume(self, step: int) -> None:
+        """Takes up the best of an interrupted run; a run from the start forgets an older one's."""
+        if self.runtime.is_main and self.file.exists():
+            if step == 0:
+                self.file.unlink()
+                return
+            with safe_open(self.file, framework="pt") as kept:
+                self.best = float(kept.metadata()["score"])
+
+    def exported(self, learner: Learner) -> dict[str, Tensor]:
+        """The weights to ship: the best that were seen, or the last where nobody looked."""
+        if not self.on or not self.file.exists():
+            return learner.exported()
+        with safe_open(self.file, framework="pt") as kept:
+            self.runtime.say(f"The {self.expert} expert's best score, {self.best:.4f}, was after "
+                             f"{kept.metadata()['update']} of {learner.done} updates; those weights are exported.")
+        return load_file(self.file)
+
+    # ------------------------------------------------------------------------------------------------------- seeing
+
+    def _student(self, denoiser: Denoiser) -> Tensor:
+        """x0 [N, C, F, H, W] that the student's phase implies, on the CPU."""
+        found, size = [], self.config.sample_batch_size
+        for first in range(0, len(self.rows), size):
+            rows = self.rows[first:first + size]
+            prompt = self.start.prompt(rows)
+
+            def velocity(x: Tensor, sigma: Tensor, prompt: Tensor = prompt) -> Tensor:
+                with self.runtime.autocast():
+                    return denoiser.velocity(x, sigma, prompt, role="student")
+
+            begin = self.start.at(rows, [self.sigmas[0]] * len(rows))
+            *_, x, end = begin, *euler(velocity, begin, self.sigmas)
+            found.append(self._implied_x0(x, end).cpu())
+        return torch.cat(found)
+
+    def _implied_x0(self, x: Tensor, end: Tensor) -> Tensor:
+        """Where the phase's last step, from `x` to `end`, would arrive if it went on to sigma 0."""
+        sigma, last = at(self.sigmas[-2], x), at(self.sigmas[-1], x)
+        return flow.x0_from_velocity(end, flow.mean_velocity(x, end, sigma, last), last)
+
+    def _statistics(self, x0: Tensor) -> dict[str, float]:
+        frames = decode(self.teacher.load_vae(), x0, self.config.sample_batch_size)
+        return picture_statistics(frames) | dict(diversity=diversity(x0, self.prompts))
+
+    def _movement(self, learner: Learner) -> dict[str, float]:
+        """Norms of the trained weights, and of their change since the last look."""
+        now = {name: p.detach().cpu().clone() for name, p in learner.parameters.items()}
+        moved = {name: p - self.before[name] for name, p in now.items()} if self.before else {}
+        self.before = now
+        norms = dict(parameter_norm=now, update_norm=moved)
+        return {key: float(sum(t.double().square().sum() for t in tensors.values()) ** 0.5)
+                for key, tensors in norms.items() if tensors}
+
+
+def relative(student: dict[str, float], teacher: dict[str, float]) -> dict[str, float]:
+    """Student / teacher of each statistic, but the difference of luminance; a single frame has no motion."""
+    ratios = {name: student[name] / teacher[name] for name in ("motion", "saturation", "diversity")
+              if teacher[name] > 0}  # false for nan as well
+    return ratios | dict(luminance=student["luminance"] - teacher["luminance"])
+
+
+def score(student: Tensor, teacher: Tensor) -> float:
+    """How far two sets of clips are apart, content plus motion; 0 = alike, lower is better."""
+    sides = [(student, teacher)]
+    if student.shape[2] > 1:
+        sides.append((student.diff(dim=2), teacher.diff(dim=2)))
+    return sum(energy_distance(a.flatten(1), b.flatten(1)) for a, b in sides)
+
+
+def energy_distance(a: Tensor, b: Tensor) -> float:
+    """(2 E|a - b| - E|a - a'| - E|b - b'|) / E|b - b'| of sets [N, D] (Szekely and Rizzo, 2013), unbiased.
+
+    a_i and b_i may share noise and prompt: such pairs are left out, as each sample's distance to itself is.
+    """
+    others = ~torch.eye(len(a), dtype=torch.bool)
+    between, within_a, within_b = (torch.cdist(x.double(), y.double())[others].mean()
+                                   for x, y in ((a, b), (a, a), (b, b)))
+    return float((2 * between - within_a - within_b) / within_b)
+
+
+def warnings(values: dict[str, float]) -> list[str]:
+    """What is going wrong, in plain words, and what to do."""
+    found = []
+    if values.get("motion", 1.0) < FROZEN:
+        found.append(f"the student freezes: its clips move {values['motion']:.2f} times as much as the teacher's. "
+                     "Lower --learning_rate, or begin from a trajectory student (--init_student_from).")
+    if values["luminance"] > OVEREXPOSED or values.get("saturation", 1.0) > OVERSATURATED:
+        found.append(f"the student over-exposes: luminance {values['luminance']:+.2f}, saturation "
+                     f"{values.get('saturation', 1.0):.2f} times the teacher's. Stop earlier, lower --learning_rate or "
+                     "the guidance scales.")
+    if values.get("diversity", 1.0) < COLLAPSED:
+        found.append(f"the student collapses: samples of one prompt differ {values['diversity']:.2f} times as much as "
+                     "the teacher's. Raise --diversity_weight or --critic_updates.")
+    return found
