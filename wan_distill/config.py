@@ -76,7 +76,8 @@ class Config:
     teacher_path: str | None = flag(
         None, "hub id or folder of a Wan text-to-video pipeline (default: the tiny embedded teacher)", START,
         alias=("--pretrained_teacher_model",))
-    prompts: str | None = flag(None, "file of prompts, one a line (default: the built-in prompts)", START)
+    prompts: str | None = flag(
+        None, ".txt (one a line), .json, .jsonl, .csv, a folder of .txt, or a `datasets` id (default: built in)", START)
     output_dir: str | None = flag(None, "where everything goes (default: outputs/<teacher>-<method>-<steps>)", START)
     method: str | None = flag(None, "objective the student is trained with", START,
                               choices=("dmd", "trajectory", "consistency"))

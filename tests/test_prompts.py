@@ -1,0 +1,67 @@
+"""Prompts of every layout people keep them in."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from wan_distill.config import UsageError
+from wan_distill.data import BUILT_IN_PROMPTS, read_prompts
+
+TWO = ["a cat jumps", "a dog, running"]
+
+
+@pytest.mark.parametrize("name, text", [
+    ("p.txt", "# animals\na cat jumps\n\na dog, running\n"),
+    ("musubi.txt", "a cat jumps --w 832 --h 480 --f 81\r\n# note\r\na dog, running --d 1\r\n"),
+    ("bom.txt", "\ufeffa cat jumps\na dog, running"),
+    ("p.jsonl", '{"caption": "a cat jumps"}\n\n{"text": "a dog, running"}\n'),
+    ("list.json", json.dumps(TWO)),
+    ("texts.json", json.dumps([{"text": p} for p in TWO])),
+    ("data.json", json.dumps({"data": [{"caption": p, "path": "x.mp4"} for p in TWO]})),
+    ("p.csv", 'file,prompt\n1.mp4,a cat jumps\n2.mp4,"a dog, running"\n'),
+])
+def test_every_layout_gives_the_same_prompts(tmp_path, name, text):
+    (tmp_path / name).write_bytes(text.encode())
+    assert read_prompts(tmp_path / name) == TWO
+
+
+def test_a_folder_holds_one_prompt_a_file(tmp_path):
+    (tmp_path / "a.txt").write_text("a cat\njumps\n")
+    (tmp_path / "b.txt").write_text("a dog, running")
+    assert read_prompts(tmp_path) == TWO
+
+
+def test_a_dash_inside_a_prompt_is_kept(tmp_path):
+    (tmp_path / "p.txt").write_text("a cat -- and then --wonder-- a dog")
+    assert read_prompts(tmp_path / "p.txt") == ["a cat -- and then --wonder-- a dog"]
+
+
+def test_duplicates_and_long_prompts_are_named_by_line(tmp_path):
+    file = tmp_path / "p.txt"
+    file.write_text("a cat\n\na cat\n" + "word " * 400)
+    said = []
+    assert len(read_prompts(file, said.append)) == 2
+    assert said[0].startswith(f"--prompts {file}:3: the same prompt as {file}:1")
+    assert said[1].startswith(f"--prompts {file}:4: 400 words") and len(said) == 2
+
+
+@pytest.mark.parametrize("name, data, reason", [
+    ("p.json", b"{", "malformed"), ("p.json", b'{"rows": 1}', "must be a list"), ("p.jsonl", b'{"a": 1}', "p.jsonl:1"),
+    ("p.csv", b"file\nx\n", "p.csv:2"), ("p.txt", b"\xff\xfe", "UTF-8"), ("p.txt", b"a\0b", "binary"),
+    ("p.txt", b"# only a comment", "no prompt"),
+])
+def test_bad_files_are_refused_in_one_line(tmp_path, name, data, reason):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(UsageError, match=reason) as error:
+        read_prompts(tmp_path / name)
+    assert "\n" not in str(error.value)
+
+
+def test_the_built_in_prompts_are_many_and_distinct():
+    said = []
+    prompts = read_prompts(BUILT_IN_PROMPTS, said.append)
+    assert len(prompts) >= 500 and not said
+    assert all(8 <= len(p.split()) <= 60 for p in prompts)
+    assert len({p.split(" ", 3)[-1] for p in prompts}) == len(prompts)
