@@ -32,7 +32,7 @@ def resolved(*flags: str) -> Config:
     (["--boundary_ratio", "0.95"], ["--boundary_ratio 0.95", "0.9375", "other expert"]),
     (["--boundary_ratio", "1.5"], ["between 0 and 1"]),
     (["--teacher_path", "/no/such place"], ["/no/such place", "neither a folder"]),
-    (["--prompts", "/no/such/file"], ["/no/such/file", "cannot be read"]),
+    (["--prompts", "/no/such/file"], ["--prompts /no/such/file"]),
     (["--config", "/no/such.yaml"], ["/no/such.yaml", "cannot be read"]),
 ])
 def test_bad_input_gets_one_line_and_exit_code_2(flags, words, capsys):
