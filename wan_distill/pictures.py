@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
+import numpy
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
@@ -33,3 +35,22 @@ def contact_sheet(file: Path, clips: dict[str, Tensor], prompts: list[str], fram
     temporary = file.with_name(f".{file.name}")
     sheet.save(temporary, format="PNG")
     temporary.replace(file)
+
+
+def write_video(file: Path, frames: numpy.ndarray, fps: int) -> Path:
+    """Writes [F, H, W, 3] frames in [0, 1] as mp4; where no encoder is installed, as a PNG strip beside it.
+
+    Returns the file that was written.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if importlib.util.find_spec("imageio_ffmpeg") is None:
+        strip = file.with_suffix(".png")
+        picture = numpy.concatenate(list(frames), axis=1)
+        Image.fromarray((picture * 255).round().astype("uint8")).save(strip)
+        return strip
+    from diffusers.utils import export_to_video
+
+    temporary = file.with_name(f".{file.stem}.partial.mp4")
+    export_to_video(list(frames), str(temporary), fps=fps, macro_block_size=2)
+    temporary.replace(file)
+    return file
