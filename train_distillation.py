@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
 def run(config: Config) -> int:
     """The whole job, or the part of it that the flags ask for."""
     from wan_distill.data import split_prompts
-    from wan_distill.plan import describe_plan
+    from wan_distill.plan import check_surroundings, describe_needs, describe_plan
     from wan_distill.teacher import describe
 
     # 1. What is to be done? Everything that can be refused is refused here, before any weights load.
@@ -43,7 +43,8 @@ def run(config: Config) -> int:
     config = resolve(config, info)
     prompts, held_out = split_prompts(config, info)
     if config.dry_run:
-        print(describe_plan(config, info, prompts, held_out))
+        print(describe_plan(config, info, prompts, held_out), describe_needs(config, info),
+              *check_surroundings(config, info), sep="\n")
         return 0
 
     from wan_distill.evaluate import Evaluation, as_markdown

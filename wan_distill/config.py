@@ -145,6 +145,8 @@ class Config:
 
     mixed_precision: str | None = flag(None, "dtype of the frozen base and of its arithmetic", MEMORY,
                                        choices=("no", "bf16", "fp16"))
+    base_precision: str = flag("bf16", "the frozen base: bf16 = as --mixed_precision says, or quantised",
+                               MEMORY, choices=("bf16", "fp8", "int8", "nf4"))
     gradient_checkpointing: bool | None = flag(None, "recompute activations in the backward pass", MEMORY)
     sample_batch_size: int | None = flag(None, "samples at a time when nothing is trained", MEMORY)
 

@@ -29,6 +29,8 @@ def add_adapter(transformer: WanTransformer3DModel, role: Role, *, rank: int, al
     with torch.random.fork_rng(devices=[]):  # peft draws from the global generator
         torch.manual_seed(seed)
         transformer.add_adapter(lora, adapter_name=role)
+    for parameter in adapter_parameters(transformer, role).values():
+        parameter.data = parameter.data.float()  # peft gives it the base's dtype; bf16 would lose small updates
 
 
 def adapter_parameters(transformer: WanTransformer3DModel, role: Role) -> dict[str, torch.nn.Parameter]:

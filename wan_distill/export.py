@@ -143,7 +143,7 @@ def save_merged(folder: Path, config: Config, teacher: Teacher, output_dir: Path
     experts = [SUBFOLDER[e] for e in ("high", "low")]
     shutil.copytree(teacher.info.folder, partial, ignore=shutil.ignore_patterns(*experts, "scheduler", "*.txt"))
     for expert in teacher.info.experts:
-        transformer = teacher.load_expert(expert)
+        transformer = teacher.load_expert(expert, exact=True)
         lora = output_dir / LORA_FILE[expert]
         if lora.exists():
             load_student(transformer, lora)

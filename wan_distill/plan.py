@@ -1,8 +1,15 @@
-"""The resolved plan of a run, in words, before anything heavy is loaded."""
+"""The resolved plan of a run, in words, before anything heavy is loaded: what, how big, how long, and does it fit."""
 
 from __future__ import annotations
 
-from wan_distill.config import REASONS, Config
+import dataclasses
+import importlib.metadata
+import itertools
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from wan_distill.config import REASONS, REPOSITORY, Config, UsageError
 from wan_distill.schedule import SUBFOLDER, expert_of, steps_of
 
 
@@ -36,3 +43,208 @@ def describe_plan(config: Config, info, prompts: list[str], held_out: list[str])
         f"Output    {config.output_dir} (checkpoints every {config.checkpointing_steps} updates)",
     ]
     return "\n".join(lines)
+
+
+# -------------------------------------------------------------------------------------------------- memory and time
+
+CARDS = (24, 48, 80, 141)  # GB: RTX 4090, L40S, H100, H200
+CLIPS = ((81, 480, 832), (49, 480, 832), (33, 480, 832), (17, 480, 832), (33, 256, 448), (17, 256, 448))
+SHARE = 0.5  # of the measured matrix rate that training is assumed to reach
+
+
+def describe_needs(config: Config, info) -> str:
+    """Parameters, tokens, memory by kind, disk, arithmetic, time here, and what fits which card; loads no weights."""
+    import torch
+    from accelerate import PartialState
+
+    from wan_distill import memory
+
+    need = memory.estimate(config, info, config.base_precision)
+    cost, batch = need.trace, config.train_batch_size * config.gradient_accumulation_steps
+    shape = memory.shape_of(config, info)
+    device = PartialState().device
+    rate = memory.matrix_rate(device, shape.dtype)
+    lines = [
+        f"Model     {len(info.experts)} x {_count(cost.parameters)} parameters, one expert resident at a time; "
+        f"{shape.tokens} tokens a sample; adapter of {_count(cost.adapter)} a role",
+        f"Memory    predicted peak {_size(need.peak)} while an expert trains ({device.type} here)",
+        *(f"  {name:<12}{_size(value):>9}" for name, value in need.by_kind().items()),
+    ]
+    lines += [f"Disk      {_size(size)} {what}" for what, size in disk_needs(config, info, cost).items()]
+    solve, updates = memory.arithmetic(config, info, cost)
+    lines.append(f"Work      {_flops(solve)} to solve the samples that are stored, once")
+    total = solve
+    for role, (flops, count) in updates.items():
+        total += flops * count * len(config.experts)
+        lines.append(f"  {role:<11} {_flops(flops)} an update ({batch} samples), {count} updates an expert")
+    processes = PartialState().num_processes
+    lines.append(f"Time      about {_duration(total / (SHARE * rate * processes))} on {processes} x {device.type}: "
+                 f"{_flops(total)} at {SHARE:.0%} of the matrix rate measured here ({rate / 1e12:.3g} TFLOP/s)")
+    if device.type == "cuda" and need.peak > (free := memory.USABLE * torch.cuda.mem_get_info(device)[1]):
+        lines.append(f"  warning  does not fit this card ({_size(free)} usable); choose from the lines below")
+    if not info.embedded:
+        lines += ["Cards     the largest clip that fits, with the most exact base"]
+        lines += [f"  {card:>3} GB   {fits or 'nothing tried fits; use several cards with --shard'}"
+                  for card, fits in what_fits(config, info).items()]
+    return "\n".join(lines)
+
+
+def what_fits(config: Config, info) -> dict[int, str]:
+    """For each card size in GB: flags of the largest clip, then the most exact base, whose predicted peak fits."""
+    from wan_distill import memory
+
+    found = dict.fromkeys(CARDS, "")
+    for changed in _candidates(config):
+        for card in CARDS:
+            need = None if found[card] else memory.estimate(changed, info, changed.base_precision)
+            if need and need.peak < memory.USABLE * card * memory.GB:
+                flags = [f"--{name} {getattr(changed, name)}" for name in VARIED
+                         if name in ("base_precision", "num_frames") or getattr(changed, name) != getattr(config, name)]
+                found[card] = f"{' '.join(flags)} (peak {_size(need.peak)})"
+    return found
+
+
+VARIED = ("base_precision", "num_frames", "height", "width", "score_draws", "diversity_weight")
+
+
+def _candidates(config: Config) -> Iterator[Config]:
+    """This run's settings, the clip growing smaller, what dmd can do without given up, and the base coarser."""
+    own = (config.num_frames, config.height, config.width)
+    clips = [own, *(c for c in CLIPS if c[0] * c[1] * c[2] < own[0] * own[1] * own[2])]
+    lighter = [{}, {"score_draws": 1}, {"score_draws": 1, "diversity_weight": 0.0}]
+    for (frames, height, width), less, precision in itertools.product(
+            clips, lighter if config.method == "dmd" else [{}], ("bf16", "fp8", "nf4")):
+        yield dataclasses.replace(config, num_frames=frames, height=height, width=width, base_precision=precision,
+                                  gradient_checkpointing=True, **less)
+
+
+def disk_needs(config: Config, info, cost) -> dict[str, float]:
+    """Bytes that this run writes below --output_dir, by kind."""
+    from wan_distill import memory
+
+    latent = memory.FP32 * memory.shape_of(config, info).latent_values
+    roles = len(memory.ROLES.get(config.method, memory.STUDENT_ONLY))
+    kept = 1 + (config.checkpoints_total_limit or config.max_train_steps // config.checkpointing_steps)
+    tensors = roles * (1 + memory.ADAM_MOMENTS) + (config.ema_decay > 0)
+    needs = {"for checkpoints": kept * len(config.experts) * tensors * memory.FP32 * cost.adapter,
+             "for the exported LoRA files": len(config.experts) * memory.FP32 * cost.adapter}
+    solved = {"trajectory": config.grid_steps, "consistency": config.grid_steps, "dmd": 2}[config.method]
+    needs["for solved samples"] = config.num_trajectories * solved * latent  # dmd: hand-overs and anchors
+    if config.save_merged:
+        needs["for the merged pipeline"] = len(info.experts) * cost.base_bytes
+    return needs
+
+
+def _count(number: float) -> str:
+    return _scaled(number, {1e9: "B", 1e6: "M", 1e3: "K"})
+
+
+def _size(number: float) -> str:
+    return _scaled(number, {1e9: " GB", 1e6: " MB", 1e3: " KB"})
+
+
+def _flops(number: float) -> str:
+    return _scaled(number, {1e18: " EFLOP", 1e15: " PFLOP", 1e12: " TFLOP", 1e9: " GFLOP", 1e6: " MFLOP"})
+
+
+def _scaled(number: float, units: dict[float, str]) -> str:
+    unit = next((u for u in units if number >= u), min(units))
+    return f"{number / unit:.3g}{units[unit]}"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} hours" if seconds > 3600 else f"{seconds / 60:.1f} minutes"
+
+
+# ----------------------------------------------------------------------------------------------------------- checks
+
+
+def check_surroundings(config: Config, info) -> list[str]:
+    """Versions, files, free disk and RAM. Returns what was found; raises UsageError on what must stop a run."""
+    from wan_distill import memory
+
+    found = [f"Versions  {check_versions()}", f"Files     {check_files(info)}"]
+    cost = memory.trace(memory.shape_of(config, info))
+    needed = sum(disk_needs(config, info, cost).values())
+    place = next(p for p in (Path(config.output_dir).resolve(), *Path(config.output_dir).resolve().parents)
+                 if p.exists())
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise UsageError(f"--output_dir {config.output_dir}: {_size(free)} free on its disk, this run writes up to "
+                         f"{_size(needed)}; free some, choose another, or lower --num_trajectories")
+    found.append(f"Disk      {_size(free)} free at {place}")
+    found.append(f"RAM       {_size(check_memory(config, info, cost))} available")
+    return found
+
+
+def check_memory(config: Config, info, cost) -> float:
+    """Available bytes of host memory. Raises UsageError where loading, or training on a CPU, cannot fit."""
+    import psutil
+    from accelerate import PartialState
+
+    from wan_distill import memory
+
+    available = psutil.virtual_memory().available
+    on_cpu = PartialState().device.type == "cpu"
+    needed = memory.estimate(config, info, config.base_precision).peak if on_cpu else 0.1 * cost.base_bytes
+    if needed > available:
+        raise UsageError(
+            f"--teacher_path {info.source}: needs {_size(needed)} of host memory, {_size(available)} are available; "
+            + ("use a CUDA device" if on_cpu else "close other programs"))
+    return available
+
+
+def check_versions() -> str:
+    """Installed versions of what requirements.txt names. Raises UsageError where one is missing or too old."""
+    from packaging.requirements import Requirement
+
+    found = []
+    for line in (REPOSITORY / "requirements.txt").read_text(encoding="utf-8").splitlines():
+        if not line.split("#")[0].strip():
+            continue
+        wanted = Requirement(line.split("#")[0].strip())
+        try:
+            installed = importlib.metadata.version(wanted.name)
+        except importlib.metadata.PackageNotFoundError as error:
+            raise UsageError(f"{wanted.name}: not installed; pip install -r requirements.txt") from error
+        if not wanted.specifier.contains(installed, prereleases=True):
+            raise UsageError(f"{wanted.name} {installed}: need {wanted.specifier}; pip install -r requirements.txt")
+        found.append(f"{wanted.name} {installed}")
+    return ", ".join(found)
+
+
+def check_files(info) -> str:
+    """Every weight file that is here is whole, by its header. Raises UsageError naming a damaged or missing one."""
+    from wan_distill.schedule import SUBFOLDER
+    from wan_distill.umt5 import TextEncoderError, read_header, weight_files
+
+    if not Path(info.source).is_dir():
+        return "on the hub; downloaded when needed"
+    experts = [SUBFOLDER[e] for e in info.experts]
+    tensors: dict[str, dict] = {}
+    for part in ("text_encoder", "vae", *experts):
+        try:
+            files = weight_files(info.folder / part)
+            headers = [read_header(file)[0] for file in files if file.suffix == ".safetensors"]
+        except TextEncoderError as error:
+            raise UsageError(f"--teacher_path {info.source}: {error}") from error
+        tensors[part] = {name: t for header in headers for name, t in header.items() if name != "__metadata__"}
+        if part in experts and headers:
+            _check_shapes(info, part, tensors[part])
+    dtypes = {part: "/".join(sorted({t["dtype"] for t in held.values()})) for part, held in tensors.items()}
+    return "whole by their headers; " + ", ".join(f"{part} {dtype}" for part, dtype in dtypes.items())
+
+
+def _check_shapes(info, part: str, stored: dict[str, dict]) -> None:
+    """Raises UsageError where an expert's files hold other tensors than its configuration asks for."""
+    import torch
+    from diffusers import WanTransformer3DModel
+
+    with torch.device("meta"):
+        settings = {k: v for k, v in info.transformer.items() if not k.startswith("_")}
+        wanted = {name: list(t.shape) for name, t in WanTransformer3DModel(**settings).state_dict().items()}
+    found = {name: t["shape"] for name, t in stored.items()}
+    for name in sorted(wanted.keys() | found.keys()):
+        if wanted.get(name) != found.get(name):
+            raise UsageError(f"--teacher_path {info.source}: {part} stores {name} as {found.get(name, 'nothing')}, its "
+                             f"configuration asks for {wanted.get(name, 'nothing')}; download it again")

@@ -125,11 +125,21 @@ class Teacher:
             return self.info.folder
         return download(self.info.source, self.config, [f"{part}/*"])
 
-    def load_expert(self, expert: Expert):
-        """A frozen transformer in the run's dtype, on its device; shards stream straight there."""
+    def load_expert(self, expert: Expert, exact: bool = False):
+        """A frozen transformer in the run's dtype, on its device; shards stream straight there.
+
+        With `--base_precision` other than bf16 its matrices are quantised on the way, unless `exact`.
+        """
         from diffusers import WanTransformer3DModel
 
         part = SUBFOLDER[expert]
+        if self.config.base_precision != "bf16" and not exact:
+            from wan_distill.quantise import load_quantised
+            from wan_distill.umt5 import weight_files
+
+            folder = self.fetch(part) / part
+            return load_quantised(folder, weight_files(folder), self.config.base_precision, self.runtime.dtype,
+                                  self.runtime.device)
         placed = {} if self.runtime.device.type == "cpu" else {"device_map": {"": str(self.runtime.device)}}
         transformer = WanTransformer3DModel.from_pretrained(
             self.fetch(part), subfolder=part, torch_dtype=self.runtime.dtype, variant=self.config.variant,
