@@ -48,7 +48,7 @@ def describe_plan(config: Config, info, prompts: list[str], held_out: list[str])
 # -------------------------------------------------------------------------------------------------- memory and time
 
 CARDS = (24, 48, 80, 141)  # GB: RTX 4090, L40S, H100, H200
-CLIPS = ((81, 480, 832), (49, 480, 832), (33, 480, 832), (17, 480, 832), (33, 256, 448), (17, 256, 448))
+CLIPS = ((49, 480, 832), (17, 480, 832), (33, 256, 448), (17, 256, 448))
 SHARE = 0.5  # of the measured matrix rate that training is assumed to reach
 
 
