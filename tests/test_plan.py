@@ -56,7 +56,8 @@ def measured_update(config: Config, info: TeacherInfo) -> memory.Ledger:
 def test_predicted_peak_of_a_middling_model_is_within_a_tenth_of_the_measured_one(checkpointing, tmp_path):
     info = teacher_of(MIDDLE, tmp_path)
     config = resolve(Config(teacher_path="random", method="trajectory", height=64, width=64, num_frames=17,
-                            mixed_precision="no", rank=8, max_sequence_length=32, gradient_checkpointing=checkpointing), info)
+                            mixed_precision="no", rank=8, max_sequence_length=32,
+                            gradient_checkpointing=checkpointing), info)
     predicted = memory.estimate(config, info).peak
     measured = measured_update(config, info).peak
     assert predicted == pytest.approx(measured, rel=0.1)
