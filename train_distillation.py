@@ -10,6 +10,7 @@ prompts once, train one expert after the other, export, measure, report. To resu
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -30,6 +31,11 @@ def main(argv: list[str] | None = None) -> int:
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except Exception as error:
+        if "WORLD_SIZE" in os.environ:  # which of many: the others only see that a peer is gone
+            print(f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} failed: {type(error).__name__}: {error}",
+                  file=sys.stderr, flush=True)
+        raise
 
 
 def run(config: Config) -> int:

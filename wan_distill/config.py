@@ -254,6 +254,7 @@ def resolve(config: Config, teacher) -> Config:
         name = f"{teacher.name}-{config.method}-{steps}steps"
         config = dataclasses.replace(config, output_dir=str(Path("outputs") / name))
     check_values(config)
+    check_sides(config, teacher.side_multiple)
     check_schedule(config, teacher)
     return config
 
@@ -285,16 +286,21 @@ def check_values(config: Config) -> None:
             raise UsageError(f"--{name} {value}: guidance starts at 1, which is off")
     if config.checkpoints_total_limit is not None and config.checkpoints_total_limit < 1:
         raise UsageError(f"--checkpoints_total_limit {config.checkpoints_total_limit}: keep at least 1 to resume from")
-    for name in ("height", "width"):
-        side = getattr(config, name)
-        if side < 16 or side % 16:
-            near = max(16, side // 16 * 16)
-            raise UsageError(f"--{name} {side}: Wan's patches need a multiple of 16; use {near} or {near + 16}")
     if config.num_frames < 1 or config.num_frames % 4 != 1:
         near = max(1, (config.num_frames - 1) // 4 * 4 + 1)
         raise UsageError(f"--num_frames {config.num_frames}: Wan needs 4k+1 frames; use {near} or {near + 4}")
     if config.max_sequence_length < 2:
         raise UsageError(f"--max_sequence_length {config.max_sequence_length}: need room for one word and its end mark")
+
+
+def check_sides(config: Config, multiple: int) -> None:
+    """Height and width are whole patches. Raises UsageError."""
+    for name in ("height", "width"):
+        side = getattr(config, name)
+        if side < multiple or side % multiple:
+            near = max(multiple, side // multiple * multiple)
+            raise UsageError(
+                f"--{name} {side}: Wan's patches need a multiple of {multiple}; use {near} or {near + multiple}")
 
 
 def check_schedule(config: Config, teacher) -> None:

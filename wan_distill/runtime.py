@@ -24,6 +24,8 @@ from wan_distill.denoiser import Role
 from wan_distill.methods import Method
 
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# While the main process encodes prompts or solves the last samples, the others wait in a collective.
+COLLECTIVE_TIMEOUT = timedelta(hours=3)
 Named = dict[str, Tensor]
 
 
@@ -69,7 +71,7 @@ class Runtime:
 
     def __init__(self, config: Config):
         self.config = config
-        self.state = PartialState()
+        self.state = PartialState(timeout=COLLECTIVE_TIMEOUT) if "WORLD_SIZE" in os.environ else PartialState()
         self.device = self.state.device
         self.rank = self.state.process_index
         self.world = self.state.num_processes

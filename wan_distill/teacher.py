@@ -37,6 +37,11 @@ class TeacherInfo:
     def experts(self) -> tuple[Expert, ...]:
         return ("high",) if self.boundary_ratio is None else ("high", "low")
 
+    @property
+    def side_multiple(self) -> int:
+        """Height and width in pixels are multiples of this: pixels a latent times latents a patch (TI2V-5B: 32)."""
+        return self.vae.get("scale_factor_spatial", 8) * self.transformer["patch_size"][-1]
+
     def latent_shape(self, config: Config) -> tuple[int, int, int, int]:
         """[C, F, H, W] of one sample's latents."""
         temporal, spatial = self.vae.get("scale_factor_temporal", 4), self.vae.get("scale_factor_spatial", 8)
