@@ -67,12 +67,20 @@ def keyed_order(*keys, position: int, size: int) -> int:
 # ----------------------------------------------------------------------------------------------------- the process
 
 
+def process_state() -> PartialState:
+    """Joins the process group where a launcher made one; without an accelerator that is gloo on the CPU."""
+    if "WORLD_SIZE" not in os.environ:
+        return PartialState()
+    # Not told so, accelerate lets every rank of a machine without accelerator believe that it is alone.
+    return PartialState(cpu=not torch.accelerator.is_available(), timeout=COLLECTIVE_TIMEOUT)
+
+
 class Runtime:
     """Ranks, device and stop requests of this process."""
 
     def __init__(self, config: Config):
         self.config = config
-        self.state = PartialState(timeout=COLLECTIVE_TIMEOUT) if "WORLD_SIZE" in os.environ else PartialState()
+        self.state = process_state()
         self.device = self.state.device
         self.rank = self.state.process_index
         self.world = self.state.num_processes
