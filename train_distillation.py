@@ -56,24 +56,29 @@ def run(config: Config) -> int:
     from wan_distill.evaluate import Evaluation, as_markdown
     from wan_distill.export import export_student
     from wan_distill.methods import Sources
+    from wan_distill.page import write_page
+    from wan_distill.previews import validation_prompts
     from wan_distill.report import describe_results
     from wan_distill.runtime import Runtime, claim
     from wan_distill.teacher import Teacher
 
     claim(Path(config.output_dir))
     runtime = Runtime(config)
-    runtime.say(describe_plan(config, info, prompts, held_out), "")
+    plan = describe_plan(config, info, prompts, held_out)
+    runtime.say(plan, "")
+    if runtime.is_main:
+        (Path(config.output_dir) / "plan.txt").write_text(plan + "\n", encoding="utf-8")
 
     # 2. The teacher's text encoder: loaded quietly, verified against its file, used once, let go.
-    teacher = Teacher(info, config, runtime)
-    bank, verdict = encode_prompts(config, teacher, [*prompts, *held_out, config.negative_prompt], runtime)
+    teacher, shown = Teacher(info, config, runtime), validation_prompts(config, held_out)
+    bank, verdict = encode_prompts(config, teacher, [*prompts, *held_out, *shown, config.negative_prompt], runtime)
     negative = bank.batch([config.negative_prompt])
 
     # 3. One expert after the other learns its own steps.
     if not config.evaluate_only:
         sources = Sources(config, teacher, bank, prompts, negative, runtime)
         for expert in config.experts:
-            train(config, expert, sources, runtime)
+            train(config, expert, sources, shown, runtime)
 
     # 4. What is left behind, and how good it is.
     if runtime.is_main:
@@ -84,7 +89,8 @@ def run(config: Config) -> int:
             evaluation = Evaluation(config, teacher, bank, held_out, runtime).run(negative)
             print(f"\n{as_markdown(evaluation)}\n")
         describe_results(config, teacher, verdict, evaluation)
-        print(f"Done: {Path(config.output_dir).resolve()} (README.md there shows how to use the student)")
+        write_page(Path(config.output_dir), config, info)
+        print(f"Done: {Path(config.output_dir).resolve()} (report.html shows it, README.md how to use the student)")
     return 0
 
 
@@ -123,7 +129,7 @@ def encode_prompts(config: Config, teacher, prompts: list[str], runtime):
     return bank, verdict
 
 
-def train(config: Config, expert: str, sources, runtime) -> None:
+def train(config: Config, expert: str, sources, shown: list[str], runtime) -> None:
     """Trains one expert's student and writes its LoRA. Raises Stopped after a signal, with everything saved."""
     from tqdm import tqdm
 
@@ -131,12 +137,14 @@ def train(config: Config, expert: str, sources, runtime) -> None:
     from wan_distill.export import LORA_FILE, init_student, save_lora
     from wan_distill.methods import make_method
     from wan_distill.monitors import Monitor
+    from wan_distill.page import write_page
+    from wan_distill.previews import Previews
     from wan_distill.progress import resume, save
     from wan_distill.runtime import Metrics, NonFiniteError, generator, keyed_seed, make_learners
 
     root = Path(config.output_dir) / expert
     method = make_method(expert, sources)
-    monitor = Monitor(expert, sources, root)
+    monitor, previews = Monitor(expert, sources, root), Previews(expert, sources, shown)
     transformer = sources.teacher.load_expert(expert)
     for role in method.roles:
         add_adapter(transformer, role, rank=config.rank, alpha=config.adapter_alpha(role), layers=config.lora_layers,
@@ -153,6 +161,8 @@ def train(config: Config, expert: str, sources, runtime) -> None:
 
     for step in tqdm(range(first, last), initial=first, total=last, desc=f"{expert} expert", unit="update",
                      disable=not runtime.is_main):
+        if step == 0 and previews.due(step, last):
+            previews.write(denoiser, learners["student"], step)
         role = method.role_at(step)
         with denoiser.training(role):  # through backward: checkpointing recomputes with the active adapter
             for micro in range(config.gradient_accumulation_steps):
@@ -172,6 +182,9 @@ def train(config: Config, expert: str, sources, runtime) -> None:
             metrics.add(**monitor.look(denoiser, learners[role]))
         if (step + 1) % config.logging_steps == 0 or step + 1 == last:
             metrics.write(expert=expert, step=step + 1, learning_rate=learners["student"].learning_rate())
+        if previews.due(step + 1, last):
+            previews.write(denoiser, learners["student"], step + 1)
+            write_page(Path(config.output_dir), config, sources.teacher.info)
         stopping = runtime.stop_requested()
         if (step + 1) % config.checkpointing_steps == 0 or step + 1 == last or stopping:
             save(config, root, step + 1, learners, runtime)

@@ -70,7 +70,8 @@ def random_teacher(tmp_path_factory) -> Path:
 
 SMALL = dict(height=32, width=32, num_frames=5, max_train_steps=2, train_batch_size=2, sample_batch_size=8,
              num_trajectories=4, teacher_steps=6, rank=4, max_sequence_length=12, negative_prompt="",
-             mixed_precision="no", checkpointing_steps=10, eval_samples=8)
+             mixed_precision="no", checkpointing_steps=10, eval_samples=8,
+             validation_steps=0)
 
 
 @pytest.fixture

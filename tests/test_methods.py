@@ -215,13 +215,13 @@ def test_a_student_as_good_as_its_teacher_is_left_alone_and_a_worse_one_is_not_k
     made = sources(method="trajectory", monitor_steps=1, ema_decay=0.5)
     _, denoiser, learners = trained(made, expert)
     monitor = Monitor(expert, made, tmp_path)
-    monitor._student = lambda denoiser: monitor.real.clone()
+    monitor.student_x0 = lambda denoiser: monitor.real.clone()
     values = monitor.look(denoiser, learners["student"])
     assert values["monitor_score"] == pytest.approx(0, abs=1e-6) and values["monitor_diversity"] == pytest.approx(1)
     best = monitor.exported(learners["student"])
     for p in learners["student"].parameters.values():
         p.data.add_(0.3)
-    del monitor._student
+    del monitor.student_x0
     for p in learners["student"].average.values():
         p.add_(0.3)
     worse = monitor.look(denoiser, learners["student"])

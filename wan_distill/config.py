@@ -163,6 +163,16 @@ class Config:
     evaluate_only: bool = flag(False, "measure what --output_dir already holds, train nothing", OUTPUT)
     eval_samples: int = flag(512, "samples a side in the evaluation", OUTPUT)
     eval_seed: int = flag(1, "seed of the evaluation's noise", OUTPUT)
+    validation_steps: int | None = flag(None, "updates between previews, teacher beside student; 0 = none", OUTPUT)
+    validation_prompt: str | None = flag(
+        None, "prompt of the previews, several separated by | (default: three that are not trained on)", OUTPUT)
+    fps: int = flag(16, "frames a second of the videos written (Wan: 16)", OUTPUT)
+    report_to: str = flag("none", "tracker that gets the metrics too", OUTPUT,
+                          choices=("tensorboard", "wandb", "trackio", "none"))
+    tracker_project_name: str = flag("wan-distill", "project in the tracker", OUTPUT)
+    push_to_hub: bool = flag(False, "upload LoRAs, scheduler, model card and previews at the end", OUTPUT)
+    hub_model_id: str | None = flag(None, "repository on the hub (default: the output folder's name)", OUTPUT)
+    hub_token: str | None = flag(None, "token to upload with (default: the one of `hf auth login`)", OUTPUT)
     debug: bool = flag(False, "show tracebacks of bad input too", OUTPUT)
 
     @property
@@ -198,8 +208,9 @@ class Config:
         return self.lora_alpha if role == "student" else self.fake_score_lora_alpha
 
     def to_json(self) -> dict:
-        """Plain values of every setting, for run.json and for telling whether two runs agree."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+        """Plain values of every setting but the secret one, for run.json and for telling whether two runs agree."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()
+                if k != "hub_token"}
 
 
 # ---------------------------------------------------------------------------------- defaults by teacher and method
@@ -207,12 +218,13 @@ class Config:
 EMBEDDED = dict(
     height=64, width=64, num_frames=17, max_sequence_length=16, negative_prompt="", method="trajectory",
     mixed_precision="no", gradient_checkpointing=False, save_merged=True, evaluate=True, train_batch_size=32,
-    sample_batch_size=64, checkpointing_steps=250, monitor_steps=50, monitor_samples=64,
+    sample_batch_size=64, checkpointing_steps=250, validation_steps=200, monitor_steps=50, monitor_samples=64,
 )
 REAL = dict(
     height=480, width=832, num_frames=81, max_sequence_length=512, negative_prompt=WAN_NEGATIVE_PROMPT,
     method="dmd", mixed_precision="bf16", gradient_checkpointing=True, save_merged=False, evaluate=False,
-    train_batch_size=1, sample_batch_size=1, checkpointing_steps=50, monitor_steps=50, monitor_samples=8,
+    train_batch_size=1, sample_batch_size=1, checkpointing_steps=50, validation_steps=100,
+    monitor_steps=50, monitor_samples=8,
 )
 SHARED = dict(critic_warmup_steps=100, critic_updates=5, fake_score_learning_rate=2e-5, fake_score_lora_alpha=64.0,
               score_draws=2, diversity_weight=0.05, solver_points=48)
@@ -262,11 +274,11 @@ def resolve(config: Config, teacher) -> Config:
 POSITIVE = ("max_train_steps", "train_batch_size", "gradient_accumulation_steps", "num_trajectories", "teacher_steps",
             "rank", "lora_alpha", "flow_shift", "teacher_shift", "max_sequence_length", "learning_rate",
             "max_grad_norm", "adam_epsilon", "sample_batch_size", "checkpointing_steps", "logging_steps",
-            "eval_samples", "critic_updates", "fake_score_learning_rate", "fake_score_lora_alpha", "score_draws",
+            "eval_samples", "fps", "critic_updates", "fake_score_learning_rate", "fake_score_lora_alpha", "score_draws",
             "solver_points", "huber_c", "monitor_samples")
 FRACTIONS = ("adam_beta1", "adam_beta2", "ema_decay")
 NOT_NEGATIVE = ("critic_warmup_steps", "diversity_weight", "seed", "eval_seed", "lr_warmup_steps", "ema_start",
-                "adam_weight_decay", "monitor_steps")
+                "adam_weight_decay", "monitor_steps", "validation_steps")
 
 
 def check_values(config: Config) -> None:

@@ -73,11 +73,10 @@ class Monitor:
     def look(self, denoiser: Denoiser, learner: Learner) -> dict[str, float]:
         """Scalars for metrics.jsonl; keeps the weights if they are the best so far, and warns in plain words."""
         if self.real is None:
-            x, end = (self.solved.at(self.rows, [s] * len(self.rows)).cpu() for s in self.sigmas[-2:])
-            self.real = self._implied_x0(x, end)
+            self.real = self.teacher_x0()
             self.seen = self._statistics(self.real)
         with learner.shipped():
-            x0 = self._student(denoiser)
+            x0 = self.student_x0(denoiser)
         values = relative(self._statistics(x0), self.seen) | dict(score=score(x0, self.real))
         values |= self._movement(learner)
         if values["score"] < self.best:
@@ -107,7 +106,7 @@ class Monitor:
 
     # ------------------------------------------------------------------------------------------------------- seeing
 
-    def _student(self, denoiser: Denoiser) -> Tensor:
+    def student_x0(self, denoiser: Denoiser) -> Tensor:
         """x0 [N, C, F, H, W] that the student's phase implies, on the CPU."""
         found, size = [], self.config.sample_batch_size
         for first in range(0, len(self.rows), size):
@@ -122,6 +121,10 @@ class Monitor:
             *_, x, end = begin, *euler(velocity, begin, self.sigmas)
             found.append(self._implied_x0(x, end).cpu())
         return torch.cat(found)
+
+    def teacher_x0(self) -> Tensor:
+        """x0 [N, C, F, H, W] of the teacher's phase from the same prompts and noise, on the CPU."""
+        return self._implied_x0(*(self.solved.at(self.rows, [s] * len(self.rows)).cpu() for s in self.sigmas[-2:]))
 
     def _implied_x0(self, x: Tensor, end: Tensor) -> Tensor:
         """Where the phase's last step, from `x` to `end`, would arrive if it went on to sigma 0."""

@@ -15,6 +15,8 @@ FREE = {
     "expert", "sample_batch_size", "gradient_checkpointing", "checkpointing_steps", "checkpoints_total_limit",
     "logging_steps", "monitor_steps", "monitor_samples", "save_merged", "evaluate",
     "evaluate_only", "eval_samples", "eval_seed", "debug",
+    "validation_steps", "validation_prompt", "fps", "report_to", "tracker_project_name", "push_to_hub",
+    "hub_model_id", "hub_token",
 }
 
 
