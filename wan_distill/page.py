@@ -222,8 +222,8 @@ if (play) {
   const start = () => all(v => v.play().catch(() => { play.textContent = "Play" }));
   const ready = v => v.readyState > 1 ? 0 : new Promise(done => v.addEventListener("loadeddata", done));
   Promise.all(videos.map(ready)).then(start);
-  setInterval(() => videos.forEach(v => { if (Math.abs(v.currentTime - videos[0].currentTime) > 0.08)
-    v.currentTime = videos[0].currentTime }), 500);
+  const apart = v => { const t = Math.abs(v.currentTime - videos[0].currentTime); return Math.min(t, v.duration - t) };
+  setInterval(() => videos.forEach(v => { if (apart(v) > 0.08) v.currentTime = videos[0].currentTime }), 500);
   play.onclick = () => { const stop = play.textContent === "Pause"; play.textContent = stop ? "Play" : "Pause";
     stop ? all(v => v.pause()) : start() };
 }

@@ -14,8 +14,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from html import unescape
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+
+WATCHED = 7.0  # seconds that the page is left to play
 
 PROBE = """<script>
 const errors = [];
@@ -25,10 +30,10 @@ console.error = (...a) => errors.push(a.join(" "));
 setTimeout(() => {
   document.getElementById("copy").click();
   setTimeout(() => {
-    const videos = [...document.querySelectorAll("video")], times = videos.map(v => v.currentTime);
+    const videos = [...document.querySelectorAll("video")], ahead = videos.map(v => Math.abs(v.currentTime - videos[0].currentTime));
     const facts = { errors, videos: videos.length, charts: document.querySelectorAll("svg polyline").length,
       playing: videos.filter(v => !v.paused && v.videoWidth > 0 && v.readyState > 1).length,
-      spread: videos.length ? Math.max(...times) - Math.min(...times) : 0,
+      spread: Math.max(0, ...ahead.map((t, i) => Math.min(t, videos[i].duration - t))),
       copied: document.getElementById("copy").textContent, scroll: document.documentElement.scrollWidth,
       client: document.documentElement.clientWidth };
     document.documentElement.setAttribute("data-facts", JSON.stringify(facts));
@@ -46,17 +51,33 @@ def chromium(*arguments: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
 
 
+class Slow(BaseHTTPRequestHandler):
+    """A picture that takes its time: Chromium dumps a page when everything on it has loaded, and not before."""
+
+    def do_GET(self) -> None:
+        time.sleep(WATCHED)
+        self.send_response(204)
+        self.end_headers()
+
+    def log_message(self, *line) -> None:
+        pass
+
+
 def facts(page: Path, width: int) -> dict:
     """What a probe inside the page saw after it had played for a while, in a frame `width` pixels wide."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Slow)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
     with tempfile.TemporaryDirectory() as folder:
         probed = Path(folder) / "page.html"
         probed.write_text(page.read_text(encoding="utf-8").replace("<body>", "<body>" + PROBE, 1), encoding="utf-8")
         # Windows narrower than 500 pixels do not exist, frames do.
         frame = Path(folder) / "frame.html"
-        frame.write_text(f"""<iframe id="f" src="page.html" width="{width}" height="900"></iframe><script>
+        frame.write_text(f"""<iframe id="f" src="page.html" width="{width}" height="900"></iframe>
+            <img src="http://127.0.0.1:{server.server_port}/"><script>
             setTimeout(() => document.documentElement.setAttribute("data-facts",
             document.getElementById("f").contentDocument.documentElement.dataset.facts), 6000)</script>""")
-        dom = chromium("--timeout=9000", "--allow-file-access-from-files", "--dump-dom", frame.as_uri())
+        dom = chromium("--allow-file-access-from-files", "--dump-dom", frame.as_uri())
+    server.shutdown()
     return json.loads(unescape(re.search(r'data-facts="([^"]*)"', dom)[1]))
 
 
