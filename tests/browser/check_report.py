@@ -30,7 +30,8 @@ console.error = (...a) => errors.push(a.join(" "));
 setTimeout(() => {
   document.getElementById("copy").click();
   setTimeout(() => {
-    const videos = [...document.querySelectorAll("video")], ahead = videos.map(v => Math.abs(v.currentTime - videos[0].currentTime));
+    const videos = [...document.querySelectorAll("video")];
+    const ahead = videos.map(v => Math.abs(v.currentTime - videos[0].currentTime));
     const facts = { errors, videos: videos.length, charts: document.querySelectorAll("svg polyline").length,
       playing: videos.filter(v => !v.paused && v.videoWidth > 0 && v.readyState > 1).length,
       spread: Math.max(0, ...ahead.map((t, i) => Math.min(t, videos[i].duration - t))),
