@@ -7,7 +7,8 @@ import shutil
 from pathlib import Path
 
 import torch
-from diffusers import FlowMapEulerDiscreteScheduler, WanTransformer3DModel
+from diffusers import FlowMapEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
+from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
@@ -67,7 +68,7 @@ def to_adapter_names(lora: dict[str, Tensor], role: str) -> dict[str, Tensor]:
 
 def save_lora(file: Path, adapter: dict[str, Tensor], config: Config, info: TeacherInfo, expert: Expert) -> None:
     """Writes one expert's LoRA, with the schedule in the metadata."""
-    metadata = {METADATA_KEY: json.dumps(schedule_metadata(config, info, expert)), "format": "pt"}
+    metadata = {METADATA_KEY: json.dumps(schedule_metadata(config, info, expert))}  # a second key would come in any order
     write_tensors(file, to_original_names(adapter, config.lora_alpha), metadata)
 
 
@@ -125,9 +126,45 @@ def scheduler_for(config: Config) -> FlowMapEulerDiscreteScheduler:
     return FlowMapEulerDiscreteScheduler(shift=config.flow_shift)
 
 
+class ExportError(RuntimeError):
+    """A file that was written does not give back the student."""
+
+
+@torch.no_grad()
+def verify_lora(transformer: WanTransformer3DModel, file: Path, atol: float = 1e-3) -> float:
+    """Loads `file` as diffusers does and as ComfyUI does, and compares what each makes of `transformer`'s weights.
+
+    ComfyUI adds alpha / rank * up @ down to the matrix of the original name. Returns the largest relative difference;
+    raises ExportError above `atol`. Works on copies of single matrices: nothing large is held twice.
+    """
+    lora = load_file(file)
+    transformer.load_lora_adapter(
+        WanPipeline.lora_state_dict(str(file.parent), weight_name=file.name), adapter_name="check",
+        prefix="transformer")
+    worst, checked = 0.0, 0
+    for name, module in transformer.named_modules():
+        if not name.startswith("blocks.") or not isinstance(module, LoraLayer) or "check" not in module.lora_A:
+            continue
+        _, block, layer = name.split(".", 2)
+        stem = f"diffusion_model.blocks.{block}.{ORIGINAL_NAMES[layer]}"
+        down, up = lora[f"{stem}.lora_down.weight"].float(), lora[f"{stem}.lora_up.weight"].float()
+        comfy = up @ down * (float(lora[f"{stem}.alpha"]) / down.shape[0])
+        ours = module.get_delta_weight("check").float().cpu()
+        worst = max(worst, float((ours - comfy).norm() / comfy.norm().clamp_min(1e-12)))
+        checked += 1
+    transformer.unload_lora()
+    stored = sum(name.endswith(".alpha") for name in lora)
+    if checked != stored or worst > atol:
+        raise ExportError(f"{file}: loaded back, {checked} of {stored} layers agree to {worst:.2g}; do not use it")
+    return worst
+
+
 def export_student(config: Config, teacher: Teacher) -> None:
     """Writes the scheduler and, where asked for, the merged pipeline; the LoRA files were written by training."""
     output_dir = Path(config.output_dir)
+    for expert in config.experts:
+        difference = verify_lora(teacher.load_expert(expert, exact=True), output_dir / LORA_FILE[expert])
+        print(f"{LORA_FILE[expert]}: loaded back as diffusers and as ComfyUI do; equal to {difference:.1g}")
     scheduler_for(config).save_pretrained(output_dir / "scheduler")
     if config.save_merged:
         save_merged(output_dir / "student", config, teacher, output_dir)
