@@ -68,7 +68,8 @@ def to_adapter_names(lora: dict[str, Tensor], role: str) -> dict[str, Tensor]:
 
 def save_lora(file: Path, adapter: dict[str, Tensor], config: Config, info: TeacherInfo, expert: Expert) -> None:
     """Writes one expert's LoRA, with the schedule in the metadata."""
-    metadata = {METADATA_KEY: json.dumps(schedule_metadata(config, info, expert))}  # a second key would come in any order
+    # One key only: several would be written in any order, and the same student would not be the same bytes.
+    metadata = {METADATA_KEY: json.dumps(schedule_metadata(config, info, expert))}
     write_tensors(file, to_original_names(adapter, config.lora_alpha), metadata)
 
 
