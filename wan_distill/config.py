@@ -138,6 +138,10 @@ class Config:
     fake_score_learning_rate: float | None = flag(None, "learning rate of the critic", DMD, alias=("--lr_critic",))
     fake_score_lora_alpha: float | None = flag(None, "scale of the critic's adapter is this / rank", DMD)
     score_draws: int | None = flag(None, "(sigma, noise) draws per rollout in the critic's loss", DMD)
+    real_score_guidance_scale: float | None = flag(
+        None, "guidance of the high teacher's score (default: the teacher's own)", DMD)
+    real_score_guidance_scale_2: float | None = flag(
+        None, "guidance of the low teacher's score (default: the teacher's own)", DMD)
     diversity_weight: float | None = flag(None, "weight of the DP-DMD first-step loss; 0 = off", DMD)
 
     solver_points: int | None = flag(None, "points of the teacher's grid", CONSISTENCY)
@@ -192,6 +196,11 @@ class Config:
     def guidance(self, expert: str) -> float:
         """The teacher's guidance scale while `expert` denoises."""
         return self.guidance_scale if expert == "high" else self.guidance_scale_2
+
+    def score_guidance(self, expert: str) -> float:
+        """Guidance of the teacher's score in distribution matching."""
+        scale = self.real_score_guidance_scale if expert == "high" else self.real_score_guidance_scale_2
+        return self.guidance(expert) if scale is None else scale
 
     def adapter_alpha(self, role: str) -> float:
         """alpha of a role's adapter; its effect is scaled by alpha / rank."""
@@ -281,7 +290,7 @@ def check_values(config: Config) -> None:
             raise UsageError(f"--{name} {value}: must be at least 0 and below 1")
         if name in NOT_NEGATIVE and value < 0:
             raise UsageError(f"--{name} {value}: must not be negative")
-        if name in ("guidance_scale", "guidance_scale_2") and value < 1:
+        if name.removeprefix("real_score_") in ("guidance_scale", "guidance_scale_2") and value < 1:
             raise UsageError(f"--{name} {value}: guidance starts at 1, which is off")
     if config.checkpoints_total_limit is not None and config.checkpoints_total_limit < 1:
         raise UsageError(f"--checkpoints_total_limit {config.checkpoints_total_limit}: keep at least 1 to resume from")
