@@ -158,6 +158,8 @@ def train(config: Config, expert: str, sources, shown: list[str], runtime) -> No
     metrics = Metrics(Path(config.output_dir) / "metrics.jsonl", runtime)
     first, last = resume(config, root, learners, runtime), method.updates(config.max_train_steps)
     monitor.resume(first)
+    if first == 0 and monitor.due(learners["student"]):  # what a warm start begins with is a candidate too
+        metrics.add(**monitor.look(denoiser, learners["student"]))
 
     for step in tqdm(range(first, last), initial=first, total=last, desc=f"{expert} expert", unit="update",
                      disable=not runtime.is_main):

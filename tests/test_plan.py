@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import train_distillation
 from wan_distill import memory, plan
-from wan_distill.config import EMBEDDED_TEACHER, Config, resolve
+from wan_distill.config import EMBEDDED_TEACHER, Config, UsageError, resolve
 from wan_distill.denoiser import Denoiser, adapter_parameters, add_adapter
 from wan_distill.runtime import Learner, Runtime
 from wan_distill.teacher import TeacherInfo, describe
@@ -190,3 +190,15 @@ def test_an_old_package_stops_the_run(broken, monkeypatch):
     real = plan.importlib.metadata.version
     monkeypatch.setattr(plan.importlib.metadata, "version", lambda name: "0.1" if name == "diffusers" else real(name))
     assert "diffusers 0.1: need >=" in broken()
+
+
+def test_out_of_memory_says_what_to_try_by_saving(tmp_path):
+    info = teacher_of(MIDDLE, tmp_path)
+    config = resolve(Config(teacher_path="random", method="dmd", height=64, width=64, num_frames=17,
+                            gradient_checkpointing=False, max_sequence_length=32), info)
+    with pytest.raises(UsageError) as raised, memory.explain_out_of_memory(config, info, "training the high expert"):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    said = str(raised.value)
+    assert "while training the high expert" in said and "--gradient_checkpointing saves about" in said
+    saved = [float(part.split("about ")[1].split()[0]) for part in said.split("; ")[2:]]
+    assert len(saved) > 2 and saved == sorted(saved, reverse=True)

@@ -138,6 +138,10 @@ class Config:
     fake_score_learning_rate: float | None = flag(None, "learning rate of the critic", DMD, alias=("--lr_critic",))
     fake_score_lora_alpha: float | None = flag(None, "scale of the critic's adapter is this / rank", DMD)
     score_draws: int | None = flag(None, "(sigma, noise) draws per rollout in the critic's loss", DMD)
+    real_score_guidance_scale: float | None = flag(
+        None, "guidance of the high teacher's score (default: the teacher's own)", DMD)
+    real_score_guidance_scale_2: float | None = flag(
+        None, "guidance of the low teacher's score (default: the teacher's own)", DMD)
     diversity_weight: float | None = flag(None, "weight of the DP-DMD first-step loss; 0 = off", DMD)
 
     solver_points: int | None = flag(None, "points of the teacher's grid", CONSISTENCY)
@@ -203,6 +207,11 @@ class Config:
         """The teacher's guidance scale while `expert` denoises."""
         return self.guidance_scale if expert == "high" else self.guidance_scale_2
 
+    def score_guidance(self, expert: str) -> float:
+        """Guidance of the teacher's score in distribution matching."""
+        scale = self.real_score_guidance_scale if expert == "high" else self.real_score_guidance_scale_2
+        return self.guidance(expert) if scale is None else scale
+
     def adapter_alpha(self, role: str) -> float:
         """alpha of a role's adapter; its effect is scaled by alpha / rank."""
         return self.lora_alpha if role == "student" else self.fake_score_lora_alpha
@@ -218,7 +227,7 @@ class Config:
 EMBEDDED = dict(
     height=64, width=64, num_frames=17, max_sequence_length=16, negative_prompt="", method="trajectory",
     mixed_precision="no", gradient_checkpointing=False, save_merged=True, evaluate=True, train_batch_size=32,
-    sample_batch_size=64, checkpointing_steps=250, validation_steps=200, monitor_steps=50, monitor_samples=64,
+    sample_batch_size=64, checkpointing_steps=250, validation_steps=200, monitor_steps=200, monitor_samples=32,
 )
 REAL = dict(
     height=480, width=832, num_frames=81, max_sequence_length=512, negative_prompt=WAN_NEGATIVE_PROMPT,
@@ -233,9 +242,11 @@ METHOD = {  # (method, embedded teacher?) -> defaults
                                lr_scheduler="cosine", ema_decay=0.0, ema_start=0, lora_alpha=64.0),
     ("trajectory", False): dict(max_train_steps=2000, learning_rate=1e-4, num_trajectories=2000, adam_beta1=0.9,
                                 lr_scheduler="cosine", ema_decay=0.99, ema_start=200, lora_alpha=64.0),
-    ("dmd", True): dict(max_train_steps=150, learning_rate=3e-4, num_trajectories=1024, adam_beta1=0.0,
-                        lr_scheduler="constant", ema_decay=0.97, ema_start=20, lora_alpha=64.0,
-                        fake_score_learning_rate=1e-3, critic_warmup_steps=60),
+    ("dmd", True): dict(max_train_steps=100, learning_rate=1e-3, num_trajectories=1024, adam_beta1=0.0,
+                        lr_scheduler="constant_with_warmup", ema_decay=0.95, ema_start=20, lora_alpha=64.0,
+                        fake_score_learning_rate=2e-3, critic_warmup_steps=20, critic_updates=2, score_draws=1,
+                        diversity_weight=0.0, train_batch_size=16, real_score_guidance_scale=3.4,
+                        monitor_steps=20),
     ("dmd", False): dict(max_train_steps=400, learning_rate=5e-5, num_trajectories=2000, adam_beta1=0.0,
                          lr_scheduler="constant_with_warmup", ema_decay=0.99, ema_start=200, lora_alpha=8.0),
     ("consistency", True): dict(max_train_steps=400, learning_rate=1e-3, num_trajectories=512, adam_beta1=0.9,
@@ -244,6 +255,11 @@ METHOD = {  # (method, embedded teacher?) -> defaults
                                  lr_scheduler="constant_with_warmup", ema_decay=0.99, ema_start=200, lora_alpha=64.0),
 }
 REASONS = {  # printed at the start of a run with --method dmd
+    "learning_rate": "no larger than the critic can follow; a tenth by default where a warm start is refined",
+    "fake_score_learning_rate": "the critic must keep up with the student",
+    "real_score_guidance_scale": "None = the teacher's own; matching guided scores over-saturates: lower it if it does",
+    "real_score_guidance_scale_2": "the same for the low expert",
+    "negative_prompt": "what the teacher's score is guided away from, as in its own sampling",
     "critic_warmup_steps": "the critic must know the student before it judges it",
     "critic_updates": "the student moves while the critic follows: 5 to 1 in DMD2",
     "score_draws": "the high phase's target is 100 times noisier than plain flow matching's: average",
@@ -258,7 +274,10 @@ def resolve(config: Config, teacher) -> Config:
     """Fills every None for this teacher (`teacher.TeacherInfo`) and method, and refuses what cannot work."""
     family = EMBEDDED if teacher.embedded else REAL
     chosen = dict(sampling_steps=(4,), boundary_ratio=teacher.boundary_ratio, **teacher.sampling_defaults, **family)
-    chosen |= SHARED | METHOD[(config.method or family["method"], teacher.embedded)]
+    method = config.method or family["method"]
+    chosen |= SHARED | METHOD[(method, teacher.embedded)]
+    if method == "dmd" and config.init_student_from:
+        chosen["learning_rate"] /= 10  # it refines: at full rate the first updates undo what it began with
     missing = {k: v for k, v in chosen.items() if getattr(config, k) is None}
     config = dataclasses.replace(config, **missing)
     if config.output_dir is None:
@@ -294,7 +313,7 @@ def check_values(config: Config) -> None:
             raise UsageError(f"--{name} {value}: must be at least 0 and below 1")
         if name in NOT_NEGATIVE and value < 0:
             raise UsageError(f"--{name} {value}: must not be negative")
-        if name in ("guidance_scale", "guidance_scale_2") and value < 1:
+        if name.removeprefix("real_score_") in ("guidance_scale", "guidance_scale_2") and value < 1:
             raise UsageError(f"--{name} {value}: guidance starts at 1, which is off")
     if config.checkpoints_total_limit is not None and config.checkpoints_total_limit < 1:
         raise UsageError(f"--checkpoints_total_limit {config.checkpoints_total_limit}: keep at least 1 to resume from")

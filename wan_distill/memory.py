@@ -12,7 +12,8 @@ import functools
 import math
 import time
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from wan_distill.config import Config
+from wan_distill.config import Config, UsageError
 from wan_distill.denoiser import adapter_parameters, add_adapter
 from wan_distill.schedule import sigma_grid
 
@@ -279,6 +280,37 @@ def _activations(config: Config, info, cost: Trace) -> int:
     draws = dataclasses.replace(config, train_batch_size=config.train_batch_size * config.score_draws)
     return max(cost.activations + second_graph, cost.graph + 2 * cost.evaluation,
                trace(shape_of(draws, info)).activations)
+
+
+@contextmanager
+def explain_out_of_memory(config: Config, info, phase: str) -> Iterator[None]:
+    """Turns CUDA's out-of-memory error into a UsageError: peak, phase, what was resident, what to try next."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        need = estimate(config, info, config.base_precision)
+        kinds = ", ".join(f"{name} {size / GB:.1f}" for name, size in need.by_kind().items())
+        peak = f"{torch.cuda.max_memory_allocated() / GB:.1f} GB" if torch.cuda.is_available() else "unknown"
+        tried = "; ".join(f"{flags} saves about {saved / GB:.1f} GB" for saved, flags in savings(config, info, need))
+        raise UsageError(
+            f"out of GPU memory while {phase} (peak {peak}; an update needs about {need.peak / GB:.1f} GB: {kinds}); "
+            f"{tried or 'choose a smaller clip: --height, --width'}") from error
+
+
+def savings(config: Config, info, need: Estimate) -> list[tuple[float, str]]:
+    """(bytes saved, flags) of each single change that lowers the predicted peak, the largest saving first."""
+    shorter = max(1, (config.num_frames - 1) // 8 * 4 + 1)
+    changes = [dict(base_precision="fp8"), dict(base_precision="nf4"), dict(num_frames=shorter),
+               dict(gradient_checkpointing=True), dict(train_batch_size=1)]
+    if config.method == "dmd":
+        changes += [dict(score_draws=1), dict(diversity_weight=0.0)]
+    found = []
+    for change in changes:
+        changed = dataclasses.replace(config, **change)
+        saved = need.peak - estimate(changed, info, changed.base_precision).peak
+        flags = " ".join(f"--{name}" if value is True else f"--{name} {value}" for name, value in change.items())
+        found.append((saved, flags))
+    return sorted((f for f in found if f[0] > 0.01 * need.peak), reverse=True)
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.3) -> float:

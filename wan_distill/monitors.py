@@ -65,8 +65,8 @@ class Monitor:
 
     # ----------------------------------------------------------------------------------------------------- watching
 
-    def due(self, learner: Learner, last: bool) -> bool:
-        """Whether the student is to be looked at after this update; only the main process looks."""
+    def due(self, learner: Learner, last: bool = False) -> bool:
+        """Whether the student is to be looked at now; only the main process looks."""
         return self.on and self.runtime.is_main and (last or learner.done % self.config.monitor_steps == 0)
 
     @torch.no_grad()

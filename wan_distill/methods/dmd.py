@@ -135,7 +135,7 @@ class PhasedDMD:
         with torch.no_grad():
             x, sigma, _ = self.diffuse(x_end.detach(), batch.sigmas[-1], rng)
             real = denoiser.guided_velocity(x, sigma, batch.prompt, self.sources.negative,
-                                            self.config.guidance(self.expert))
+                                            self.config.score_guidance(self.expert))
             fake = denoiser.velocity(x, sigma, batch.prompt, role="fake_score")
             gradient = matching_gradient(x0.detach(), flow.x0_from_velocity(x, real, sigma),
                                          flow.x0_from_velocity(x, fake, sigma))
