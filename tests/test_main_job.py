@@ -180,8 +180,9 @@ def test_the_readme_it_writes_has_a_snippet_that_runs(distilled):
     assert len(frames) == 17 and frames[0].size == (64, 64)
 
 
+@torch.no_grad()  # as WanPipeline.__call__ is: with gradients other kernels round differently, by 1e-6
 def test_prompt_embeddings_are_the_pipelines(resolved, tmp_path):
-    """Bit-equal: same cleaning, same length, zero past the end. In one process: threads may round differently."""
+    """Bit-equal: same cleaning, same length, zero past the end."""
     config = dataclasses.replace(resolved, output_dir=str(tmp_path))
     runtime = Runtime(config)
     prompts = ["a small red circle moving left", ""]
