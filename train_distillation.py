@@ -15,7 +15,7 @@ import sys
 import traceback
 from pathlib import Path
 
-from wan_distill.config import RESUMABLE, Config, Stopped, UsageError, parse_args, resolve  # light: --help is quick
+from wan_distill.config import RESUMABLE, Config, Halted, Stopped, UsageError, parse_args, resolve  # light
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -26,11 +26,20 @@ def main(argv: list[str] | None = None) -> int:
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         return RESUMABLE
+    except Halted as halted:
+        print(f"error: {halted}", file=sys.stderr, flush=True)
+        return 1
     except UsageError as error:
         if "--debug" in argv:
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # a full or read-only disk; whatever was complete is still there
+        if "--debug" in argv or error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}; what was complete is kept: once there is room and "
+              "permission, run the same command to go on", file=sys.stderr)
+        return 1
     except Exception as error:
         if "WORLD_SIZE" in os.environ:  # which of many: the others only see that a peer is gone
             print(f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} failed: {type(error).__name__}: {error}",
@@ -52,6 +61,7 @@ def run(config: Config) -> int:
         print(describe_plan(config, info, prompts, held_out), describe_needs(config, info),
               *check_surroundings(config, info), sep="\n")
         return 0
+    check_surroundings(config, info)
 
     from wan_distill.evaluate import Evaluation, as_markdown
     from wan_distill.export import export_student
@@ -139,12 +149,12 @@ def train(config: Config, expert: str, sources, shown: list[str], runtime) -> No
     from wan_distill.monitors import Monitor
     from wan_distill.page import write_page
     from wan_distill.previews import Previews
-    from wan_distill.progress import resume, save
-    from wan_distill.runtime import Metrics, NonFiniteError, generator, keyed_seed, make_learners
+    from wan_distill.progress import Progress
+    from wan_distill.runtime import Metrics, keyed_seed, make_learners
 
-    root = Path(config.output_dir) / expert
+    output_dir, info = Path(config.output_dir), sources.teacher.info
     method = make_method(expert, sources)
-    monitor, previews = Monitor(expert, sources, root), Previews(expert, sources, shown)
+    monitor, previews = Monitor(expert, sources, output_dir / expert), Previews(expert, sources, shown)
     transformer = sources.teacher.load_expert(expert)
     for role in method.roles:
         add_adapter(transformer, role, rank=config.rank, alpha=config.adapter_alpha(role), layers=config.lora_layers,
@@ -153,50 +163,61 @@ def train(config: Config, expert: str, sources, shown: list[str], runtime) -> No
         init_student(transformer, Path(config.init_student_from) / LORA_FILE[expert])
     if config.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()
-    denoiser = Denoiser({expert: transformer}, config.boundary, sources.teacher.info.expand_timesteps)
+    denoiser = Denoiser({expert: transformer}, config.boundary, info.expand_timesteps)
     learners = make_learners(method, {r: adapter_parameters(transformer, r) for r in method.roles}, config)
-    metrics = Metrics(Path(config.output_dir) / "metrics.jsonl", runtime)
-    first, last = resume(config, root, learners, runtime), method.updates(config.max_train_steps)
+    student, metrics = learners["student"], Metrics(output_dir / "metrics.jsonl", runtime)
+    progress = Progress(config, expert, output_dir / expert, learners, metrics, runtime)
+    first, last = progress.resume(), method.updates(config.max_train_steps)
     monitor.resume(first)
-    if first == 0 and monitor.due(learners["student"]):  # what a warm start begins with is a candidate too
-        metrics.add(**monitor.look(denoiser, learners["student"]))
+    if first == 0 and monitor.due(student):  # what a warm start begins with is a candidate too
+        metrics.note(**monitor.look(denoiser, student))
 
     for step in tqdm(range(first, last), initial=first, total=last, desc=f"{expert} expert", unit="update",
                      disable=not runtime.is_main):
         if step == 0 and previews.due(step, last):
-            previews.write(denoiser, learners["student"], step)
+            previews.write(denoiser, student, step)
         role = method.role_at(step)
-        with denoiser.training(role):  # through backward: checkpointing recomputes with the active adapter
-            for micro in range(config.gradient_accumulation_steps):
-                index = runtime.micro_batch(step, micro)
-                with runtime.autocast():
-                    loss = method.loss(role, denoiser, method.batch_at(step, index),
-                                       generator(config.seed, expert, index))
-                (loss.value / config.gradient_accumulation_steps).backward()
-                metrics.add(**{f"{role}_loss": loss.value}, **loss.metrics)
-        try:
-            metrics.add(**{f"{role}_gradient_norm": learners[role].update(runtime)})
-        except NonFiniteError as error:
-            save(config, root, step, learners, runtime)
-            raise SystemExit(f"error: {error} at update {step}, {role}, {expert} expert; nothing was updated and the "
-                             f"state before it is saved in {root}") from error
-        if role == "student" and monitor.due(learners[role], last=step + 1 == last):
-            metrics.add(**monitor.look(denoiser, learners[role]))
-        if (step + 1) % config.logging_steps == 0 or step + 1 == last:
-            metrics.write(expert=expert, step=step + 1, learning_rate=learners["student"].learning_rate())
-        if previews.due(step + 1, last):
-            previews.write(denoiser, learners["student"], step + 1)
-            write_page(Path(config.output_dir), config, sources.teacher.info)
+        update(config, expert, step, method, denoiser, learners[role], progress)
+        done = step + 1
+        if role == "student" and monitor.due(student, last=done == last):
+            metrics.note(**monitor.look(denoiser, student))
+        if done % config.logging_steps == 0 or done == last:
+            metrics.write(expert=expert, step=done, learning_rate=student.learning_rate())
+        if previews.due(done, last):
+            previews.write(denoiser, student, done)
+            write_page(output_dir, config, info)
         stopping = runtime.stop_requested()
-        if (step + 1) % config.checkpointing_steps == 0 or step + 1 == last or stopping:
-            save(config, root, step + 1, learners, runtime)
+        if done % config.checkpointing_steps == 0 or done == last or stopping:
+            progress.save(done)
         if stopping:
-            raise Stopped(f"Stopped after update {step + 1} of the {expert} expert. Run the same command to go on.")
+            raise Stopped(f"Stopped after update {done} of the {expert} expert. Run the same command to go on.")
 
     if runtime.is_main:
-        save_lora(Path(config.output_dir) / LORA_FILE[expert], monitor.exported(learners["student"]), config,
-                  sources.teacher.info, expert)
+        save_lora(output_dir / LORA_FILE[expert], monitor.exported(student), config, info, expert)
     runtime.state.wait_for_everyone()
+
+
+def update(config: Config, expert: str, step: int, method, denoiser, learner, progress) -> None:
+    """One optimizer update of one role. A loss or gradient that is not finite never reaches the weights."""
+    from wan_distill.runtime import NonFiniteError, generator
+
+    runtime, seen = progress.runtime, []
+    with denoiser.training(learner.role):  # through backward: checkpointing recomputes with the active adapter
+        for micro in range(config.gradient_accumulation_steps):
+            index = runtime.micro_batch(step, micro)
+            with runtime.autocast():
+                loss = method.loss(learner.role, denoiser, method.batch_at(step, index),
+                                   generator(config.seed, expert, index))
+            (loss.value / config.gradient_accumulation_steps).backward()
+            seen.append({f"{learner.role}_loss": loss.value.detach(), **loss.metrics})
+    try:
+        norm = learner.update(runtime, sum(values[f"{learner.role}_loss"] for values in seen))
+    except NonFiniteError as error:
+        progress.skip_or_stop(step, learner.role, denoiser, error)
+        return
+    for values in seen:
+        progress.metrics.add(**values)
+    progress.metrics.add(**{f"{learner.role}_gradient_norm": norm})
 
 
 if __name__ == "__main__":

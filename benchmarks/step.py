@@ -24,11 +24,12 @@ from diffusers import WanTransformer3DModel
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import train_distillation
 from wan_distill import memory
 from wan_distill.config import Config, resolve
 from wan_distill.denoiser import Denoiser, adapter_parameters, add_adapter
-from wan_distill.methods import Loss, Sources, make_method
-from wan_distill.runtime import Metrics, Runtime, generator, make_learners
+from wan_distill.methods import Sources, make_method
+from wan_distill.runtime import Metrics, Runtime, make_learners
 from wan_distill.teacher import TeacherInfo
 
 WAN = dict(in_channels=16, out_channels=16, patch_size=[1, 2, 2])
@@ -135,14 +136,7 @@ class Bench:
         self._wait()
         started = time.perf_counter()
         role = self.method.role_at(step)
-        with self.denoiser.training(role):
-            index = self.runtime.micro_batch(step, 0)
-            with self.runtime.autocast():
-                loss: Loss = self.method.loss(role, self.denoiser, self.method.batch_at(step, index),
-                                              generator(self.config.seed, "high", index))
-            loss.value.backward()
-            self.metrics.add(**{f"{role}_loss": loss.value}, **loss.metrics)
-        self.metrics.add(**{f"{role}_gradient_norm": self.learners[role].update(self.runtime)})
+        train_distillation.update(self.config, "high", step, self.method, self.denoiser, self.learners[role], self)
         self._wait()
         return role, time.perf_counter() - started
 

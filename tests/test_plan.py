@@ -47,8 +47,9 @@ def measured_update(config: Config, info: TeacherInfo) -> memory.Ledger:
         prompt = torch.randn(config.train_batch_size, shape.text, info.transformer["text_dim"])
         for _ in range(2):
             with denoiser.training("student"):
-                (denoiser.velocity(x, sigma, prompt, role="student") - x).square().mean().backward()
-            learner.update(Runtime(config))
+                loss = (denoiser.velocity(x, sigma, prompt, role="student") - x).square().mean()
+                loss.backward()
+            learner.update(Runtime(config), loss)
     return ledger
 
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 
 import pytest
 import torch
 from conftest import SMALL
+from safetensors.torch import load_file, save, save_file
 
 import train_distillation
 from wan_distill import checkpoint
 from wan_distill.config import RESUMABLE
 from wan_distill.export import LORA_FILE
+from wan_distill.methods import Loss
+from wan_distill.methods.trajectory import Trajectory
 from wan_distill.runtime import Learner
 
 METHODS = ("trajectory", "dmd", "consistency")
@@ -41,19 +45,23 @@ def losses(folder) -> list[tuple]:
     return [(line["expert"], line["step"], line.get("student_loss"), line.get("fake_score_loss")) for line in lines]
 
 
+def stop_at(monkeypatch, update):
+    """SIGTERM arrives during the given update of the first run."""
+    real, done = Learner.update, []
+
+    def stopping(self, *args):
+        done.append(1)
+        if len(done) == update:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, *args)
+
+    monkeypatch.setattr(Learner, "update", stopping)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_stopped_run_goes_on_bit_for_bit(run, tmp_path, monkeypatch, method):
     assert run("whole", method) == 0
-    updates = Learner.update
-    done = []
-
-    def stop_at_third(self, runtime):
-        done.append(1)
-        if len(done) == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return updates(self, runtime)
-
-    monkeypatch.setattr(Learner, "update", stop_at_third)
+    stop_at(monkeypatch, 3)
     assert run("stopped", method) == RESUMABLE
     assert not (tmp_path / "stopped" / LORA_FILE["low"]).exists()
     assert run("stopped", method) == 0
@@ -66,11 +74,11 @@ def test_updates_lost_in_a_crash_are_done_again_and_logged_once(run, tmp_path, m
     updates = Learner.update
     done = []
 
-    def crash_at_fourth(self, runtime):
+    def crash_at_fourth(self, *args):
         done.append(1)
         if len(done) == 4:
             raise MemoryError("as if killed")
-        return updates(self, runtime)
+        return updates(self, *args)
 
     monkeypatch.setattr(Learner, "update", crash_at_fourth)
     with pytest.raises(MemoryError):
@@ -80,11 +88,25 @@ def test_updates_lost_in_a_crash_are_done_again_and_logged_once(run, tmp_path, m
     assert losses(tmp_path / "crashed") == losses(tmp_path / "whole")
 
 
-def test_other_settings_are_refused_and_named(run, capsys):
-    assert run("out", "trajectory") == 0
+def test_a_log_interval_that_a_stop_cuts_is_averaged_as_if_uncut(run, tmp_path, monkeypatch):
+    assert run("whole", "dmd", "--logging_steps=4") == 0
+    stop_at(monkeypatch, 3)
+    assert run("stopped", "dmd", "--logging_steps=4") == RESUMABLE
+    assert run("stopped", "dmd", "--logging_steps=4") == 0
+    assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
+
+
+def test_other_settings_are_refused_and_named_unless_allowed(run, capsys):
+    assert run("out", "trajectory", "--max_train_steps=2") == 0
+    capsys.readouterr()
     assert run("out", "trajectory", "--learning_rate=0.123") == 2
-    error = capsys.readouterr().err
-    assert "learning_rate was" in error and "0.123" in error and "--output_dir" in error
+    error = capsys.readouterr().err.strip()
+    assert "learning_rate was" in error and "0.123" in error and "--allow_config_change" in error
+    assert error.splitlines()[-1].startswith("error:")
+    assert run("out", "trajectory", "--gradient_accumulation_steps=2") == 2
+    assert "processes x gradient_accumulation_steps was 1, is 2" in capsys.readouterr().err
+    assert run("out", "trajectory", "--learning_rate=0.123", "--allow_config_change") == 0
+    assert "going on although learning_rate was" in capsys.readouterr().out
 
 
 def test_more_updates_may_be_asked_for_later(run, tmp_path):
@@ -94,17 +116,105 @@ def test_more_updates_may_be_asked_for_later(run, tmp_path):
     assert lora(tmp_path / "short") == lora(tmp_path / "long")
 
 
+def test_an_explicit_checkpoint_is_resumed_and_later_ones_are_set_aside(run, tmp_path, capsys):
+    assert run("out", "trajectory") == 0
+    before = lora(tmp_path / "out")
+    root = tmp_path / "out" / "high"
+    assert run("out", "trajectory", f"--resume_from_checkpoint={root / 'checkpoint-2'}") == 0
+    assert f"Going on from {root / 'checkpoint-2'}" in capsys.readouterr().out
+    assert lora(tmp_path / "out") == before and len(losses(tmp_path / "out")) == 8
+    assert (root / "set-aside-0-checkpoint-4" / "state.json").exists() and (root / "checkpoint-4").exists()
+
+
+def test_an_explicit_checkpoint_that_is_missing_or_damaged_fails_loudly(run, tmp_path, capsys):
+    assert run("out", "trajectory", "--max_train_steps=2") == 0
+    assert run("out", "trajectory", "--resume_from_checkpoint=/no/such") == 2
+    assert "--resume_from_checkpoint /no/such" in capsys.readouterr().err
+    folder = tmp_path / "out" / "low" / "checkpoint-2"
+    (folder / "student.safetensors").write_bytes(b"")
+    assert run("out", "trajectory", f"--resume_from_checkpoint={folder}") == 2
+    assert "is damaged" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------------------ not finite
+
+
+@pytest.fixture
+def poison(monkeypatch):
+    """Makes the loss of the given update calls (from 0) NaN."""
+    def install(*when):
+        calls, real = [], Trajectory.loss
+
+        def loss(self, *args):
+            calls.append(1)
+            found = real(self, *args)
+            return Loss(found.value * float("nan")) if len(calls) - 1 in when else found
+
+        monkeypatch.setattr(Trajectory, "loss", loss)
+
+    return install
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_the_state_before_it(run, tmp_path, poison, monkeypatch, capsys):
+    assert run("whole", "trajectory") == 0
+    poison(2)
+    assert run("out", "trajectory") == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    for words in ("loss nan", "update 3", "student", "high expert", "sigma 1.0000 to 0.8333"):
+        assert words in error
+    saved, state = checkpoint.load(tmp_path / "out" / "high" / "checkpoint-2")
+    assert state["step"] == 2 and all(torch.isfinite(t).all() for t in saved["student"].values())
+    monkeypatch.undo()
+    assert run("out", "trajectory") == 0
+    assert lora(tmp_path / "out") == lora(tmp_path / "whole")
+
+
+def test_a_loss_that_is_not_finite_may_be_skipped_up_to_a_limit(run, tmp_path, poison, capsys):
+    poison(1)
+    assert run("out", "trajectory", "--on_nonfinite=skip") == 0
+    assert "skipped (1 of at most 10)" in capsys.readouterr().out
+    steps = [(expert, step) for expert, step, loss, _ in losses(tmp_path / "out") if loss is None]
+    assert steps == [("high", 2)]
+    assert "NaN" not in (tmp_path / "out" / "metrics.jsonl").read_text(encoding="utf-8")
+    poison(0, 1, 2)
+    assert run("other", "trajectory", "--on_nonfinite=skip", "--nonfinite_limit=2") == 1
+
+
+def test_a_poisoned_weight_is_named(run, random_teacher, tmp_path, capsys):
+    teacher = shutil.copytree(random_teacher, tmp_path / "poisoned")
+    file = teacher / "transformer" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    weights["blocks.0.ffn.net.2.weight"][0, 0] = float("nan")
+    save_file(weights, file)
+    assert run("out", "dmd", f"--teacher_path={teacher}") == 1
+    assert "blocks.0.ffn.net.2" in capsys.readouterr().err.splitlines()[-1]
+    assert run("two", "trajectory", f"--teacher_path={teacher}") == 1
+    assert "blocks.0.ffn.net.2.weight" in capsys.readouterr().err.splitlines()[-1]
+    assert not list((tmp_path / "two" / "trajectories").rglob("*.safetensors"))
+
+
+def test_a_poisoned_prompt_embedding_is_named(run, tmp_path, capsys):
+    assert run("out", "trajectory", "--max_train_steps=2") == 0
+    file = next((tmp_path / "out" / "prompts").glob("*.safetensors"))
+    for content in (save({"embedding": torch.full((3, 16), float("nan"))}), b"damaged"):
+        for other in (tmp_path / "out" / "prompts").glob("*.safetensors"):
+            other.write_bytes(content)
+        assert run("out", "trajectory") == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert str(file.parent) in error and "delete it" in error
+
+
 # --------------------------------------------------------------------------------------------------- checkpoints
 
 
-def save(root, step):
+def save_one(root, step):
     return checkpoint.save(root, step, {"student": {"a": torch.full((3,), float(step))}}, {"config": {}}, keep=2)
 
 
 def test_a_damaged_checkpoint_is_passed_over_saying_so(tmp_path):
     said = []
     for step in (1, 2):
-        save(tmp_path, step)
+        save_one(tmp_path, step)
     file = tmp_path / "checkpoint-2" / "student.safetensors"
     file.write_bytes(file.read_bytes()[:-1] + b"x")
     assert checkpoint.latest(tmp_path, said.append).name == "checkpoint-1"
@@ -115,7 +225,7 @@ def test_a_damaged_checkpoint_is_passed_over_saying_so(tmp_path):
 
 def test_the_limit_prunes_only_after_the_new_one_is_whole(tmp_path, monkeypatch):
     for step in (1, 2, 3):
-        save(tmp_path, step)
+        save_one(tmp_path, step)
     assert [f.name for f in checkpoint.found(tmp_path)] == ["checkpoint-3", "checkpoint-2"]
 
     def full(*_):
@@ -123,7 +233,7 @@ def test_the_limit_prunes_only_after_the_new_one_is_whole(tmp_path, monkeypatch)
 
     monkeypatch.setattr(checkpoint, "save_file", full)
     with pytest.raises(OSError, match="space"):
-        save(tmp_path, 4)
+        save_one(tmp_path, 4)
     assert [f.name for f in checkpoint.found(tmp_path)] == ["checkpoint-3", "checkpoint-2"]
     assert (tmp_path / "LATEST").read_text() == "checkpoint-3"
 
@@ -138,8 +248,8 @@ def test_a_kill_at_any_moment_of_a_save_leaves_the_last_good_one(tmp_path, monke
     real = getattr(module, point)
     for survived in range(20):
         root = tmp_path / str(survived)
-        save(root, 1)
-        save(root, 2)
+        save_one(root, 1)
+        save_one(root, 2)
         calls = []
 
         def dies(*args, calls=calls, survived=survived, **kwargs):
@@ -150,14 +260,14 @@ def test_a_kill_at_any_moment_of_a_save_leaves_the_last_good_one(tmp_path, monke
 
         monkeypatch.setattr(module, point, dies)
         try:
-            save(root, 3)
+            save_one(root, 3)
             finished = True
         except Killed:
             finished = False
         monkeypatch.setattr(module, point, real)
         newest = checkpoint.latest(root, lambda _: None)
         assert newest is not None and newest.name in ("checkpoint-2", "checkpoint-3")
-        save(root, 4)
+        save_one(root, 4)
         assert checkpoint.latest(root).name == "checkpoint-4"
         if finished:
             return

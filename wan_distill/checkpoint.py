@@ -10,10 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -38,7 +40,11 @@ def write_atomically(file: Path, data: bytes) -> None:
 def write_tensors(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """`save_file`, atomically: the name appears only when the content is on disk."""
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary, metadata)
+    try:
+        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary, metadata)
+    except SafetensorError as error:  # it wraps what the system said
+        number = re.search(r"os error (\d+)", str(error))
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(file)) if number else error from error
     _sync(temporary)
     os.replace(temporary, file)
 
@@ -81,6 +87,16 @@ def latest(root: Path, say: Callable[[str], None] = print) -> Path | None:
             continue
         return folder
     return None
+
+
+def set_aside(root: Path, step: int) -> list[Path]:
+    """Renames checkpoints after `step`, so that training anew from there neither trusts nor destroys them."""
+    moved = []
+    for folder in found(root):
+        if int(folder.name.split("-")[1]) > step:
+            count = sum(1 for _ in root.glob(f"set-aside-*-{folder.name}"))
+            moved.append(folder.rename(root / f"set-aside-{count}-{folder.name}"))
+    return moved
 
 
 def verify(folder: Path) -> dict:

@@ -36,6 +36,10 @@ class Stopped(Exception):
     """A signal asked for an end, and everything worth keeping is on disk. Ends the program with exit code RESUMABLE."""
 
 
+class Halted(Exception):
+    """The run cannot go on, though nothing was mistyped. The message is one line. Ends the program with exit code 1."""
+
+
 RESUMABLE = 75  # run the same command again to go on (sysexits.h: EX_TEMPFAIL)
 
 
@@ -156,6 +160,12 @@ class Config:
 
     checkpointing_steps: int | None = flag(None, "updates between checkpoints", OUTPUT)
     checkpoints_total_limit: int | None = flag(2, "checkpoints kept per expert", OUTPUT)
+    resume_from_checkpoint: str = flag(
+        "latest", "'latest' (a run without checkpoints begins anew), or the folder of one checkpoint", OUTPUT)
+    allow_config_change: bool = flag(False, "resume although settings that matter differ", OUTPUT)
+    on_nonfinite: str = flag("stop", "when a loss or gradient is NaN or infinite; the update is never made", OUTPUT,
+                             choices=("stop", "skip"))
+    nonfinite_limit: int = flag(10, "skipped updates per expert after which the run stops all the same", OUTPUT)
     logging_steps: int = flag(10, "updates between lines of metrics.jsonl", OUTPUT)
     monitor_steps: int | None = flag(
         None, "student updates between looks at its samples (motion, exposure, diversity); 0 = never", OUTPUT)
@@ -294,7 +304,7 @@ POSITIVE = ("max_train_steps", "train_batch_size", "gradient_accumulation_steps"
             "rank", "lora_alpha", "flow_shift", "teacher_shift", "max_sequence_length", "learning_rate",
             "max_grad_norm", "adam_epsilon", "sample_batch_size", "checkpointing_steps", "logging_steps",
             "eval_samples", "fps", "critic_updates", "fake_score_learning_rate", "fake_score_lora_alpha", "score_draws",
-            "solver_points", "huber_c", "monitor_samples")
+            "solver_points", "huber_c", "monitor_samples", "nonfinite_limit")
 FRACTIONS = ("adam_beta1", "adam_beta2", "ema_decay")
 NOT_NEGATIVE = ("critic_warmup_steps", "diversity_weight", "seed", "eval_seed", "lr_warmup_steps", "ema_start",
                 "adam_weight_decay", "monitor_steps", "validation_steps")

@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from wan_distill.checkpoint import write_tensors
-from wan_distill.config import REPOSITORY, Config, UsageError
+from wan_distill.config import REPOSITORY, Config, Halted, UsageError
 
 BUILT_IN_PROMPTS = REPOSITORY / "assets" / "prompts.txt"
 
@@ -162,6 +163,8 @@ class PromptBank:
 
     def store(self, prompt: str, embedding: Tensor) -> None:
         """Keeps `embedding` [L, D] at the prompt's true length: the rows past its end are zero, and are cut."""
+        if not embedding.isfinite().all():
+            raise Halted(f"prompt {prompt!r}: its embedding is not finite; try --mixed_precision no")
         length = int(embedding.any(dim=1).nonzero().max()) + 1
         embedding = embedding[:length]
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -179,5 +182,12 @@ class PromptBank:
         if prompt not in self._held:
             if len(self._held) > 4096:  # bounds host memory; a file is read in well under a millisecond
                 self._held.clear()
-            self._held[prompt] = load_file(self.file(prompt))["embedding"]
+            file = self.file(prompt)
+            try:
+                embedding = load_file(file)["embedding"]
+            except (SafetensorError, KeyError) as error:
+                raise UsageError(f"{file}: a damaged prompt embedding ({error}); delete it and run again") from error
+            if not embedding.isfinite().all():
+                raise UsageError(f"{file}: the embedding of {prompt!r} is not finite; delete it and run again")
+            self._held[prompt] = embedding
         return self._held[prompt]

@@ -46,7 +46,6 @@ class Monitor:
         self.expert, self.config, self.teacher, self.runtime = expert, config, sources.teacher, sources.runtime
         root.mkdir(parents=True, exist_ok=True)
         self.file = root / "best.safetensors"
-        self.before: dict[str, Tensor] = {}
         self.best = math.inf
         # Of several grids the finest is watched.
         self.sigmas = stretch(config.sigmas(), expert, config.boundary)
@@ -78,11 +77,12 @@ class Monitor:
         with learner.shipped():
             x0 = self.student_x0(denoiser)
         values = relative(self._statistics(x0), self.seen) | dict(score=score(x0, self.real))
-        values |= self._movement(learner)
+        weights = sum(p.detach().double().square().sum() for p in learner.parameters.values())
+        values |= dict(parameter_norm=float(weights) ** 0.5, update_norm=learner.update_norm())
         if values["score"] < self.best:
             self.best = values["score"]
             write_tensors(self.file, learner.exported(), dict(score=repr(self.best), update=str(learner.done)))
-        for warning in warnings(values):
+        for warning in warnings(values) if learner.done else []:  # before training it is the bare base's few steps
             self.runtime.say(f"\nWarning, {self.expert} expert after {learner.done} updates: {warning}")
         return {f"monitor_{name}": value for name, value in values.items()}
 
@@ -134,15 +134,6 @@ class Monitor:
     def _statistics(self, x0: Tensor) -> dict[str, float]:
         frames = decode(self.teacher.load_vae(), x0, self.config.sample_batch_size)
         return picture_statistics(frames) | dict(diversity=diversity(x0, self.prompts))
-
-    def _movement(self, learner: Learner) -> dict[str, float]:
-        """Norms of the trained weights, and of their change since the last look."""
-        now = {name: p.detach().cpu().clone() for name, p in learner.parameters.items()}
-        moved = {name: p - self.before[name] for name, p in now.items()} if self.before else {}
-        self.before = now
-        norms = dict(parameter_norm=now, update_norm=moved)
-        return {key: float(sum(t.double().square().sum() for t in tensors.values()) ** 0.5)
-                for key, tensors in norms.items() if tensors}
 
 
 def relative(student: dict[str, float], teacher: dict[str, float]) -> dict[str, float]:

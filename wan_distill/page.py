@@ -17,6 +17,7 @@ from wan_distill import export
 from wan_distill.checkpoint import write_atomically
 from wan_distill.config import Config
 from wan_distill.evaluate import COLUMNS
+from wan_distill.runtime import read_lines
 from wan_distill.teacher import TeacherInfo
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "peft", "safetensors")
@@ -27,7 +28,7 @@ EXPERT_COLOURS = {"high": "var(--high)", "low": "var(--low)"}
 
 def write_page(folder: Path, config: Config, info: TeacherInfo) -> None:
     """Writes `folder/report.html`; anything that is not there yet is left out, so it can be called at any time."""
-    lines = _metrics(folder / "metrics.jsonl")
+    lines = read_lines(folder / "metrics.jsonl")
     evaluation = json.loads(_read(folder / "evaluation.json") or "null")
     parts = [
         f"<h1>{escape(info.name)}, distilled to {' or '.join(map(str, config.sampling_steps))} steps</h1>",
@@ -46,12 +47,6 @@ def write_page(folder: Path, config: Config, info: TeacherInfo) -> None:
 
 def _read(file: Path) -> str:
     return file.read_text(encoding="utf-8") if file.exists() else ""
-
-
-def _metrics(file: Path) -> list[dict]:
-    """Lines of metrics.jsonl; of updates that an interrupted run did twice, the last."""
-    lines = [json.loads(line) for line in _read(file).splitlines() if line.endswith("}")]
-    return list({(line["expert"], line["step"]): line for line in lines}.values())
 
 
 def _exported(folder: Path) -> tuple[str, ...]:

@@ -20,7 +20,8 @@ import torch.distributed as dist
 from accelerate import PartialState
 from torch import Tensor
 
-from wan_distill.config import Config, Stopped, UsageError
+from wan_distill.checkpoint import write_atomically
+from wan_distill.config import Config, Halted, Stopped, UsageError
 from wan_distill.denoiser import Role
 from wan_distill.methods import Method
 
@@ -30,8 +31,13 @@ COLLECTIVE_TIMEOUT = timedelta(hours=3)
 Named = dict[str, Tensor]
 
 
-class NonFiniteError(RuntimeError):
-    """A loss or gradient is NaN or infinite; raised before the update that it would have spoilt."""
+class NonFiniteError(Halted):
+    """A loss, gradient, weight or latent is NaN or infinite; raised before anything is spoilt by it."""
+
+
+def nonfinite_weight(module: torch.nn.Module) -> str | None:
+    """The first weight of `module` that is not finite everywhere, by name."""
+    return next((name for name, p in module.named_parameters() if not torch.isfinite(p.detach().float()).all()), None)
 
 
 # ------------------------------------------------------------------------------------------------ keyed randomness
@@ -171,16 +177,19 @@ class Learner:
         factor = {"linear": left, "cosine": 0.5 - 0.5 * math.cos(math.pi * left)}.get(kind, 1.0)
         return self.peak_lr * factor
 
-    def update(self, runtime: Runtime) -> float:
+    def update(self, runtime: Runtime, loss: Tensor) -> float:
         """Averages gradients over ranks, checks, clips, steps. Returns the gradient's norm before clipping.
 
-        Raises NonFiniteError, on every rank and before anything changed, when any rank's gradient is not finite.
+        Raises NonFiniteError, on every rank and with no weight changed, when any rank's `loss` or gradient is not
+        finite; the gradients are then gone.
         """
         runtime.average_gradients(self.parameters.values())
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.max_grad_norm)
-        norm = float(norm)  # note: the one device sync of an update; a bad update must not happen
-        if runtime.agree(float(not math.isfinite(norm))):
-            raise NonFiniteError(f"gradient norm {norm}")
+        # The one wait for the device in an update: a bad one must not happen.
+        norm, loss = torch.stack([norm.double(), loss.detach().double()]).tolist()
+        if runtime.agree(float(not (math.isfinite(norm) and math.isfinite(loss)))):
+            self.optimizer.zero_grad(set_to_none=True)
+            raise NonFiniteError(f"loss {loss:g}, gradient norm {norm:g}")
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
         self.optimizer.step()
@@ -190,6 +199,20 @@ class Learner:
             decay = self.config.ema_decay if self.done > self.config.ema_start else 0.0
             torch._foreach_lerp_(list(self.average.values()), [p.detach() for p in self.parameters.values()], 1 - decay)
         return norm
+
+    @torch.no_grad()
+    def update_norm(self) -> float:
+        """Norm of the last change of the weights, weight decay aside, as AdamW's moments tell it."""
+        total = 0.0
+        for group in self.optimizer.param_groups:
+            (first, second), lr = group["betas"], group["lr"]
+            for p in group["params"]:
+                if state := self.optimizer.state.get(p):
+                    step = float(state["step"])
+                    change = state["exp_avg"] / (1 - first**step)
+                    change = change / ((state["exp_avg_sq"] / (1 - second**step)).sqrt() + group["eps"])
+                    total += float((lr * change).square().sum())
+        return math.sqrt(total)
 
     def exported(self) -> Named:
         """The tensors to ship: the moving average where one is kept."""
@@ -242,32 +265,66 @@ def make_learners(method: Method, parameters: dict[Role, dict], config: Config) 
 
 
 class Metrics:
-    """Appends one JSON line per logging interval to metrics.jsonl; every micro-batch in between is averaged in."""
+    """Appends one JSON line per logging interval to metrics.jsonl: means over its micro-batches, of all ranks."""
 
     def __init__(self, file: Path, runtime: Runtime):
         self.file = file
         self.runtime = runtime
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
+        self.seen: dict[str, float] = {}
         self.started = time.perf_counter()
 
     def add(self, **values: Tensor | float) -> None:
-        """Records scalars without waiting for the device."""
+        """Records scalars, the same names on all ranks, without waiting for the device."""
         for name, value in values.items():
             value = value.detach().double() if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
             self.sums[name] = self.sums.get(name, 0) + value
             self.counts[name] = self.counts.get(name, 0) + 1
 
+    def note(self, **values: float) -> None:
+        """Values for the next line that only the main process has, as they are."""
+        self.seen |= values
+
     def write(self, **context) -> dict:
         """Writes the means since the last line, with `context` first, and returns the line."""
         now = time.perf_counter()
-        line = context | {name: float(total) / self.counts[name] for name, total in self.sums.items()}
-        line["seconds"] = round(now - self.started, 4)
-        self.sums, self.counts, self.started = {}, {}, now
+        line = context | self._means() | self.seen | dict(seconds=round(now - self.started, 4))
+        self.sums, self.counts, self.seen, self.started = {}, {}, {}, now
         if self.runtime.is_main:
             with self.file.open("a", encoding="utf-8") as out:
                 out.write(json.dumps(line) + "\n")
         return line
+
+    def _means(self) -> dict[str, float]:
+        if not self.sums:
+            return {}
+        names = sorted(self.sums)
+        means = torch.stack([self.sums[n].to(self.runtime.device) / self.counts[n] for n in names])
+        if self.runtime.world > 1:
+            dist.all_reduce(means)
+            means /= self.runtime.world
+        return dict(zip(names, means.tolist(), strict=True))
+
+    def state(self) -> dict:
+        """What has not been written yet, for a checkpoint."""
+        sums = {name: float(total) for name, total in self.sums.items()}
+        return dict(sums=sums, counts=dict(self.counts), seen=dict(self.seen))
+
+    def resume(self, state: dict, expert: str, step: int) -> None:
+        """Goes on after `step` of `expert`: puts back `state`, drops lines that tell of later updates or are torn."""
+        self.sums = {name: torch.tensor(total, dtype=torch.float64) for name, total in state.get("sums", {}).items()}
+        self.counts, self.seen = dict(state.get("counts", {})), dict(state.get("seen", {}))
+        if not self.runtime.is_main or not self.file.exists():
+            return
+        kept = [line for line in read_lines(self.file) if line["expert"] != expert or line["step"] <= step]
+        write_atomically(self.file, "".join(json.dumps(line) + "\n" for line in kept).encode())
+
+
+def read_lines(file: Path) -> list[dict]:
+    """The whole lines of a metrics.jsonl; a last one that a kill tore is left out."""
+    text = file.read_text(encoding="utf-8") if file.exists() else ""
+    return [json.loads(line) for line in text.splitlines() if line.endswith("}")]
 
 
 def claim(output_dir: Path) -> None:

@@ -17,17 +17,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
 from wan_distill.checkpoint import write_atomically, write_tensors
-from wan_distill.config import Config
+from wan_distill.config import Config, UsageError
 from wan_distill.data import PromptBank
 from wan_distill.denoiser import Denoiser
 from wan_distill.export import LORA_FILE, load_student
-from wan_distill.runtime import Runtime, keyed_noise
+from wan_distill.runtime import NonFiniteError, Runtime, keyed_noise, nonfinite_weight
 from wan_distill.sampling import Velocity, euler
 from wan_distill.schedule import Expert, expert_of, handover, knots_in, sigma_grid
 from wan_distill.teacher import Teacher
@@ -106,11 +106,12 @@ class StoredSamples:
         todo = [i for i in range(count) if not self.shard(i).exists()][self.runtime.rank:: self.runtime.world]
         experts = [e for e in self.teacher.info.experts if stretch(self.sigmas, e, self.config.boundary)]
         evaluations = {e: len(stretch(self.sigmas, e, self.config.boundary)) - 1 for e in experts}
-        with tqdm(total=len(todo) * sum(evaluations.values()), unit="step", desc=self.folder.parent.name,
+        total = len(todo) * self.shard_size * sum(evaluations.values())
+        with tqdm(total=total, unit="step", desc=self.folder.parent.name,
                   disable=not self.runtime.is_main or not todo) as bar:
             for expert in experts:
                 pending = [i for i in todo if expert != "high" or not self._handed_over(i).exists()]
-                bar.update((len(todo) - len(pending)) * evaluations[expert])
+                bar.update((len(todo) - len(pending)) * self.shard_size * evaluations[expert])
                 if pending:
                     transformer = self.teacher.load_expert(expert)
                     if self.student:
@@ -139,11 +140,16 @@ class StoredSamples:
             velocity = self._velocity(denoiser, expert, self.prompt(rows[start:start + size]), negative)
             passed = []
             for sigma, solved in zip(sigmas[1:], euler(velocity, x, sigmas), strict=True):
-                bar.update(len(x) / len(rows))
+                bar.update(len(x))
                 if sigma in self.knots:
                     passed.append(solved.cpu())
             latents.append(solved.cpu())
             knots.append(torch.stack(passed, dim=1) if passed else torch.empty(len(x), 0, *self.shape))
+        if not all(torch.isfinite(x).all() for x in latents):
+            weight = nonfinite_weight(denoiser.experts[expert])
+            raise NonFiniteError(f"{self.folder.parent.name} {index}: the {expert} expert gives latents that are not "
+                                 f"finite; {f'its weight {weight} is not either' if weight else 'its weights are'}: "
+                                 "download the teacher again, or try --mixed_precision no")
         held["knots"] = torch.cat([held["knots"].view(len(rows), -1, *self.shape), torch.cat(knots)], dim=1)
         if sigmas[-1] > self.sigmas[-1]:
             write_tensors(self._handed_over(index), {"latents": torch.cat(latents), "knots": held["knots"]})
@@ -179,7 +185,10 @@ class StoredSamples:
     def _knot(self, row: int, knot: int) -> Tensor:
         index, offset = divmod(row, self.shard_size)
         if index not in self._open:
-            self._open[index] = safe_open(self.shard(index), framework="pt")
+            try:
+                self._open[index] = safe_open(self.shard(index), framework="pt")
+            except SafetensorError as error:
+                raise UsageError(f"{self.shard(index)}: damaged ({error}); delete it and run again") from error
         return self._open[index].get_slice("knots")[offset, knot]
 
 
