@@ -55,14 +55,14 @@ SHARE = 0.5  # of the measured matrix rate that training is assumed to reach
 def describe_needs(config: Config, info) -> str:
     """Parameters, tokens, memory by kind, disk, arithmetic, time here, and what fits which card; loads no weights."""
     import torch
-    from accelerate import PartialState
 
     from wan_distill import memory
+    from wan_distill.runtime import process_state
 
     need = memory.estimate(config, info, config.base_precision)
     cost, batch = need.trace, config.train_batch_size * config.gradient_accumulation_steps
     shape = memory.shape_of(config, info)
-    device = PartialState().device
+    device = process_state().device
     rate = memory.matrix_rate(device, shape.dtype)
     lines = [
         f"Model     {len(info.experts)} x {_count(cost.parameters)} parameters, one expert resident at a time; "
@@ -77,7 +77,7 @@ def describe_needs(config: Config, info) -> str:
     for role, (flops, count) in updates.items():
         total += flops * count * len(config.experts)
         lines.append(f"  {role:<11} {_flops(flops)} an update ({batch} samples), {count} updates an expert")
-    processes = PartialState().num_processes
+    processes = process_state().num_processes
     lines.append(f"Time      about {_duration(total / (SHARE * rate * processes))} on {processes} x {device.type}: "
                  f"{_flops(total)} at {SHARE:.0%} of the matrix rate measured here ({rate / 1e12:.3g} TFLOP/s)")
     if device.type == "cuda" and need.peak > (free := memory.USABLE * torch.cuda.mem_get_info(device)[1]):
@@ -180,12 +180,12 @@ def check_surroundings(config: Config, info) -> list[str]:
 def check_memory(config: Config, info, cost) -> float:
     """Available bytes of host memory. Raises UsageError where loading, or training on a CPU, cannot fit."""
     import psutil
-    from accelerate import PartialState
 
     from wan_distill import memory
+    from wan_distill.runtime import process_state
 
     available = psutil.virtual_memory().available
-    on_cpu = PartialState().device.type == "cpu"
+    on_cpu = process_state().device.type == "cpu"
     needed = memory.estimate(config, info, config.base_precision).peak if on_cpu else 0.1 * cost.base_bytes
     if needed > available:
         raise UsageError(
