@@ -68,20 +68,22 @@ def run(config: Config) -> int:
     from wan_distill.methods import Sources
     from wan_distill.page import write_page
     from wan_distill.previews import validation_prompts
+    from wan_distill.progress import check_resume, identity
     from wan_distill.report import describe_results
     from wan_distill.runtime import Runtime, claim
     from wan_distill.teacher import Teacher
 
     claim(Path(config.output_dir))
     runtime = Runtime(config)
+    check_resume(config, identity(config, info, prompts, runtime.world), runtime.say)
     plan = describe_plan(config, info, prompts, held_out)
     runtime.say(plan, "")
-    if runtime.is_main:
-        (Path(config.output_dir) / "plan.txt").write_text(plan + "\n", encoding="utf-8")
 
     # 2. The teacher's text encoder: loaded quietly, verified against its file, used once, let go.
     teacher, shown = Teacher(info, config, runtime), validation_prompts(config, held_out)
     bank, verdict = encode_prompts(config, teacher, [*prompts, *held_out, *shown, config.negative_prompt], runtime)
+    if runtime.is_main:
+        (Path(config.output_dir) / "plan.txt").write_text(plan + "\n", encoding="utf-8")
     negative = bank.batch([config.negative_prompt])
 
     # 3. One expert after the other learns its own steps.
@@ -111,6 +113,7 @@ def encode_prompts(config: Config, teacher, prompts: list[str], runtime):
     from tqdm import tqdm
 
     from wan_distill.data import PromptBank
+    from wan_distill.export import scheduler_for
     from wan_distill.umt5 import TextEncoderError, load_text_encoder, silence_tied_weight_report
 
     try:
@@ -119,9 +122,13 @@ def encode_prompts(config: Config, teacher, prompts: list[str], runtime):
                 teacher.fetch("text_encoder"), torch_dtype=runtime.dtype, allow_pickle=config.allow_pickle,
                 verbose=config.verbose_loading)
             pipeline = WanPipeline.from_pretrained(
-                teacher.info.folder, text_encoder=encoder, vae=None, transformer=None, transformer_2=None)
+                teacher.info.folder, text_encoder=encoder, vae=None, transformer=None, transformer_2=None,
+                scheduler=scheduler_for(config))
     except TextEncoderError as error:
         raise UsageError(f"--teacher_path {teacher.info.source}: {error}") from error
+    except Exception as error:  # damaged tokenizers fail in any way
+        raise UsageError(f"--teacher_path {teacher.info.source}: its pipeline does not load "
+                         f"({' '.join(str(error).split())}); download it again") from error
     runtime.say(*verdict.explain(), "")
 
     key = dict(encoder=verdict.fingerprint, length=config.max_sequence_length, dtype=config.mixed_precision)
@@ -166,7 +173,7 @@ def train(config: Config, expert: str, sources, shown: list[str], runtime) -> No
     denoiser = Denoiser({expert: transformer}, config.boundary, info.expand_timesteps)
     learners = make_learners(method, {r: adapter_parameters(transformer, r) for r in method.roles}, config)
     student, metrics = learners["student"], Metrics(output_dir / "metrics.jsonl", runtime)
-    progress = Progress(config, expert, output_dir / expert, learners, metrics, runtime)
+    progress = Progress(expert, sources, output_dir / expert, learners, metrics)
     first, last = progress.resume(), method.updates(config.max_train_steps)
     monitor.resume(first)
     if first == 0 and monitor.due(student):  # what a warm start begins with is a candidate too

@@ -104,7 +104,7 @@ def test_other_settings_are_refused_and_named_unless_allowed(run, capsys):
     assert "learning_rate was" in error and "0.123" in error and "--allow_config_change" in error
     assert error.splitlines()[-1].startswith("error:")
     assert run("out", "trajectory", "--gradient_accumulation_steps=2") == 2
-    assert "processes x gradient_accumulation_steps was 1, is 2" in capsys.readouterr().err
+    assert "processes x gradient_accumulation_steps were 1, are 2" in capsys.readouterr().err
     assert run("out", "trajectory", "--learning_rate=0.123", "--allow_config_change") == 0
     assert "going on although learning_rate was" in capsys.readouterr().out
 

@@ -1,6 +1,6 @@
 """Checkpoints that survive a kill at any instruction: a new folder, fsync, rename, move LATEST, only then prune.
 
-    <root>/checkpoint-200/state.json     step, settings, and the SHA-256 of every other file
+    <root>/checkpoint-200/state.json     step, settings, and the SHA-256 of every file
     <root>/checkpoint-200/*.safetensors  tensors, one file per role
     <root>/LATEST                        the name of the newest complete folder
 """
@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 STATE = "state.json"
+WRITTEN = dict(step=int, sha256=dict, config=dict)
 Tensors = dict[str, dict[str, Tensor]]
 
 
@@ -58,7 +59,9 @@ def save(root: Path, step: int, tensors: Tensors, state: dict, keep: int | None)
     for name, group in tensors.items():
         write_tensors(partial / f"{name}.safetensors", group)
     hashes = {file.name: _sha256(file) for file in sorted(partial.glob("*.safetensors"))}
-    write_atomically(partial / STATE, json.dumps(state | {"step": step, "sha256": hashes}, indent=1).encode())
+    state = state | {"step": step, "sha256": hashes}
+    state["sha256_state"] = _state_hash(state)
+    write_atomically(partial / STATE, json.dumps(state, indent=1).encode())
     _sync(partial)
     _remove(final)  # only ever a damaged one: a good one would have been resumed from
     os.replace(partial, final)
@@ -99,12 +102,25 @@ def set_aside(root: Path, step: int) -> list[Path]:
     return moved
 
 
-def verify(folder: Path) -> dict:
-    """The state of a whole checkpoint. Raises DamagedCheckpoint."""
+def read_state(folder: Path) -> dict:
+    """What `state.json` of a checkpoint says. Raises DamagedCheckpoint."""
     try:
         state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        if not all(isinstance(state[key], kind) for key, kind in WRITTEN.items()):
+            raise ValueError(f"{STATE} holds something else")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedCheckpoint(f"{folder} is incomplete ({type(error).__name__}: {error})") from error
+    return state
+
+
+def verify(folder: Path) -> dict:
+    """The state of a whole checkpoint. Raises DamagedCheckpoint."""
+    state = read_state(folder)
+    if _state_hash(state) != state.get("sha256_state"):
+        raise DamagedCheckpoint(f"{folder} is damaged ({STATE} changed since it was written)")
+    try:
         damaged = [name for name, digest in state["sha256"].items() if _sha256(folder / name) != digest]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except OSError as error:
         raise DamagedCheckpoint(f"{folder} is incomplete ({error})") from error
     if damaged:
         raise DamagedCheckpoint(f"{folder} is damaged ({', '.join(damaged)} changed since it was written)")
@@ -115,6 +131,12 @@ def load(folder: Path) -> tuple[Tensors, dict]:
     """Tensors by file name, and the state. Raises DamagedCheckpoint."""
     state = verify(folder)
     return {Path(name).stem: load_file(folder / name) for name in state["sha256"]}, state
+
+
+def _state_hash(state: dict) -> str:
+    """SHA-256 of all that a state says but this hash."""
+    rest = {key: value for key, value in state.items() if key != "sha256_state"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(file: Path) -> str:

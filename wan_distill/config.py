@@ -327,6 +327,9 @@ def check_values(config: Config) -> None:
             raise UsageError(f"--{name} {value}: guidance starts at 1, which is off")
     if config.checkpoints_total_limit is not None and config.checkpoints_total_limit < 1:
         raise UsageError(f"--checkpoints_total_limit {config.checkpoints_total_limit}: keep at least 1 to resume from")
+    if foreign := [name for name in config.lora_layers if name not in LORA_TARGETS]:
+        raise UsageError(f"--lora_layers {','.join(config.lora_layers)}: {foreign[0] or 'nothing'} is no layer of Wan's "
+                         f"blocks; choose from {','.join(LORA_TARGETS)}")
     if config.num_frames < 1 or config.num_frames % 4 != 1:
         near = max(1, (config.num_frames - 1) // 4 * 4 + 1)
         raise UsageError(f"--num_frames {config.num_frames}: Wan needs 4k+1 frames; use {near} or {near + 4}")
@@ -437,6 +440,8 @@ def build_parser() -> argparse.ArgumentParser:
 def parse_args(argv: list[str]) -> Config:
     """Command line -> Config. Raises UsageError naming the flag, the value and the remedy."""
     parser = build_parser()
+    if empty := [given for given in argv if given.endswith("=--")]:  # argparse would take it for a list
+        raise UsageError(f"{empty[0]}: '--' is no value; leave the flag out")
     known, unknown = parser.parse_known_args(argv)
     if unknown:
         raise UsageError(_unknown(unknown[0], [o for a in parser._actions for o in a.option_strings]))
@@ -459,7 +464,7 @@ def _read_yaml(file: str) -> dict:
     try:
         settings = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"--config {file}: cannot be read ({_one_line(error)}); give a YAML file") from error
+        raise UsageError(f"--config {file}: cannot be read ({one_line(error)}); give a YAML file") from error
     if not isinstance(settings, dict):
         raise UsageError(f"--config {file}: must hold 'flag: value' lines")
     argv = []
@@ -476,5 +481,5 @@ def _read_yaml(file: str) -> dict:
     return {k: v for k, v in vars(known).items() if k != "config"}
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())

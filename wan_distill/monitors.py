@@ -81,7 +81,8 @@ class Monitor:
         values |= dict(parameter_norm=float(weights) ** 0.5, update_norm=learner.update_norm())
         if values["score"] < self.best:
             self.best = values["score"]
-            write_tensors(self.file, learner.exported(), dict(score=repr(self.best), update=str(learner.done)))
+            # One key only: several would be written in any order.
+            write_tensors(self.file, learner.exported(), dict(seen=f"{self.best!r} {learner.done}"))
         for warning in warnings(values) if learner.done else []:  # before training it is the bare base's few steps
             self.runtime.say(f"\nWarning, {self.expert} expert after {learner.done} updates: {warning}")
         return {f"monitor_{name}": value for name, value in values.items()}
@@ -93,7 +94,7 @@ class Monitor:
                 self.file.unlink()
                 return
             with safe_open(self.file, framework="pt") as kept:
-                self.best = float(kept.metadata()["score"])
+                self.best = float(kept.metadata()["seen"].split()[0])
 
     def exported(self, learner: Learner) -> dict[str, Tensor]:
         """The weights to ship: the best that were seen, or the last where nobody looked."""
@@ -101,7 +102,7 @@ class Monitor:
             return learner.exported()
         with safe_open(self.file, framework="pt") as kept:
             self.runtime.say(f"The {self.expert} expert's best score, {self.best:.4f}, was after "
-                             f"{kept.metadata()['update']} of {learner.done} updates; those weights are exported.")
+                             f"{kept.metadata()['seen'].split()[1]} of {learner.done} updates; those are exported.")
         return load_file(self.file)
 
     # ------------------------------------------------------------------------------------------------------- seeing

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import itertools
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from wan_distill.config import REASONS, REPOSITORY, Config, UsageError
+from wan_distill.config import REASONS, REPOSITORY, Config, UsageError, one_line
 from wan_distill.schedule import SUBFOLDER, expert_of, steps_of
+from wan_distill.umt5 import EMBED, SHARED
 
 
 def describe_plan(config: Config, info, prompts: list[str], held_out: list[str]) -> str:
@@ -215,36 +217,57 @@ def check_versions() -> str:
 
 def check_files(info) -> str:
     """Every weight file that is here is whole, by its header. Raises UsageError naming a damaged or missing one."""
-    from wan_distill.schedule import SUBFOLDER
     from wan_distill.umt5 import TextEncoderError, read_header, weight_files
 
     if not Path(info.source).is_dir():
         return "on the hub; downloaded when needed"
-    experts = [SUBFOLDER[e] for e in info.experts]
+    for file in sorted(info.folder.glob("*/*.json")):
+        try:
+            json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UsageError(f"--teacher_path {info.source}: {file.parent.name}/{file.name} cannot be read "
+                             f"({one_line(error)}); download it again") from error
     tensors: dict[str, dict] = {}
-    for part in ("text_encoder", "vae", *experts):
+    for part in ("text_encoder", "vae", *(SUBFOLDER[e] for e in info.experts)):
         try:
             files = weight_files(info.folder / part)
             headers = [read_header(file)[0] for file in files if file.suffix == ".safetensors"]
         except TextEncoderError as error:
             raise UsageError(f"--teacher_path {info.source}: {error}") from error
         tensors[part] = {name: t for header in headers for name, t in header.items() if name != "__metadata__"}
-        if part in experts and headers:
+        if headers:
             _check_shapes(info, part, tensors[part])
     dtypes = {part: "/".join(sorted({t["dtype"] for t in held.values()})) for part, held in tensors.items()}
     return "whole by their headers; " + ", ".join(f"{part} {dtype}" for part, dtype in dtypes.items())
 
 
 def _check_shapes(info, part: str, stored: dict[str, dict]) -> None:
-    """Raises UsageError where an expert's files hold other tensors than its configuration asks for."""
+    """Raises UsageError where a part's files lack or misshape a tensor that its configuration asks for."""
     import torch
-    from diffusers import WanTransformer3DModel
 
-    with torch.device("meta"):
-        settings = {k: v for k, v in info.transformer.items() if not k.startswith("_")}
-        wanted = {name: list(t.shape) for name, t in WanTransformer3DModel(**settings).state_dict().items()}
+    try:
+        with torch.device("meta"):
+            wanted = {name: list(t.shape) for name, t in _build(info.folder / part).state_dict().items()}
+    except Exception as error:  # a wrong value makes constructors fail in any way
+        raise UsageError(f"--teacher_path {info.source}: {part}/config.json describes no model that can be built "
+                         f"({one_line(error)}); download it again") from error
     found = {name: t["shape"] for name, t in stored.items()}
+    if part == "text_encoder":  # its table goes by two names: umt5.py looks into that
+        wanted = {name: shape for name, shape in wanted.items() if name not in (SHARED, EMBED)}
+        found = {name: shape for name, shape in found.items() if name in wanted}
     for name in sorted(wanted.keys() | found.keys()):
         if wanted.get(name) != found.get(name):
             raise UsageError(f"--teacher_path {info.source}: {part} stores {name} as {found.get(name, 'nothing')}, its "
                              f"configuration asks for {wanted.get(name, 'nothing')}; download it again")
+
+
+def _build(folder: Path):
+    """The model that a part's config.json describes."""
+    from diffusers import AutoencoderKLWan, WanTransformer3DModel
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if folder.name == "text_encoder":
+        return UMT5EncoderModel(UMT5Config.from_dict(settings))
+    kind = AutoencoderKLWan if folder.name == "vae" else WanTransformer3DModel
+    return kind(**{name: value for name, value in settings.items() if not name.startswith("_")})

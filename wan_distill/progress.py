@@ -3,21 +3,61 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from pathlib import Path
 
 from wan_distill import checkpoint
 from wan_distill.config import OUTPUT, Config, UsageError
 from wan_distill.denoiser import Denoiser, Role
-from wan_distill.runtime import Learner, Metrics, NonFiniteError, Runtime, nonfinite_weight
+from wan_distill.methods import Sources
+from wan_distill.runtime import Learner, Metrics, NonFiniteError, nonfinite_weight
 from wan_distill.schedule import Expert
+from wan_distill.teacher import TeacherInfo
 from wan_distill.trajectories import stretch
 
 # Settings that may differ between a run and its continuation: they do not change what an update does. Processes times
 # accumulation, which do, are compared as `parallel`.
 FREE = {item.name for item in dataclasses.fields(Config) if item.metadata["group"] == OUTPUT} | {
     "teacher_path", "output_dir", "dry_run", "cache_dir", "verbose_loading", "allow_pickle", "max_train_steps",
-    "expert", "sample_batch_size", "gradient_checkpointing", "gradient_accumulation_steps",
+    "expert", "sample_batch_size", "gradient_checkpointing", "gradient_accumulation_steps", "prompts",
 }
+
+
+def identity(config: Config, info: TeacherInfo, prompts: list[str], world: int) -> dict:
+    """What makes a run this run, besides its settings, in words that a refusal can use."""
+    return {
+        "the teacher's files": info.fingerprint(),
+        "the prompts": hashlib.sha256("\n".join(prompts).encode()).hexdigest()[:16],
+        "processes x gradient_accumulation_steps": world * config.gradient_accumulation_steps,
+    }
+
+
+def check_resume(config: Config, run: dict, say) -> None:
+    """Before anything is loaded or written: does what `--output_dir` holds belong to this run (`identity`)?
+
+    Raises UsageError naming what differs, or where `--resume_from_checkpoint` names no whole checkpoint.
+    """
+    folders = [next(iter(checkpoint.found(Path(config.output_dir) / expert)), None) for expert in config.experts]
+    if config.resume_from_checkpoint != "latest":
+        try:
+            checkpoint.verify(Path(config.resume_from_checkpoint))
+        except checkpoint.DamagedCheckpoint as error:
+            raise UsageError(f"--resume_from_checkpoint {config.resume_from_checkpoint}: {error}; give 'latest' or a "
+                             "whole checkpoint-N folder") from error
+        folders.append(Path(config.resume_from_checkpoint))
+    for folder in filter(None, folders):
+        try:
+            state = checkpoint.read_state(folder)
+        except checkpoint.DamagedCheckpoint:
+            continue  # an older one will be resumed from
+        now, before = config.to_json(), state["config"]
+        changed = [f"{k} was {before.get(k)}, is {now[k]}" for k in now if k not in FREE and before.get(k) != now[k]]
+        changed += [f"{k} were {state['run'].get(k)}, are {v}" for k, v in run.items() if state["run"].get(k) != v]
+        if changed and config.allow_config_change:
+            say(f"{folder}: going on although {'; '.join(changed)}.")
+        elif changed:
+            raise UsageError(f"{folder} was trained with other settings ({'; '.join(changed)}); "
+                             "set them back, choose another --output_dir, or give --allow_config_change")
 
 
 class Progress:
@@ -27,16 +67,15 @@ class Progress:
         root: the expert's folder.
     """
 
-    def __init__(self, config: Config, expert: Expert, root: Path, learners: dict[Role, Learner], metrics: Metrics,
-                 runtime: Runtime):
-        self.config, self.expert, self.root = config, expert, root
-        self.learners, self.metrics, self.runtime = learners, metrics, runtime
-        self.parallel = runtime.world * config.gradient_accumulation_steps
+    def __init__(self, expert: Expert, sources: Sources, root: Path, learners: dict[Role, Learner], metrics: Metrics):
+        self.config, self.runtime = sources.config, sources.runtime
+        self.expert, self.root, self.learners, self.metrics = expert, root, learners, metrics
+        self.run = identity(self.config, sources.teacher.info, sources.prompts, self.runtime.world)
 
     def save(self, step: int) -> None:
         """A checkpoint of everything after `step` updates; a no-op where it already exists."""
         if self.runtime.is_main and not (self.root / f"checkpoint-{step}").exists():
-            state = dict(config=self.config.to_json(), expert=self.expert, parallel=self.parallel,
+            state = dict(config=self.config.to_json(), expert=self.expert, run=self.run,
                          done={role: learner.done for role, learner in self.learners.items()},
                          metrics=self.metrics.state())
             checkpoint.save(self.root, step, {role: learner.tensors() for role, learner in self.learners.items()},
@@ -46,14 +85,13 @@ class Progress:
     def resume(self) -> int:
         """Restores the checkpoint that `--resume_from_checkpoint` means, and returns its step; 0 where there is none.
 
-        Raises UsageError where it belongs to another run, saying what differs, or is not whole.
+        Raises UsageError where its tensors do not fit; `check_resume` has seen to the rest.
         """
         folder = self._chosen()
         if folder is None:
             self.metrics.resume({}, self.expert, 0)
             return 0
         tensors, state = checkpoint.load(folder)
-        self._check_same_run(state, folder)
         for role, learner in self.learners.items():
             try:
                 learner.restore(tensors[role], state["done"][role])
@@ -83,16 +121,12 @@ class Progress:
                              "Lower --learning_rate and give --allow_config_change to go on") from error
 
     def _chosen(self) -> Path | None:
-        """The folder to resume from. An explicit one fails loudly; later ones of its run are set aside, not lost."""
+        """The folder to resume from. Later ones than an explicit one are set aside, not lost."""
         wanted = self.config.resume_from_checkpoint
         if wanted == "latest":
             return checkpoint.latest(self.root, self.runtime.say)
         folder = Path(wanted)
-        try:
-            state = checkpoint.verify(folder)
-        except checkpoint.DamagedCheckpoint as error:
-            raise UsageError(f"--resume_from_checkpoint {wanted}: {error}; give 'latest' or a whole "
-                             "checkpoint-N folder") from error
+        state = checkpoint.read_state(folder)
         if state.get("expert") != self.expert:
             return checkpoint.latest(self.root, self.runtime.say)
         if self.runtime.is_main:
@@ -100,14 +134,3 @@ class Progress:
                 self.runtime.say(f"{later.name}: set aside, since {folder.name} was asked for.")
         self.runtime.state.wait_for_everyone()
         return folder
-
-    def _check_same_run(self, state: dict, folder: Path) -> None:
-        now, before = self.config.to_json(), state["config"]
-        changed = [f"{k} was {before.get(k)}, is {now[k]}" for k in now if k not in FREE and before.get(k) != now[k]]
-        if state["parallel"] != self.parallel:
-            changed.append(f"processes x gradient_accumulation_steps was {state['parallel']}, is {self.parallel}")
-        if changed and self.config.allow_config_change:
-            self.runtime.say(f"{folder}: going on although {'; '.join(changed)}.")
-        elif changed:
-            raise UsageError(f"{folder} was trained with other settings ({'; '.join(changed)}); "
-                             "set them back, choose another --output_dir, or give --allow_config_change")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,7 +76,10 @@ def describe(config: Config) -> TeacherInfo:
     transformer = _json(folder / "transformer" / "config.json", source)
     if transformer.get("image_dim") is not None or transformer.get("in_channels") != transformer.get("out_channels"):
         raise UsageError(f"--teacher_path {source}: an image-to-video transformer; give a text-to-video teacher")
-    two = (index.get("transformer_2") or [None, None])[0] is not None
+    vae = _json(folder / "vae" / "config.json", source)
+    check_numbers(source, transformer, vae)
+    second = index.get("transformer_2")
+    two = isinstance(second, list) and second[:1] != [None]
     boundary = index.get("boundary_ratio") if two else None
     if two and not (isinstance(boundary, float) and 0 < boundary < 1):
         raise UsageError(
@@ -85,7 +89,30 @@ def describe(config: Config) -> TeacherInfo:
         source=source, folder=folder, name=source.rstrip("/\\").replace("\\", "/").split("/")[-1],
         embedded=folder.resolve() == EMBEDDED_TEACHER.resolve(), boundary_ratio=boundary,
         expand_timesteps=bool(index.get("expand_timesteps")), transformer=transformer,
-        vae=_json(folder / "vae" / "config.json", source))
+        vae=vae)
+
+
+WHOLE = ("in_channels", "num_layers", "num_attention_heads", "attention_head_dim", "ffn_dim", "text_dim", "freq_dim")
+
+
+def check_numbers(source: str, transformer: dict, vae: dict) -> None:
+    """The numbers that are used before any model is built are numbers. Raises UsageError."""
+    def positive(value) -> bool:
+        return type(value) is int and value > 0
+
+    patch, channels = transformer.get("patch_size"), vae.get("z_dim")
+    wrong = [f"transformer/config.json: {k} {transformer.get(k)}" for k in WHOLE if not positive(transformer.get(k))]
+    if not (isinstance(patch, list) and len(patch) == 3 and all(map(positive, patch))):
+        wrong.append(f"transformer/config.json: patch_size {patch}")
+    wrong += [f"vae/config.json: {k} {vae.get(k)}" for k in ("scale_factor_temporal", "scale_factor_spatial")
+              if k in vae and not positive(vae[k])]
+    for key in ("latents_mean", "latents_std"):
+        values = vae.get(key)
+        if not (isinstance(values, list) and len(values) == channels == transformer.get("in_channels")
+                and all(type(v) in (int, float) and math.isfinite(v) for v in values)):
+            wrong.append(f"vae/config.json: {key} is not {transformer.get('in_channels')} numbers")
+    if wrong:
+        raise UsageError(f"--teacher_path {source}: {wrong[0]}; that is no Wan model, download it again")
 
 
 def download(source: str, config: Config, patterns: list[str]) -> Path:
