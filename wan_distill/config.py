@@ -328,8 +328,8 @@ def check_values(config: Config) -> None:
     if config.checkpoints_total_limit is not None and config.checkpoints_total_limit < 1:
         raise UsageError(f"--checkpoints_total_limit {config.checkpoints_total_limit}: keep at least 1 to resume from")
     if foreign := [name for name in config.lora_layers if name not in LORA_TARGETS]:
-        raise UsageError(f"--lora_layers {','.join(config.lora_layers)}: {foreign[0] or 'nothing'} is no layer of Wan's "
-                         f"blocks; choose from {','.join(LORA_TARGETS)}")
+        raise UsageError(f"--lora_layers {','.join(config.lora_layers)}: Wan's blocks have no {foreign[0] or 'such'} "
+                         f"layer; choose from {','.join(LORA_TARGETS)}")
     if config.num_frames < 1 or config.num_frames % 4 != 1:
         near = max(1, (config.num_frames - 1) // 4 * 4 + 1)
         raise UsageError(f"--num_frames {config.num_frames}: Wan needs 4k+1 frames; use {near} or {near + 4}")
