@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import time
 from pathlib import Path
@@ -24,8 +25,11 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="exit codes: 0 done, 2 bad input (one line says what to change)")
     add = parser.add_argument
     add("--student", required=True, help="output folder of a run, or its LoRA files separated by commas")
-    add("--prompt", required=True, help="what to show")
-    add("--out", default="video.mp4", help="where the video goes (default video.mp4)")
+    add("--prompt", help="what to show")
+    add("--vbench_prompts", metavar="FILE", help="instead: every prompt of a file, --samples videos each, into the "
+        "folder --out under the names VBench reads")
+    add("--samples", type=int, default=5, help="videos a prompt with --vbench_prompts (default 5, as VBench wants)")
+    add("--out", help="where the video goes (default video.mp4; with --vbench_prompts the folder vbench)")
     add("--teacher_path", help="hub id or folder of the teacher (default: the one the student was made from)")
     add("--steps", type=int, help="one of the step counts the student was trained for (default: the largest)")
     add("--height", type=int, help="pixels (default: as trained)")
@@ -52,6 +56,7 @@ def run(args: argparse.Namespace) -> int:
     """Checks everything that can be refused without weights, then samples."""
     from wan_distill.teacher import describe
 
+    videos = wanted(args)
     loras = find_loras(args.student)
     meta = check_schedules(loras)
     config = Config(teacher_path=args.teacher_path or meta["teacher"])
@@ -66,25 +71,51 @@ def run(args: argparse.Namespace) -> int:
     from wan_distill.pictures import write_video
 
     pipe = load(info, config, loras, args.offload)
-    call = dict(prompt=args.prompt, max_sequence_length=meta["max_sequence_length"], **size)
-    student, seconds = timed(pipe, args.seed, meta["flow_shift"], num_inference_steps=steps, guidance_scale=1.0, **call)
-    frames = student
-    print(f"student: {steps} steps, {seconds:.2f} s")
-    if args.compare:
-        import numpy
-
-        defaults = info.sampling_defaults
-        guidance = dict(guidance_scale=defaults["guidance_scale"])
-        if len(info.experts) == 2:
-            guidance["guidance_scale_2"] = defaults["guidance_scale_2"]
-        pipe.disable_lora()
-        teacher, slow = timed(
-            pipe, args.seed, defaults["teacher_shift"], num_inference_steps=TEACHER_STEPS, **guidance, **call,
-            negative_prompt="" if info.embedded else WAN_NEGATIVE_PROMPT)
-        print(f"teacher: {TEACHER_STEPS} guided steps, {slow:.2f} s; speed-up {slow / seconds:.1f}x")
-        frames = numpy.concatenate([teacher, student], axis=2)  # along the width
-    print(f"wrote {write_video(Path(args.out), frames, args.fps)}")
+    call = dict(max_sequence_length=meta["max_sequence_length"], **size)
+    student_call = dict(call, num_inference_steps=steps, guidance_scale=1.0)
+    for prompt, seed, file in videos:
+        if file.exists() and args.vbench_prompts:
+            continue  # an interrupted series goes on
+        frames, seconds = timed(pipe, seed, meta["flow_shift"], prompt=prompt, **student_call)
+        print(f"student: {steps} steps, {seconds:.2f} s")
+        if args.compare:
+            frames = beside_teacher(pipe, info, frames, seconds, dict(call, prompt=prompt), seed)
+        print(f"wrote {write_video(file, frames, args.fps)}")
     return 0
+
+
+def wanted(args: argparse.Namespace) -> list[tuple[str, int, Path]]:
+    """(prompt, seed, file) of every video to make. Raises UsageError."""
+    if (args.prompt is None) == (args.vbench_prompts is None):
+        raise UsageError("--prompt: give one, or --vbench_prompts FILE, and not both")
+    if args.prompt is not None:
+        return [(args.prompt, args.seed, Path(args.out or "video.mp4"))]
+    from wan_distill.data import read_prompts
+
+    folder = Path(args.out or "vbench")
+    return [(prompt, args.seed + i, folder / f"{file_name(prompt)}-{i}.mp4")
+            for prompt in read_prompts(args.vbench_prompts) for i in range(args.samples)]
+
+
+def file_name(prompt: str) -> str:
+    """`prompt` as part of a file's name on every system; VBench's own prompts stay as they are."""
+    return re.sub(r'[<>:"/\\|?*\x00-\x1f]', "_", prompt)[:180].strip(" .") or "_"
+
+
+def beside_teacher(pipe, info, student, seconds: float, call: dict, seed: int):
+    """The guided teacher's clip from the same seed, with the student's to its right."""
+    import numpy
+
+    defaults = info.sampling_defaults
+    guidance = dict(guidance_scale=defaults["guidance_scale"])
+    if len(info.experts) == 2:
+        guidance["guidance_scale_2"] = defaults["guidance_scale_2"]
+    pipe.disable_lora()
+    teacher, slow = timed(pipe, seed, defaults["teacher_shift"], num_inference_steps=TEACHER_STEPS, **guidance, **call,
+                          negative_prompt="" if info.embedded else WAN_NEGATIVE_PROMPT)
+    pipe.enable_lora()
+    print(f"teacher: {TEACHER_STEPS} guided steps, {slow:.2f} s; speed-up {slow / seconds:.1f}x")
+    return numpy.concatenate([teacher, student], axis=2)  # along the width
 
 
 def find_loras(student: str) -> list[Path]:

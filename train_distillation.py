@@ -65,14 +65,19 @@ def run(config: Config) -> int:
 
     from wan_distill.evaluate import Evaluation, as_markdown
     from wan_distill.export import export_student
+    from wan_distill.hub import push
+    from wan_distill.memory import explain_out_of_memory
     from wan_distill.methods import Sources
+    from wan_distill.metrics import Tracker
     from wan_distill.page import write_page
     from wan_distill.previews import validation_prompts
     from wan_distill.progress import check_resume, identity
     from wan_distill.report import describe_results
     from wan_distill.runtime import Runtime, claim
-    from wan_distill.teacher import Teacher
+    from wan_distill.teacher import Teacher, quiet_loading
 
+    if not config.verbose_loading:
+        quiet_loading()
     claim(Path(config.output_dir))
     runtime = Runtime(config)
     check_resume(config, identity(config, info, prompts, runtime.world), runtime.say)
@@ -89,8 +94,11 @@ def run(config: Config) -> int:
     # 3. One expert after the other learns its own steps.
     if not config.evaluate_only:
         sources = Sources(config, teacher, bank, prompts, negative, runtime)
+        tracker = Tracker(config, runtime)
         for expert in config.experts:
-            train(config, expert, sources, shown, runtime)
+            with explain_out_of_memory(config, info, f"training the {expert} expert"):
+                train(config, expert, sources, shown, tracker, runtime)
+        tracker.finish()
 
     # 4. What is left behind, and how good it is.
     if runtime.is_main:
@@ -102,6 +110,8 @@ def run(config: Config) -> int:
             print(f"\n{as_markdown(evaluation)}\n")
         describe_results(config, teacher, verdict, evaluation)
         write_page(Path(config.output_dir), config, info)
+        if config.push_to_hub:
+            print(f"Uploaded to {push(config, info, evaluation)}")
         print(f"Done: {Path(config.output_dir).resolve()} (report.html shows it, README.md how to use the student)")
     return 0
 
@@ -110,10 +120,10 @@ def encode_prompts(config: Config, teacher, prompts: list[str], runtime):
     """Encodes each distinct prompt once, with the teacher's verified text encoder, which is then let go."""
     import torch
     from diffusers import WanPipeline
-    from tqdm import tqdm
 
     from wan_distill.data import PromptBank
     from wan_distill.export import scheduler_for
+    from wan_distill.metrics import progress_bar
     from wan_distill.umt5 import TextEncoderError, load_text_encoder, silence_tied_weight_report
 
     try:
@@ -135,29 +145,29 @@ def encode_prompts(config: Config, teacher, prompts: list[str], runtime):
     bank = PromptBank(Path(config.output_dir) / "prompts", key, config.max_sequence_length, runtime.device)
     missing = bank.missing(prompts)
     encoder.to(runtime.device)
-    for prompt in tqdm(missing, desc="prompts", unit="prompt", disable=not runtime.is_main or not missing):
-        if runtime.is_main:
+    with progress_bar(len(missing), "prompts", "prompt", runtime) as bar:
+        for prompt in missing if runtime.is_main else []:
             with torch.no_grad():
                 padded, _ = pipeline.encode_prompt(
                     prompt, do_classifier_free_guidance=False, max_sequence_length=config.max_sequence_length,
                     device=runtime.device)
             bank.store(prompt, padded[0])
+            bar.update()
     runtime.state.wait_for_everyone()
     return bank, verdict
 
 
-def train(config: Config, expert: str, sources, shown: list[str], runtime) -> None:
+def train(config: Config, expert: str, sources, shown: list[str], tracker, runtime) -> None:
     """Trains one expert's student and writes its LoRA. Raises Stopped after a signal, with everything saved."""
-    from tqdm import tqdm
-
     from wan_distill.denoiser import Denoiser, adapter_parameters, add_adapter
     from wan_distill.export import LORA_FILE, init_student, save_lora
     from wan_distill.methods import make_method
+    from wan_distill.metrics import Metrics, TrainingBar
     from wan_distill.monitors import Monitor
     from wan_distill.page import write_page
     from wan_distill.previews import Previews
     from wan_distill.progress import Progress
-    from wan_distill.runtime import Metrics, keyed_seed, make_learners
+    from wan_distill.runtime import keyed_seed, make_learners
 
     output_dir, info = Path(config.output_dir), sources.teacher.info
     method = make_method(expert, sources)
@@ -179,17 +189,20 @@ def train(config: Config, expert: str, sources, shown: list[str], runtime) -> No
     if first == 0 and monitor.due(student):  # what a warm start begins with is a candidate too
         metrics.note(**monitor.look(denoiser, student))
 
-    for step in tqdm(range(first, last), initial=first, total=last, desc=f"{expert} expert", unit="update",
-                     disable=not runtime.is_main):
+    bar = TrainingBar(expert, first, last, config, runtime)
+    for step in range(first, last):
         if step == 0 and previews.due(step, last):
             previews.write(denoiser, student, step)
         role = method.role_at(step)
         update(config, expert, step, method, denoiser, learners[role], progress)
         done = step + 1
+        bar.update()
         if role == "student" and monitor.due(student, last=done == last):
             metrics.note(**monitor.look(denoiser, student))
         if done % config.logging_steps == 0 or done == last:
-            metrics.write(expert=expert, step=done, learning_rate=student.learning_rate())
+            line = metrics.write(expert=expert, step=done, learning_rate=student.learning_rate())
+            bar.tell(line)
+            tracker.log(line, config.experts.index(expert) * last)
         if previews.due(done, last):
             previews.write(denoiser, student, done)
             write_page(output_dir, config, info)
@@ -197,8 +210,10 @@ def train(config: Config, expert: str, sources, shown: list[str], runtime) -> No
         if done % config.checkpointing_steps == 0 or done == last or stopping:
             progress.save(done)
         if stopping:
+            bar.close()
             raise Stopped(f"Stopped after update {done} of the {expert} expert. Run the same command to go on.")
 
+    bar.close()
     if runtime.is_main:
         save_lora(output_dir / LORA_FILE[expert], monitor.exported(student), config, info, expert)
     runtime.state.wait_for_everyone()

@@ -39,13 +39,13 @@ from wan_distill import (  # noqa: F401  all that a run imports late, so that fo
     checkpoint,
     evaluate,
     export,
+    metrics,
     monitors,
     page,
     plan,
     previews,
     progress,
     report,
-    runtime,
     trajectories,
     umt5,
 )
@@ -99,7 +99,7 @@ def outcome(folder: Path) -> str:
         for file in sorted(checkpoint.latest(folder / expert, lambda _: None).glob("*.safetensors")):
             for name, tensor in sorted(load_file(file).items()):
                 digest.update(name.encode() + tensor.numpy().tobytes())
-    for line in runtime.read_lines(folder / "metrics.jsonl"):
+    for line in metrics.read_lines(folder / "metrics.jsonl"):
         digest.update(json.dumps({k: v for k, v in line.items() if k != "seconds"}, sort_keys=True).encode())
     return digest.hexdigest()
 

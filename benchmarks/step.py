@@ -29,7 +29,8 @@ from wan_distill import memory
 from wan_distill.config import Config, resolve
 from wan_distill.denoiser import Denoiser, adapter_parameters, add_adapter
 from wan_distill.methods import Sources, make_method
-from wan_distill.runtime import Metrics, Runtime, make_learners
+from wan_distill.metrics import Metrics
+from wan_distill.runtime import Runtime, make_learners
 from wan_distill.teacher import TeacherInfo
 
 WAN = dict(in_channels=16, out_channels=16, patch_size=[1, 2, 2])

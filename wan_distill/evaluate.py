@@ -15,13 +15,13 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from tqdm import tqdm
 
 from wan_distill.checkpoint import write_atomically, write_tensors
 from wan_distill.config import Config, UsageError
 from wan_distill.data import PromptBank
 from wan_distill.denoiser import Denoiser
 from wan_distill.export import LORA_FILE, load_student
+from wan_distill.metrics import progress_bar
 from wan_distill.pictures import contact_sheet
 from wan_distill.runtime import Runtime, keyed_noise
 from wan_distill.sampling import Velocity, sample
@@ -126,7 +126,7 @@ class Evaluation:
         latents = torch.stack([keyed_noise(shape, "evaluation", self.config.eval_seed, row.noise, i)
                                for i in range(len(self.prompts))])
         size = self.config.sample_batch_size
-        with tqdm(total=len(latents) * row.evaluations(self.config), unit="eval", desc=row.name) as bar:
+        with progress_bar(len(latents) * row.evaluations(self.config), row.name, "eval", self.runtime) as bar:
             for expert in self.teacher.info.experts:
                 sigmas = stretch(row.sigmas, expert, self.config.boundary)
                 if not sigmas:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from wan_distill.checkpoint import write_tensors
-from wan_distill.config import Config, UsageError
+from wan_distill.config import Config, Halted, UsageError
 from wan_distill.schedule import SUBFOLDER, Expert
 from wan_distill.teacher import Teacher, TeacherInfo
 
@@ -127,7 +127,7 @@ def scheduler_for(config: Config) -> FlowMapEulerDiscreteScheduler:
     return FlowMapEulerDiscreteScheduler(shift=config.flow_shift)
 
 
-class ExportError(RuntimeError):
+class ExportError(Halted):
     """A file that was written does not give back the student."""
 
 
@@ -185,9 +185,19 @@ def save_merged(folder: Path, config: Config, teacher: Teacher, output_dir: Path
         lora = output_dir / LORA_FILE[expert]
         if lora.exists():
             load_student(transformer, lora)
+            with_lora = probe(transformer)
             transformer.fuse_lora()
             transformer.unload_lora()
         transformer.save_pretrained(partial / SUBFOLDER[expert])
+        if lora.exists():
+            saved = WanTransformer3DModel.from_pretrained(partial, subfolder=SUBFOLDER[expert],
+                                                          torch_dtype=transformer.dtype).to(transformer.device)
+            del transformer
+            difference = float((probe(saved) - with_lora).norm() / with_lora.norm())
+            if not difference < (1e-4 if saved.dtype == torch.float32 else 2e-2):  # bf16 keeps 3 digits of a weight
+                raise ExportError(f"{folder.name}/{SUBFOLDER[expert]}: the merged expert, loaded back, differs from "
+                                  f"the adapter by {difference:.2g}; do not use it")
+            print(f"{folder.name}/{SUBFOLDER[expert]}: loaded back; differs from the adapter by {difference:.1g}")
     scheduler_for(config).save_pretrained(partial / "scheduler")
     index = json.loads((partial / "model_index.json").read_text(encoding="utf-8"))
     index["scheduler"] = ["diffusers", "FlowMapEulerDiscreteScheduler"]
@@ -196,12 +206,25 @@ def save_merged(folder: Path, config: Config, teacher: Teacher, output_dir: Path
     partial.replace(folder)
 
 
-def snippet(config: Config, info: TeacherInfo, experts: tuple[Expert, ...]) -> str:
-    """The inference code for this student: runs as it stands beside the output folder's files."""
+@torch.no_grad()
+def probe(transformer: WanTransformer3DModel) -> Tensor:
+    """What the transformer makes of one small fixed input, one patch large: [1, C, f, h, w], float32 on the CPU."""
+    config, rng = transformer.config, torch.Generator().manual_seed(0)
+    x = torch.randn(1, config.in_channels, *config.patch_size, generator=rng)
+    text = torch.randn(1, 8, config.text_dim, generator=rng)
+    place = dict(device=transformer.device, dtype=transformer.dtype)
+    return transformer(x.to(**place), torch.tensor([900.0], device=transformer.device), text.to(**place),
+                       return_dict=False)[0].float().cpu()
+
+
+def snippet(config: Config, info: TeacherInfo, experts: tuple[Expert, ...], where: str = ".") -> str:
+    """The inference code for this student; `where` is its folder (runs as it stands inside it) or hub repository."""
     second = ('pipe.load_lora_weights(".", weight_name="low_noise_lora.safetensors", adapter_name="low", '
               "load_into_transformer_2=True)\n") if "low" in experts else ""
     first = ('pipe.load_lora_weights(".", weight_name="high_noise_lora.safetensors", adapter_name="high")\n'
              if "high" in experts else "")
+    where = json.dumps(where)
+    first, second = first.replace('"."', where), second.replace('"."', where)
     dtype = "torch.float32" if config.mixed_precision == "no" else "torch.bfloat16"
     source = str(Path(info.source).resolve()) if Path(info.source).is_dir() else info.source
     return f'''import torch
@@ -209,7 +232,7 @@ from diffusers import FlowMapEulerDiscreteScheduler, WanPipeline
 from diffusers.utils import export_to_video
 
 pipe = WanPipeline.from_pretrained({json.dumps(source)}, torch_dtype={dtype})
-{first}{second}pipe.scheduler = FlowMapEulerDiscreteScheduler.from_pretrained(".", subfolder="scheduler")
+{first}{second}pipe.scheduler = FlowMapEulerDiscreteScheduler.from_pretrained({where}, subfolder="scheduler")
 pipe.to("cuda" if torch.cuda.is_available() else "cpu")
 video = pipe(
     "a prompt of yours", height={config.height}, width={config.width}, num_frames={config.num_frames},

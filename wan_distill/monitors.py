@@ -31,6 +31,7 @@ from wan_distill.teacher import decode
 from wan_distill.trajectories import handovers, stretch, trajectories
 
 SEEDS = 2  # a prompt: the fewest that show whether samples differ
+DECODED = 32  # clips a look that become pictures; the score and diversity are taken of all latents
 FROZEN, COLLAPSED, OVEREXPOSED, OVERSATURATED = 0.6, 0.6, 0.1, 1.4  # ratios to the teacher; luminance: difference
 
 
@@ -133,7 +134,7 @@ class Monitor:
         return flow.x0_from_velocity(end, flow.mean_velocity(x, end, sigma, last), last)
 
     def _statistics(self, x0: Tensor) -> dict[str, float]:
-        frames = decode(self.teacher.load_vae(), x0, self.config.sample_batch_size)
+        frames = decode(self.teacher.load_vae(), x0[:DECODED], self.config.sample_batch_size)
         return picture_statistics(frames) | dict(diversity=diversity(x0, self.prompts))
 
 

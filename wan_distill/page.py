@@ -17,7 +17,7 @@ from wan_distill import export
 from wan_distill.checkpoint import write_atomically
 from wan_distill.config import Config
 from wan_distill.evaluate import COLUMNS
-from wan_distill.runtime import read_lines
+from wan_distill.metrics import read_lines
 from wan_distill.teacher import TeacherInfo
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "peft", "safetensors")

@@ -164,7 +164,13 @@ def _duration(seconds: float) -> str:
 def check_surroundings(config: Config, info) -> list[str]:
     """Versions, files, free disk and RAM. Returns what was found; raises UsageError on what must stop a run."""
     from wan_distill import memory
+    from wan_distill.metrics import check_tracker
 
+    check_tracker(config)
+    if config.push_to_hub:
+        from wan_distill.hub import check_hub
+
+        check_hub(config)
     found = [f"Versions  {check_versions()}", f"Files     {check_files(info)}"]
     cost = memory.trace(memory.shape_of(config, info))
     needed = sum(disk_needs(config, info, cost).values())

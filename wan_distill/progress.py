@@ -10,7 +10,8 @@ from wan_distill import checkpoint
 from wan_distill.config import OUTPUT, Config, UsageError
 from wan_distill.denoiser import Denoiser, Role
 from wan_distill.methods import Sources
-from wan_distill.runtime import Learner, Metrics, NonFiniteError, nonfinite_weight
+from wan_distill.metrics import Metrics
+from wan_distill.runtime import Learner, NonFiniteError, nonfinite_weight
 from wan_distill.schedule import Expert
 from wan_distill.teacher import TeacherInfo
 from wan_distill.trajectories import stretch

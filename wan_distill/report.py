@@ -25,8 +25,8 @@ def write_run(folder: Path, config: Config, **results) -> None:
     write_atomically(folder / "run.json", json.dumps(run, indent=1, ensure_ascii=False).encode())
 
 
-def write_readme(folder: Path, config: Config, info: TeacherInfo, evaluation: dict | None) -> None:
-    """README.md of the output folder: what this is, how to run it, how good it is."""
+def readme(folder: Path, config: Config, info: TeacherInfo, evaluation: dict | None, repository: str = "") -> str:
+    """README.md of the output folder, or the model card of a hub `repository`: what this is, how to run it."""
     experts = tuple(e for e in info.experts if (folder / LORA_FILE[e]).exists())
     files = "\n".join(f"- `{LORA_FILE[e]}`: LoRA of the {e}-noise expert" for e in experts)
     steps = " or ".join(map(str, config.sampling_steps))
@@ -36,21 +36,21 @@ A student of `{info.source}` that samples in {steps} steps without guidance (met
 
 {files}
 - `scheduler/`: the sampler it was trained for (sigmas {", ".join(f"{s:.4f}" for s in config.sigmas()[:-1])})
-{"- `student/`: the complete pipeline, adapters merged in" if config.save_merged else ""}
+{"- `student/`: the complete pipeline, adapters merged in" if config.save_merged and not repository else ""}
 
 ## Use
 
-In this folder:
+{"" if repository else "In this folder:"}
 
 ```python
-{snippet(config, info, experts)}```
+{snippet(config, info, experts, repository or ".")}```
 
 In ComfyUI load each file into the model of its expert with strength 1, and sample with Euler, guidance (cfg) 1,
 shift {config.flow_shift:g}, {config.grid_steps} steps.
 """
     if evaluation:
         text += f"\n## Measured\n\n{as_markdown(evaluation)}\n"
-    write_atomically(folder / "README.md", text.encode())
+    return text
 
 
 def describe_results(config: Config, teacher: Teacher, verdict, evaluation: dict | None) -> None:
@@ -58,4 +58,4 @@ def describe_results(config: Config, teacher: Teacher, verdict, evaluation: dict
     folder = Path(config.output_dir)
     write_run(folder, config, teacher=teacher.info.fingerprint(), text_encoder=verdict.to_json(),
               evaluation=evaluation)
-    write_readme(folder, config, teacher.info, evaluation)
+    write_atomically(folder / "README.md", readme(folder, config, teacher.info, evaluation).encode())

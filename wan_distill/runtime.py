@@ -1,4 +1,4 @@
-"""What a run needs around the maths: ranks, keyed randomness, signals, optimizers, the moving average, metrics."""
+"""What a run needs around the maths: ranks, keyed randomness, signals, optimizers, the moving average."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import math
 import os
 import signal
 import sys
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -20,7 +19,6 @@ import torch.distributed as dist
 from accelerate import PartialState
 from torch import Tensor
 
-from wan_distill.checkpoint import write_atomically
 from wan_distill.config import Config, Halted, Stopped, UsageError
 from wan_distill.denoiser import Role
 from wan_distill.methods import Method
@@ -259,72 +257,6 @@ def make_learners(method: Method, parameters: dict[Role, dict], config: Config) 
     for step in range(total):
         counts[method.role_at(step)] += 1
     return {role: Learner(role, parameters[role], config, counts[role]) for role in method.roles}
-
-
-# --------------------------------------------------------------------------------------------------------- metrics
-
-
-class Metrics:
-    """Appends one JSON line per logging interval to metrics.jsonl: means over its micro-batches, of all ranks."""
-
-    def __init__(self, file: Path, runtime: Runtime):
-        self.file = file
-        self.runtime = runtime
-        self.sums: dict[str, Tensor] = {}
-        self.counts: dict[str, int] = {}
-        self.seen: dict[str, float] = {}
-        self.started = time.perf_counter()
-
-    def add(self, **values: Tensor | float) -> None:
-        """Records scalars, the same names on all ranks, without waiting for the device."""
-        for name, value in values.items():
-            value = value.detach().double() if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
-            self.sums[name] = self.sums.get(name, 0) + value
-            self.counts[name] = self.counts.get(name, 0) + 1
-
-    def note(self, **values: float) -> None:
-        """Values for the next line that only the main process has, as they are."""
-        self.seen |= values
-
-    def write(self, **context) -> dict:
-        """Writes the means since the last line, with `context` first, and returns the line."""
-        now = time.perf_counter()
-        line = context | self._means() | self.seen | dict(seconds=round(now - self.started, 4))
-        self.sums, self.counts, self.seen, self.started = {}, {}, {}, now
-        if self.runtime.is_main:
-            with self.file.open("a", encoding="utf-8") as out:
-                out.write(json.dumps(line) + "\n")
-        return line
-
-    def _means(self) -> dict[str, float]:
-        if not self.sums:
-            return {}
-        names = sorted(self.sums)
-        means = torch.stack([self.sums[n].to(self.runtime.device) / self.counts[n] for n in names])
-        if self.runtime.world > 1:
-            dist.all_reduce(means)
-            means /= self.runtime.world
-        return dict(zip(names, means.tolist(), strict=True))
-
-    def state(self) -> dict:
-        """What has not been written yet, for a checkpoint."""
-        sums = {name: float(total) for name, total in self.sums.items()}
-        return dict(sums=sums, counts=dict(self.counts), seen=dict(self.seen))
-
-    def resume(self, state: dict, expert: str, step: int) -> None:
-        """Goes on after `step` of `expert`: puts back `state`, drops lines that tell of later updates or are torn."""
-        self.sums = {name: torch.tensor(total, dtype=torch.float64) for name, total in state.get("sums", {}).items()}
-        self.counts, self.seen = dict(state.get("counts", {})), dict(state.get("seen", {}))
-        if not self.runtime.is_main or not self.file.exists():
-            return
-        kept = [line for line in read_lines(self.file) if line["expert"] != expert or line["step"] <= step]
-        write_atomically(self.file, "".join(json.dumps(line) + "\n" for line in kept).encode())
-
-
-def read_lines(file: Path) -> list[dict]:
-    """The whole lines of a metrics.jsonl; a last one that a kill tore is left out."""
-    text = file.read_text(encoding="utf-8") if file.exists() else ""
-    return [json.loads(line) for line in text.splitlines() if line.endswith("}")]
 
 
 def claim(output_dir: Path) -> None:

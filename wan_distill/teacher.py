@@ -187,6 +187,15 @@ class Teacher:
         return vae.requires_grad_(False).eval().to(self.runtime.device)
 
 
+def quiet_loading() -> None:
+    """Hides the loaders' progress bars; their messages stay."""
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+
+
 def decode(vae, latents, batch_size: int = 16):
     """Normalised latents [B, C, f, h, w] -> frames [B, F, H, W, 3] in [0, 1], float32 on the CPU."""
     import torch

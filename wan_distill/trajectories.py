@@ -27,6 +27,7 @@ from wan_distill.config import Config, UsageError
 from wan_distill.data import PromptBank
 from wan_distill.denoiser import Denoiser
 from wan_distill.export import LORA_FILE, load_student
+from wan_distill.metrics import progress_bar
 from wan_distill.runtime import NonFiniteError, Runtime, keyed_noise, nonfinite_weight
 from wan_distill.sampling import Velocity, euler
 from wan_distill.schedule import Expert, expert_of, handover, knots_in, sigma_grid
@@ -107,8 +108,7 @@ class StoredSamples:
         experts = [e for e in self.teacher.info.experts if stretch(self.sigmas, e, self.config.boundary)]
         evaluations = {e: len(stretch(self.sigmas, e, self.config.boundary)) - 1 for e in experts}
         total = len(todo) * self.shard_size * sum(evaluations.values())
-        with tqdm(total=total, unit="step", desc=self.folder.parent.name,
-                  disable=not self.runtime.is_main or not todo) as bar:
+        with progress_bar(total, self.folder.parent.name, "step", self.runtime) as bar:
             for expert in experts:
                 pending = [i for i in todo if expert != "high" or not self._handed_over(i).exists()]
                 bar.update((len(todo) - len(pending)) * self.shard_size * evaluations[expert])
