@@ -189,31 +189,29 @@ def train(config: Config, expert: str, sources, shown: list[str], tracker, runti
     if first == 0 and monitor.due(student):  # what a warm start begins with is a candidate too
         metrics.note(**monitor.look(denoiser, student))
 
-    bar = TrainingBar(expert, first, last, config, runtime)
-    for step in range(first, last):
-        if step == 0 and previews.due(step, last):
-            previews.write(denoiser, student, step)
-        role = method.role_at(step)
-        update(config, expert, step, method, denoiser, learners[role], progress)
-        done = step + 1
-        bar.update()
-        if role == "student" and monitor.due(student, last=done == last):
-            metrics.note(**monitor.look(denoiser, student))
-        if done % config.logging_steps == 0 or done == last:
-            line = metrics.write(expert=expert, step=done, learning_rate=student.learning_rate())
-            bar.tell(line)
-            tracker.log(line, config.experts.index(expert) * last)
-        if previews.due(done, last):
-            previews.write(denoiser, student, done)
-            write_page(output_dir, config, info)
-        stopping = runtime.stop_requested()
-        if done % config.checkpointing_steps == 0 or done == last or stopping:
-            progress.save(done)
-        if stopping:
-            bar.close()
-            raise Stopped(f"Stopped after update {done} of the {expert} expert. Run the same command to go on.")
+    with TrainingBar(expert, first, last, config, runtime) as bar:
+        for step in range(first, last):
+            if step == 0 and previews.due(step, last):
+                previews.write(denoiser, student, step)
+            role = method.role_at(step)
+            update(config, expert, step, method, denoiser, learners[role], progress)
+            done = step + 1
+            bar.update()
+            if role == "student" and monitor.due(student, last=done == last):
+                metrics.note(**monitor.look(denoiser, student))
+            if done % config.logging_steps == 0 or done == last:
+                line = metrics.write(expert=expert, step=done, learning_rate=student.learning_rate())
+                bar.tell(line)
+                tracker.log(line, config.experts.index(expert) * last)
+            if previews.due(done, last):
+                previews.write(denoiser, student, done)
+                write_page(output_dir, config, info)
+            stopping = runtime.stop_requested()
+            if done % config.checkpointing_steps == 0 or done == last or stopping:
+                progress.save(done)
+            if stopping:
+                raise Stopped(f"Stopped after update {done} of the {expert} expert. Run the same command to go on.")
 
-    bar.close()
     if runtime.is_main:
         save_lora(output_dir / LORA_FILE[expert], monitor.exported(student), config, info, expert)
     runtime.state.wait_for_everyone()

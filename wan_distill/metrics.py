@@ -48,6 +48,12 @@ class TrainingBar:
         lines = {} if sys.stderr.isatty() else dict(mininterval=float("inf"), miniters=last + 1, ncols=160)
         self.bar = progress_bar(last, f"{expert} expert", "update", runtime, first, **lines)
 
+    def __enter__(self) -> TrainingBar:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.bar.close()
+
     def update(self) -> None:
         self.bar.update()
 
@@ -58,9 +64,6 @@ class TrainingBar:
         losses = [f"{name} {value:.4g}" for name, value in line.items() if name.endswith("_loss")]
         left = tqdm.format_interval(left)
         self.bar.set_postfix_str(", ".join([*losses, f"{each:.2g} s/update", f"training left {left}"]))
-
-    def close(self) -> None:
-        self.bar.close()
 
 
 class Tracker:
