@@ -16,11 +16,13 @@ SUBFOLDER: dict[str, str] = {"high": "transformer", "low": "transformer_2"}
 def shift_sigma(u: float, shift: float) -> float:
     """Resolution shift of a uniform noise level (SD3, arXiv 2403.03206, eq. 23): s*u / (1 + (s-1)*u).
 
+    Written so that 0 and 1 stay exactly what they are for any shift.
+
     Args:
         u: unshifted level in [0, 1].
         shift: positive; 1 = identity, larger spends more steps at high noise.
     """
-    return shift * u / (1 + (shift - 1) * u)
+    return u / (u + (1 - u) / shift)
 
 
 def sigma_grid(steps: int, shift: float) -> tuple[float, ...]:
