@@ -19,7 +19,9 @@ from pathlib import Path
 from wan_distill.schedule import expert_of, sigma_grid, steps_of
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-EMBEDDED_TEACHER = REPOSITORY / "assets" / "tiny_wan22"
+# Beside the package in a checkout; installed by pip, a package of data.
+ASSETS = next((p for p in (REPOSITORY / "assets", REPOSITORY / "wan_distill_assets") if p.is_dir()), REPOSITORY)
+EMBEDDED_TEACHER = ASSETS / "tiny_wan22"
 
 # Wan's own negative prompt (Wan2.2, wan/configs/shared_config.py); the teacher was tuned to be guided by it.
 WAN_NEGATIVE_PROMPT = (

@@ -18,10 +18,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from wan_distill.checkpoint import write_tensors
-from wan_distill.config import REPOSITORY, Config, Halted, UsageError
+from wan_distill.config import ASSETS, Config, Halted, UsageError
 
-BUILT_IN_PROMPTS = REPOSITORY / "assets" / "prompts.txt"
-
+BUILT_IN_PROMPTS = ASSETS / "prompts.txt"
 
 LONG_PROMPT = 300  # words: about 512 tokens, all that Wan's transformers see
 MUSUBI_OPTION = re.compile(r"\s+--[whfdsnlgi]\s")  # `a prompt --w 832 --h 480`: the options are not the prompt's

@@ -202,15 +202,18 @@ def check_memory(config: Config, info, cost) -> float:
     return available
 
 
+PACKAGE = "wan-distill"
+
+
 def check_versions() -> str:
     """Installed versions of what requirements.txt names. Raises UsageError where one is missing or too old."""
     from packaging.requirements import Requirement
 
     found = []
-    for line in (REPOSITORY / "requirements.txt").read_text(encoding="utf-8").splitlines():
-        if not line.split("#")[0].strip():
-            continue
-        wanted = Requirement(line.split("#")[0].strip())
+    file = REPOSITORY / "requirements.txt"  # of a checkout; installed by pip, its lines are the package's metadata
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else importlib.metadata.requires(PACKAGE)
+    for line in filter(None, (line.split("#")[0].strip() for line in lines)):
+        wanted = Requirement(line)
         try:
             installed = importlib.metadata.version(wanted.name)
         except importlib.metadata.PackageNotFoundError as error:
