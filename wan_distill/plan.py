@@ -226,7 +226,7 @@ def check_versions() -> str:
 
 def check_files(info) -> str:
     """Every weight file that is here is whole, by its header. Raises UsageError naming a damaged or missing one."""
-    from wan_distill.umt5 import TextEncoderError, read_header, weight_files
+    from wan_distill.umt5 import TextEncoderError, check_class, inspect_text_encoder, read_header, weight_files
 
     if not Path(info.source).is_dir():
         return "on the hub; downloaded when needed"
@@ -236,6 +236,10 @@ def check_files(info) -> str:
         except (OSError, ValueError) as error:
             raise UsageError(f"--teacher_path {info.source}: {file.parent.name}/{file.name} cannot be read "
                              f"({one_line(error)}); download it again") from error
+    try:
+        check_class(inspect_text_encoder(info.folder / "text_encoder"), "UMT5EncoderModel")
+    except TextEncoderError as error:
+        raise UsageError(f"--teacher_path {info.source}: {error}") from error
     tensors: dict[str, dict] = {}
     for part in ("text_encoder", "vae", *(SUBFOLDER[e] for e in info.experts)):
         try:
