@@ -12,12 +12,15 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
-from wan_distill import metrics
-
 REPOSITORY = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(REPOSITORY))
+
+from wan_distill import metrics  # noqa: E402
+
 UPDATES = 10
 FLAGS = ["--height", "32", "--width", "32", "--num_frames", "5", "--train_batch_size", "1", "--sample_batch_size", "8",
          "--num_trajectories", "8", "--teacher_steps", "6", "--rank", "4", "--max_sequence_length", "12",
@@ -42,7 +45,7 @@ def launch(command: list[str]) -> subprocess.CompletedProcess:
 
 
 def compare(teacher: Path, folder: Path, method: str, launcher: str, extra: tuple[str, ...] = (),
-            alone_first: int = 0) -> float:
+            alone_first: int = 0, only_two: tuple[str, ...] = ()) -> float:
     """The largest relative difference of any tensor of any role, one process against two.
 
     With `alone_first` the two begin as one, which does that many student updates: a run may change its processes.
@@ -53,7 +56,7 @@ def compare(teacher: Path, folder: Path, method: str, launcher: str, extra: tupl
     runs = [[*alone, "--output_dir", str(folder / "one")]]
     if alone_first:
         runs.append([*alone, "--output_dir", str(folder / "two"), "--max_train_steps", str(alone_first)])
-    runs.append([*LAUNCHERS[launcher], script, *flags, "--output_dir", str(folder / "two")])
+    runs.append([*LAUNCHERS[launcher], script, *flags, *only_two, "--output_dir", str(folder / "two")])
     for command in runs:
         ended = launch(command)
         assert ended.returncode == 0, ended.stderr[-2000:]
@@ -75,6 +78,52 @@ def compare(teacher: Path, folder: Path, method: str, launcher: str, extra: tupl
 def test_two_processes_equal_one_with_accumulation(random_teacher, tmp_path):
     """To the bit: halves and doubles are exact. The two take over what one has begun."""
     assert compare(random_teacher, tmp_path, "dmd", "torchrun", ("--expert", "high"), alone_first=2) == 0
+
+
+def test_two_processes_that_share_one_base_equal_one_that_has_it_whole(random_teacher, tmp_path):
+    looks = ("--monitor_steps", "1", "--monitor_samples", "4", "--validation_steps", "2", "--num_trajectories", "40")
+    assert compare(random_teacher, tmp_path, "trajectory", "torchrun", looks, only_two=("--shard",)) < 1e-6
+
+
+SHARDED = """
+import sys
+import torch
+from diffusers import WanTransformer3DModel
+from wan_distill.denoiser import Denoiser, adapter_parameters, add_adapter
+from wan_distill.runtime import process_state
+from wan_distill.teacher import shard_base
+
+process_state()
+dtype = getattr(torch, sys.argv[2])
+found = []
+for share in (False, True):
+    base = WanTransformer3DModel.from_pretrained(sys.argv[1], torch_dtype=dtype).requires_grad_(False)
+    base = shard_base(base, torch.device("cpu")) if share else base
+    held = sum(getattr(p, "_local_tensor", p).numel() * p.element_size() for p in base.parameters())
+    add_adapter(base, "student", rank=4, alpha=4.0, layers=("to_q", "ffn.net.2"), seed=1)
+    for p in adapter_parameters(base, "student").values():
+        p.data.add_(0.05)
+    base.enable_gradient_checkpointing()
+    rng = torch.Generator().manual_seed(1)
+    x, prompt = torch.randn(2, 16, 2, 4, 4, generator=rng), torch.randn(2, 8, 16, generator=rng)
+    denoiser = Denoiser({"high": base}, None)
+    with denoiser.training("student"), torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        velocity = denoiser.velocity(x, torch.full((2,), 0.9, dtype=torch.float64), prompt, role="student")
+        velocity.square().mean().backward()
+    found.append((held, velocity, [p.grad for p in adapter_parameters(base, "student").values()]))
+(whole, v, g), (part, w, h) = found
+assert 0.45 < part / whole < 0.6, part / whole
+assert torch.equal(v, w) and all(a.abs().max() > 0 and torch.equal(a, b) for a, b in zip(g, h, strict=True))
+"""
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_shared_base_is_half_a_base_and_gives_the_same_gradients(random_teacher, tmp_path, dtype):
+    """With gradient checkpointing, and with Wan's float32 tables inside bf16 blocks."""
+    script = tmp_path / "sharded.py"
+    script.write_text(SHARDED)
+    ended = launch([*LAUNCHERS["torchrun"], str(script), str(random_teacher / "transformer"), dtype])
+    assert ended.returncode == 0, ended.stderr[-2000:]
 
 
 FAILING = """
@@ -123,6 +172,11 @@ def main() -> int:
                 failed += worst != 0
                 print(f"{launcher:<11} {method:<12} largest relative difference after {UPDATES} updates: {worst:.1e}",
                       flush=True)
+        for method in METHODS:
+            worst = compare(teacher, Path(folder) / "shard" / method, method, "torchrun", only_two=("--shard",))
+            failed += not worst < 1e-6
+            print(f"--shard     {method:<12} largest relative difference after {UPDATES} updates: {worst:.1e}",
+                  flush=True)
         seconds = check_a_failing_rank(teacher, Path(folder))
         failed += not seconds < 60
         print(f"a failing rank ended both, with its message, {seconds:.0f} s after the start")

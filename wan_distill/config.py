@@ -157,6 +157,7 @@ class Config:
                                        choices=("no", "bf16", "fp16"))
     base_precision: str = flag("bf16", "the frozen base: bf16 = as --mixed_precision says, or quantised",
                                MEMORY, choices=("bf16", "fp8", "int8", "nf4"))
+    shard: bool = flag(False, "spread the frozen base over all processes, where one card cannot hold it", MEMORY)
     gradient_checkpointing: bool | None = flag(None, "recompute activations in the backward pass", MEMORY)
     sample_batch_size: int | None = flag(None, "samples at a time when nothing is trained", MEMORY)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import os
 import time
 import weakref
 from collections.abc import Iterable, Iterator
@@ -266,6 +267,8 @@ def estimate(config: Config, info, base_precision: str = "bf16") -> Estimate:
     roles = ROLES.get(config.method, STUDENT_ONLY)
     one = FP32 * cost.adapter
     activations = _activations(config, info, cost)
+    if config.shard:
+        base /= int(os.environ.get("WORLD_SIZE", 1))
     return Estimate(cost, base, len(roles) * one, len(roles) * ADAM_MOMENTS * one,
                     one if config.ema_decay > 0 else 0, activations + dequantised)
 

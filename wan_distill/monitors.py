@@ -66,8 +66,8 @@ class Monitor:
     # ----------------------------------------------------------------------------------------------------- watching
 
     def due(self, learner: Learner, last: bool = False) -> bool:
-        """Whether the student is to be looked at now; only the main process looks."""
-        return self.on and self.runtime.is_main and (last or learner.done % self.config.monitor_steps == 0)
+        """Whether the student is to be looked at now, by this process."""
+        return self.on and self.runtime.looks() and (last or learner.done % self.config.monitor_steps == 0)
 
     @torch.no_grad()
     def look(self, denoiser: Denoiser, learner: Learner) -> dict[str, float]:
@@ -82,17 +82,17 @@ class Monitor:
         values |= dict(parameter_norm=float(weights) ** 0.5, update_norm=learner.update_norm())
         if values["score"] < self.best:
             self.best = values["score"]
-            # One key only: several would be written in any order.
-            write_tensors(self.file, learner.exported(), dict(seen=f"{self.best!r} {learner.done}"))
+            if self.runtime.is_main:  # one key only: several would be written in any order
+                write_tensors(self.file, learner.exported(), dict(seen=f"{self.best!r} {learner.done}"))
         for warning in warnings(values) if learner.done else []:  # before training it is the bare base's few steps
             self.runtime.say(f"\nWarning, {self.expert} expert after {learner.done} updates: {warning}")
         return {f"monitor_{name}": value for name, value in values.items()}
 
     def resume(self, step: int) -> None:
         """Takes up the best of an interrupted run; a run from the start forgets an older one's."""
-        if self.runtime.is_main and self.file.exists():
+        if self.runtime.looks() and self.file.exists():
             if step == 0:
-                self.file.unlink()
+                self.file.unlink() if self.runtime.is_main else None
                 return
             with safe_open(self.file, framework="pt") as kept:
                 self.best = float(kept.metadata()["seen"].split()[0])

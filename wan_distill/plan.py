@@ -6,6 +6,7 @@ import dataclasses
 import importlib.metadata
 import itertools
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -167,6 +168,7 @@ def check_surroundings(config: Config, info) -> list[str]:
     from wan_distill.metrics import check_tracker
 
     check_tracker(config)
+    check_sharding(config)
     if config.push_to_hub:
         from wan_distill.hub import check_hub
 
@@ -183,6 +185,19 @@ def check_surroundings(config: Config, info) -> list[str]:
     found.append(f"Disk      {_size(free)} free at {place}")
     found.append(f"RAM       {_size(check_memory(config, info, cost))} available")
     return found
+
+
+def check_sharding(config: Config) -> None:
+    """Raises UsageError where `--shard` does not go together with the rest."""
+    if not config.shard:
+        return
+    if "WORLD_SIZE" not in os.environ and not config.dry_run:
+        raise UsageError("--shard: there is one process only; start several, with torchrun or accelerate launch")
+    if config.evaluate or config.evaluate_only:
+        raise UsageError("--shard: the evaluation runs in one process; give --no-evaluate, and measure afterwards with "
+                         "--evaluate_only and without --shard")
+    if config.base_precision != "bf16":
+        raise UsageError(f"--base_precision {config.base_precision}: a quantised base is not sharded; leave one out")
 
 
 def check_memory(config: Config, info, cost) -> float:

@@ -49,11 +49,12 @@ class Previews:
             self.clips = Monitor(expert, sources, self.folder)  # its samples, not its judgement
 
     def due(self, step: int, last: int) -> bool:
-        """At 0, at every `--validation_steps` while that costs little, and at the end. Main process only."""
+        """At 0, at every `--validation_steps` while that costs little, and at the end."""
         every = self.config.validation_steps
-        if not every or not self.runtime.is_main or not self.clips.on or (step % every and step != last):
+        if not every or not self.runtime.looks() or not self.clips.on or (step % every and step != last):
             return False
-        if step in (0, last) or self.spent <= MAX_SHARE * (time.perf_counter() - self.began):
+        share = self.spent / (time.perf_counter() - self.began)
+        if step in (0, last) or (self.runtime.agree(share) if self.runtime.sharded else share) <= MAX_SHARE:
             return True
         if not self.skipped:
             self.runtime.say(f"\nA preview was left out: they have taken {self.spent:.0f} s, more than {MAX_SHARE:.0%} "
@@ -76,6 +77,8 @@ class Previews:
         return self.folder / f"{self.expert}-{who}-{prompt}.mp4"
 
     def _save(self, who: str, x0: torch.Tensor) -> None:
+        if not self.runtime.is_main:
+            return
         frames = decode(self.teacher.load_vae(), x0[:len(self.prompts)], self.config.sample_batch_size)
         for prompt, clip in enumerate(frames):
             write_video(self.file(who, prompt), clip.numpy(), self.config.fps)

@@ -89,6 +89,7 @@ class Runtime:
         self.rank = self.state.process_index
         self.world = self.state.num_processes
         self.is_main = self.rank == 0
+        self.sharded = config.shard and self.world > 1
         self.dtype = DTYPES[config.mixed_precision]
         self.signal: int | None = None
         for name in ("SIGTERM", "SIGINT", "SIGBREAK"):  # SIGBREAK is Windows' own
@@ -108,7 +109,7 @@ class Runtime:
 
     def stop_here_if_asked(self) -> None:
         """For loops whose finished pieces are on disk already. Raises Stopped after a signal to this process."""
-        if self.signal is not None:
+        if self.stop_requested() if self.sharded else self.signal is not None:  # sharded: all or none
             raise Stopped("Stopped; what is finished is kept. Run the same command to go on.")
 
     def agree(self, value: float) -> float:
@@ -118,6 +119,10 @@ class Runtime:
         largest = torch.tensor([value], dtype=torch.float64, device=self.device)
         dist.all_reduce(largest, op=dist.ReduceOp.MAX)
         return float(largest)
+
+    def looks(self) -> bool:
+        """Whether this process samples the student: the main one, but all of them where each forward needs all."""
+        return self.is_main or self.sharded
 
     def say(self, *lines: str) -> None:
         """Prints on the main process only."""

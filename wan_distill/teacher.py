@@ -160,23 +160,30 @@ class Teacher:
     def load_expert(self, expert: Expert, exact: bool = False):
         """A frozen transformer in the run's dtype, on its device; shards stream straight there.
 
-        With `--base_precision` other than bf16 its matrices are quantised on the way, unless `exact`.
+        With `--base_precision` other than bf16 its matrices are quantised on the way, and with `--shard` each process
+        keeps its part only, unless `exact`: then it is whole, as the file says (with `--shard` in host memory).
         """
         from diffusers import WanTransformer3DModel
 
-        part = SUBFOLDER[expert]
+        part, device = SUBFOLDER[expert], self.runtime.device
+        if self.runtime.sharded:
+            transformer = WanTransformer3DModel.from_pretrained(
+                self.fetch(part), subfolder=part, torch_dtype=self.runtime.dtype, variant=self.config.variant,
+                use_safetensors=None if self.config.allow_pickle else True)
+            transformer.requires_grad_(False).eval()
+            return transformer if exact else shard_base(transformer, device)
         if self.config.base_precision != "bf16" and not exact:
             from wan_distill.quantise import load_quantised
             from wan_distill.umt5 import weight_files
 
             folder = self.fetch(part) / part
             return load_quantised(folder, weight_files(folder), self.config.base_precision, self.runtime.dtype,
-                                  self.runtime.device)
-        placed = {} if self.runtime.device.type == "cpu" else {"device_map": {"": str(self.runtime.device)}}
+                                  device)
+        placed = {} if device.type == "cpu" else {"device_map": {"": str(device)}}
         transformer = WanTransformer3DModel.from_pretrained(
             self.fetch(part), subfolder=part, torch_dtype=self.runtime.dtype, variant=self.config.variant,
             use_safetensors=None if self.config.allow_pickle else True, **placed)
-        return transformer.requires_grad_(False).eval().to(self.runtime.device)
+        return transformer.requires_grad_(False).eval().to(device)
 
     def load_vae(self):
         """The frozen VAE, in float32: it is small, and bf16 shows as banding."""
@@ -185,6 +192,28 @@ class Teacher:
 
         vae = AutoencoderKLWan.from_pretrained(self.fetch("vae"), subfolder="vae", torch_dtype=torch.float32)
         return vae.requires_grad_(False).eval().to(self.runtime.device)
+
+
+def shard_base(transformer, device):
+    """Spreads a frozen transformer over all processes by FSDP2; whole blocks exist only while they work.
+
+    Adapters that are added afterwards are not FSDP's: each process has them whole, and the run averages their gradients
+    as it always does. Checkpoints are therefore the same files as without sharding.
+    """
+    import torch
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+    main = next(transformer.blocks[0].attn1.to_q.parameters()).dtype
+    # Wan keeps norms and tables in float32 within bf16 blocks; FSDP gathers one dtype a group, and they are small.
+    small = {p for p in transformer.parameters() if p.dtype != main}
+    for p in small:
+        p.data = p.data.to(device)
+    for block in transformer.blocks:
+        fully_shard(block, mesh=mesh, reshard_after_forward=True, ignored_params=small)
+    fully_shard(transformer, mesh=mesh, reshard_after_forward=True, ignored_params=small)
+    return transformer
 
 
 def quiet_loading() -> None:

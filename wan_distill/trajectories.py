@@ -103,32 +103,36 @@ class StoredSamples:
 
     def solve(self, negative: Tensor) -> None:
         """Solves what is missing; each rank its own shards. `negative` [1, L, D] is the negative prompt."""
-        count = -(-len(self) // self.shard_size)
-        todo = [i for i in range(count) if not self.shard(i).exists()][self.runtime.rank:: self.runtime.world]
+        count, runtime = -(-len(self) // self.shard_size), self.runtime
+        # By number, not by what is left: ranks look at the folder at different moments.
+        todo = [i for i in range(runtime.rank, count, runtime.world) if not self.shard(i).exists()]
         experts = [e for e in self.teacher.info.experts if stretch(self.sigmas, e, self.config.boundary)]
         evaluations = {e: len(stretch(self.sigmas, e, self.config.boundary)) - 1 for e in experts}
         total = len(todo) * self.shard_size * sum(evaluations.values())
-        with progress_bar(total, self.folder.parent.name, "step", self.runtime) as bar:
+        with progress_bar(total, self.folder.parent.name, "step", runtime) as bar:
             for expert in experts:
                 pending = [i for i in todo if expert != "high" or not self._handed_over(i).exists()]
                 bar.update((len(todo) - len(pending)) * self.shard_size * evaluations[expert])
-                if pending:
+                # Sharded, a forward needs all ranks: those with less to do join in with samples that nobody keeps.
+                most = int(runtime.agree(len(pending))) if runtime.sharded else len(pending)
+                if most:
                     transformer = self.teacher.load_expert(expert)
                     if self.student:
                         load_student(transformer, self.student)
                     denoiser = Denoiser({expert: transformer}, self.config.boundary, self.teacher.info.expand_timesteps)
-                    for index in pending:
-                        self.runtime.stop_here_if_asked()
+                    for index in [*pending, *[None] * (most - len(pending))]:
+                        runtime.stop_here_if_asked()
                         self._solve_shard(index, expert, denoiser, negative, bar)
-        self.runtime.state.wait_for_everyone()
+        runtime.state.wait_for_everyone()
 
     def _handed_over(self, index: int) -> Path:
         return self.folder / f"{index:05d}.handed-over.safetensors"
 
     @torch.no_grad()
-    def _solve_shard(self, index: int, expert: Expert, denoiser: Denoiser, negative: Tensor, bar: tqdm) -> None:
-        rows = range(index * self.shard_size, (index + 1) * self.shard_size)
-        if expert == "high":
+    def _solve_shard(self, index: int | None, expert: Expert, denoiser: Denoiser, negative: Tensor, bar: tqdm) -> None:
+        """One expert's stretch of one shard; None: of samples that are thrown away."""
+        rows = range((index or 0) * self.shard_size, ((index or 0) + 1) * self.shard_size)
+        if expert == "high" or index is None:
             held = {"latents": torch.stack([self.noise(i) for i in rows]), "knots": torch.empty(len(rows), 0)}
         else:
             held = load_file(self._handed_over(index))
@@ -140,11 +144,13 @@ class StoredSamples:
             velocity = self._velocity(denoiser, expert, self.prompt(rows[start:start + size]), negative)
             passed = []
             for sigma, solved in zip(sigmas[1:], euler(velocity, x, sigmas), strict=True):
-                bar.update(len(x))
+                bar.update(len(x) if index is not None else 0)
                 if sigma in self.knots:
                     passed.append(solved.cpu())
             latents.append(solved.cpu())
             knots.append(torch.stack(passed, dim=1) if passed else torch.empty(len(x), 0, *self.shape))
+        if index is None:
+            return
         if not all(torch.isfinite(x).all() for x in latents):
             weight = nonfinite_weight(denoiser.experts[expert])
             raise NonFiniteError(f"{self.folder.parent.name} {index}: the {expert} expert gives latents that are not "
