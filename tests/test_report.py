@@ -11,6 +11,7 @@ from conftest import REPOSITORY
 import train_distillation
 from wan_distill import previews
 from wan_distill.page import write_page
+from wan_distill.runtime import Runtime
 from wan_distill.teacher import describe
 
 
@@ -63,7 +64,7 @@ def test_previews_keep_to_their_share_of_the_run(small_config, monkeypatch):
     show = previews.Previews.__new__(previews.Previews)
     show.config = small_config(validation_steps=10)
     show.clips = type("Clips", (), dict(on=True))
-    show.runtime = type("Runtime", (), dict(is_main=True, say=lambda *lines: None))
+    show.runtime = Runtime(show.config)
     show.began, show.spent, show.skipped = 0.0, 5.0, False
     clock[0] = 99.0
     assert not show.due(10, 100) and show.due(0, 100) and show.due(100, 100)
