@@ -41,6 +41,7 @@ def test_the_page_needs_nothing_but_itself(run):
     assert page.count("<video") == 2 * 2 * 3  # experts, prompts; teacher, first, last
     for title in ("Teacher beside student", "Measured", "Curves", "Use it", "Plan", "Versions"):
         assert f"<h2>{title}</h2>" in page
+    assert page.count("a &lt;b&gt;cat&lt;/b&gt;</p>") == 2 and "<b>cat" not in page  # prompts, escaped
     assert page.count("<polyline") >= 4 and "after 4 updates" in page
     assert "times</b> as fast" in page and "Health:" in page
 

@@ -125,14 +125,15 @@ def _picture(file: Path) -> str:
 
 def _videos(folder: Path, config: Config) -> str:
     """For each expert and prompt: the teacher, the student at first and the student now; they play in step."""
-    blocks = []
+    blocks, prompts = [], json.loads(_read(folder / "previews" / "prompts.json") or "[]")
     for expert in ("high", "low"):
         found = [re.fullmatch(rf"{expert}-(\d+)-(\d+)", f.stem) for f in (folder / "previews").glob(f"{expert}-*.mp4")]
         updates = sorted({match[1] for match in found if match})
         shown = ["teacher", *dict.fromkeys([*updates[:1], *updates[-1:]])]
         for prompt in sorted({match[2] for match in found if match}):
             row = "".join(_video(folder / "previews" / f"{expert}-{who}-{prompt}.mp4", who) for who in shown)
-            blocks.append(f'<div class="row">{row}</div>')
+            said = f"<p>{escape(prompts[int(prompt)])}</p>" if int(prompt) < len(prompts) else ""
+            blocks.append(f'{said}<div class="row">{row}</div>')
         if updates:
             title = "high-noise expert: what its steps head for, blurred by nature" if expert == "high" else \
                 "low-noise expert: finished clips"

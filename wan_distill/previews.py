@@ -7,11 +7,13 @@ heads for (blurred by nature), the low one by the finished clip, which begins wi
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 from pathlib import Path
 
 import torch
 
+from wan_distill.checkpoint import write_atomically
 from wan_distill.config import Config
 from wan_distill.denoiser import Denoiser
 from wan_distill.methods import Sources
@@ -21,7 +23,7 @@ from wan_distill.runtime import Learner
 from wan_distill.schedule import Expert
 from wan_distill.teacher import decode
 
-FOLDER = "previews"
+FOLDER, PROMPTS = "previews", "prompts.json"
 MAX_SHARE = 0.05  # of the time since training began; previews that would take more are left out
 SHOWN = 3  # prompts, where none is given
 
@@ -67,6 +69,9 @@ class Previews:
         """Samples the student as it would be exported now, and writes its clips."""
         started = time.perf_counter()
         if not self.teacher_shown:
+            if self.runtime.is_main:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                write_atomically(self.folder / PROMPTS, json.dumps(self.prompts, ensure_ascii=False).encode())
             self._save("teacher", self.clips.teacher_x0())
             self.teacher_shown = True
         with learner.shipped():
