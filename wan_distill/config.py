@@ -255,17 +255,24 @@ METHOD = {  # (method, embedded teacher?) -> defaults
                                lr_scheduler="cosine", ema_decay=0.0, ema_start=0, lora_alpha=64.0),
     ("trajectory", False): dict(max_train_steps=2000, learning_rate=1e-4, num_trajectories=2000, adam_beta1=0.9,
                                 lr_scheduler="cosine", ema_decay=0.99, ema_start=200, lora_alpha=64.0),
-    ("dmd", True): dict(max_train_steps=150, learning_rate=1e-3, num_trajectories=1024, adam_beta1=0.0,
-                        lr_scheduler="cosine", ema_decay=0.95, ema_start=20, lora_alpha=64.0,
+    ("dmd", True): dict(max_train_steps=100, learning_rate=1e-3, num_trajectories=1024, adam_beta1=0.0,
+                        lr_scheduler="constant_with_warmup", ema_decay=0.95, ema_start=20, lora_alpha=64.0,
                         fake_score_learning_rate=2e-3, critic_warmup_steps=20, critic_updates=2, score_draws=1,
-                        diversity_weight=1.0, train_batch_size=16, real_score_guidance_scale=3.4,
-                        monitor_steps=15, monitor_samples=256),
+                        diversity_weight=0.0, train_batch_size=16, real_score_guidance_scale=3.4,
+                        monitor_steps=20, monitor_samples=256),
     ("dmd", False): dict(max_train_steps=400, learning_rate=5e-5, num_trajectories=2000, adam_beta1=0.0,
                          lr_scheduler="constant_with_warmup", ema_decay=0.99, ema_start=200, lora_alpha=8.0),
     ("consistency", True): dict(max_train_steps=400, learning_rate=1e-3, num_trajectories=512, adam_beta1=0.9,
                                 lr_scheduler="cosine", ema_decay=0.95, ema_start=50, lora_alpha=64.0),
     ("consistency", False): dict(max_train_steps=3000, learning_rate=1e-5, num_trajectories=1000, adam_beta1=0.9,
                                  lr_scheduler="constant_with_warmup", ema_decay=0.99, ema_start=200, lora_alpha=64.0),
+}
+# What --method dmd changes where it refines a student (--init_student_from): at full rate, or judged by a critic that
+# does not know that student yet, the first updates undo what it began with.
+WARM_DMD = {
+    True: dict(max_train_steps=60, learning_rate=1e-4, lr_scheduler="cosine", critic_warmup_steps=100, critic_updates=3,
+               diversity_weight=1.0, real_score_guidance_scale=3.05, real_score_guidance_scale_2=2.4, monitor_steps=15),
+    False: dict(learning_rate=5e-6),
 }
 REASONS = {  # printed at the start of a run with --method dmd
     "learning_rate": "no larger than the critic can follow; a tenth by default where a warm start is refined",
@@ -290,7 +297,9 @@ def resolve(config: Config, teacher) -> Config:
     method = config.method or family["method"]
     chosen |= SHARED | METHOD[(method, teacher.embedded)]
     if method == "dmd" and config.init_student_from:
-        chosen["learning_rate"] /= 10  # it refines: at full rate the first updates undo what it began with
+        chosen |= WARM_DMD[teacher.embedded]
+    if method == "trajectory" and teacher.embedded and max(config.sampling_steps or chosen["sampling_steps"]) <= 2:
+        chosen["max_train_steps"] = 900  # long steps are harder to regress: after 600, samples are a tenth too alike
     missing = {k: v for k, v in chosen.items() if getattr(config, k) is None}
     config = dataclasses.replace(config, **missing)
     if config.output_dir is None:
