@@ -81,7 +81,8 @@ def test_two_processes_equal_one_with_accumulation(random_teacher, tmp_path):
 
 
 def test_two_processes_that_share_one_base_equal_one_that_has_it_whole(random_teacher, tmp_path):
-    looks = ("--monitor_steps", "1", "--monitor_samples", "4", "--validation_steps", "2", "--num_trajectories", "40")
+    looks = ("--monitor_steps", "1", "--monitor_samples", "4", "--validation_steps", "2",
+             "--num_trajectories", "80")  # three shards of samples: one process has one more to solve than the other
     assert compare(random_teacher, tmp_path, "trajectory", "torchrun", looks, only_two=("--shard",)) < 1e-6
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import types
 
 import pytest
 
@@ -65,3 +67,18 @@ def test_the_built_in_prompts_are_many_and_distinct():
     assert len(prompts) >= 500 and not said
     assert all(8 <= len(p.split()) <= 60 for p in prompts)
     assert len({p.split(" ", 3)[-1] for p in prompts}) == len(prompts)
+
+
+def test_a_dataset_of_the_hub_where_the_package_is_present_and_where_it_is_not(monkeypatch):
+    def load_dataset(name, split):
+        if name != "some/captions":
+            raise FileNotFoundError(f"no dataset {name}")
+        return [{"image": 1, "text": "a red ball"}, {"image": 2, "text": "a blue box"}]
+
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
+    assert read_prompts("some/captions") == ["a red ball", "a blue box"]
+    with pytest.raises(UsageError, match="neither a file nor a dataset"):
+        read_prompts("other/captions")
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(UsageError, match="pip install datasets"):
+        read_prompts("some/captions")
