@@ -219,7 +219,11 @@ def test_a_damaged_checkpoint_is_passed_over_saying_so(tmp_path):
     file.write_bytes(file.read_bytes()[:-1] + b"x")
     assert checkpoint.latest(tmp_path, said.append).name == "checkpoint-1"
     assert "damaged" in said[0] and "checkpoint-2" in said[0]
-    (tmp_path / "checkpoint-1" / "state.json").unlink()
+    state = tmp_path / "checkpoint-1" / "state.json"
+    good = state.read_text()
+    state.write_text(good.replace('"step": 1', '"step": 3'))
+    assert checkpoint.latest(tmp_path, said.append) is None and "state.json changed" in said[-1]
+    state.unlink()
     assert checkpoint.latest(tmp_path, said.append) is None and "incomplete" in said[-1]
 
 
