@@ -6,10 +6,13 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
-from conftest import SMALL
+from conftest import REPOSITORY, SMALL
 from safetensors.torch import load_file, save, save_file
 
 import train_distillation
@@ -67,6 +70,43 @@ def test_a_stopped_run_goes_on_bit_for_bit(run, tmp_path, monkeypatch, method):
     assert run("stopped", method) == 0
     assert lora(tmp_path / "stopped") == lora(tmp_path / "whole")
     assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
+
+
+def test_a_second_signal_ends_at_once_and_the_last_checkpoint_stands(random_teacher, tmp_path):
+    """The second arrives while the first one's save is being written."""
+    script = tmp_path / "impatient.py"
+    script.write_text("""
+import os, signal, sys, time
+import train_distillation
+from wan_distill import checkpoint
+real = checkpoint.write_tensors
+
+def slow(file, *rest):
+    real(file, *rest)
+    if "partial-3" in str(file):
+        print("saving", flush=True)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+checkpoint.write_tensors = slow
+update = train_distillation.update
+
+def stopping(config, expert, step, *rest):
+    if expert == "high" and step == 2:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return update(config, expert, step, *rest)
+
+train_distillation.update = stopping
+sys.exit(train_distillation.main(sys.argv[1:]))
+""")
+    flags = SMALL | dict(max_train_steps=4, checkpointing_steps=2, teacher_path=random_teacher, method="trajectory",
+                         output_dir=tmp_path / "out", monitor_steps=0)
+    started = time.monotonic()
+    ended = subprocess.run([sys.executable, str(script), *(f"--{k}={v}" for k, v in flags.items())], text=True,
+                           env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, capture_output=True, timeout=120)
+    assert ended.returncode == 128 + signal.SIGTERM and "saving" in ended.stdout, ended.stderr
+    assert time.monotonic() - started < 60
+    assert checkpoint.latest(tmp_path / "out" / "high").name == "checkpoint-2"
 
 
 def test_updates_lost_in_a_crash_are_done_again_and_logged_once(run, tmp_path, monkeypatch):
