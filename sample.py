@@ -70,7 +70,9 @@ def run(args: argparse.Namespace) -> int:
 
     from wan_distill.pictures import write_video
 
-    pipe = load(info, config, loras, args.offload)
+    pipe = teacher = load(info, config, loras, args.offload)
+    if args.compare and meta.get("student_layers"):  # there is no teacher beneath this student
+        teacher = load(info, config, [], args.offload)
     call = dict(max_sequence_length=meta["max_sequence_length"], **size)
     student_call = dict(call, num_inference_steps=steps, guidance_scale=1.0)
     for prompt, seed, file in videos:
@@ -79,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
         frames, seconds = timed(pipe, seed, meta["flow_shift"], prompt=prompt, **student_call)
         print(f"student: {steps} steps, {seconds:.2f} s")
         if args.compare:
-            frames = beside_teacher(pipe, info, frames, seconds, dict(call, prompt=prompt), seed)
+            frames = beside_teacher(teacher, info, frames, seconds, dict(call, prompt=prompt), seed)
         print(f"wrote {write_video(file, frames, args.fps)}")
     return 0
 
@@ -110,20 +112,23 @@ def beside_teacher(pipe, info, student, seconds: float, call: dict, seed: int):
     guidance = dict(guidance_scale=defaults["guidance_scale"])
     if len(info.experts) == 2:
         guidance["guidance_scale_2"] = defaults["guidance_scale_2"]
-    pipe.disable_lora()
+    adapters = any(pipe.get_list_adapters().values())
+    if adapters:
+        pipe.disable_lora()
     teacher, slow = timed(pipe, seed, defaults["teacher_shift"], num_inference_steps=TEACHER_STEPS, **guidance, **call,
                           negative_prompt="" if info.embedded else WAN_NEGATIVE_PROMPT)
-    pipe.enable_lora()
+    if adapters:
+        pipe.enable_lora()
     print(f"teacher: {TEACHER_STEPS} guided steps, {slow:.2f} s; speed-up {slow / seconds:.1f}x")
     return numpy.concatenate([teacher, student], axis=2)  # along the width
 
 
 def find_loras(student: str) -> list[Path]:
-    """The LoRA files meant by --student. Raises UsageError where there is none."""
-    from wan_distill.export import LORA_FILE
+    """The files of the experts meant by --student. Raises UsageError where there is none."""
+    from wan_distill.export import LORA_FILE, student_file
 
     if Path(student).is_dir():
-        files = [Path(student) / name for name in LORA_FILE.values() if (Path(student) / name).exists()]
+        files = [file for expert in LORA_FILE if (file := student_file(student, expert)).exists()]
         if not files:
             raise UsageError(f"--student {student}: holds none of {', '.join(LORA_FILE.values())}; train first")
         return files
@@ -163,7 +168,7 @@ def load(info, config: Config, loras: list[Path], offload: bool):
     import torch
     from diffusers import WanPipeline
 
-    from wan_distill.export import read_metadata
+    from wan_distill.export import load_student, read_metadata
     from wan_distill.teacher import download
     from wan_distill.umt5 import TextEncoderError, load_text_encoder, silence_tied_weight_report
 
@@ -178,9 +183,12 @@ def load(info, config: Config, loras: list[Path], offload: bool):
         raise UsageError(f"--teacher_path {info.source}: {error}") from error
     pipe.vae.to(torch.float32)  # as in training: bf16 shows as banding
     for file in loras:
-        expert = read_metadata(file)["expert"]
-        pipe.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=expert,
-                               load_into_transformer_2=expert == "low")
+        meta = read_metadata(file)
+        if meta.get("student_layers"):
+            load_student(getattr(pipe, meta["subfolder"]), file)
+        else:
+            pipe.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=meta["expert"],
+                                   load_into_transformer_2=meta["expert"] == "low")
     if offload and torch.cuda.is_available():
         pipe.enable_model_cpu_offload()
     else:

@@ -117,34 +117,34 @@ def run(config: Config) -> int:
 
 
 def encode_prompts(config: Config, teacher, prompts: list[str], runtime):
-    """Encodes each distinct prompt once, with the teacher's verified text encoder, which is then let go."""
+    """Encodes each distinct prompt once, with the teacher's verified text encoder, which is then let go.
+
+    Where all of them are in the cache of this very encoder it is not loaded at all.
+    """
     import torch
-    from diffusers import WanPipeline
 
     from wan_distill.data import PromptBank
-    from wan_distill.export import scheduler_for
     from wan_distill.metrics import progress_bar
-    from wan_distill.umt5 import TextEncoderError, load_text_encoder, silence_tied_weight_report
+    from wan_distill.umt5 import recall, remember
 
-    try:
-        with silence_tied_weight_report(config.verbose_loading):
-            encoder, verdict = load_text_encoder(
-                teacher.fetch("text_encoder"), torch_dtype=runtime.dtype, allow_pickle=config.allow_pickle,
-                verbose=config.verbose_loading)
-            pipeline = WanPipeline.from_pretrained(
-                teacher.info.folder, text_encoder=encoder, vae=None, transformer=None, transformer_2=None,
-                scheduler=scheduler_for(config))
-    except TextEncoderError as error:
-        raise UsageError(f"--teacher_path {teacher.info.source}: {error}") from error
-    except Exception as error:  # damaged tokenizers fail in any way
-        raise UsageError(f"--teacher_path {teacher.info.source}: its pipeline does not load "
-                         f"({' '.join(str(error).split())}); download it again") from error
+    def bank_of(verdict) -> PromptBank:
+        key = dict(encoder=verdict.fingerprint, length=config.max_sequence_length, dtype=config.mixed_precision)
+        return PromptBank(folder, key, config.max_sequence_length, runtime.device)
+
+    folder = Path(config.output_dir) / "prompts"
+    note, source = folder / "encoder.json", teacher.fetch("text_encoder")
+    files = teacher.info.fingerprint(("text_encoder", "tokenizer"))
+    known = None if config.verbose_loading else recall(note, files)
+    if known and not bank_of(known).missing(prompts):
+        runtime.say(*known.explain(), "So an earlier run found; every prompt is in the cache and the encoder is not "
+                    "loaded.", "")
+        runtime.state.wait_for_everyone()
+        return bank_of(known), known
+
+    pipeline, verdict = load_encoder(config, teacher, source, runtime)
     runtime.say(*verdict.explain(), "")
-
-    key = dict(encoder=verdict.fingerprint, length=config.max_sequence_length, dtype=config.mixed_precision)
-    bank = PromptBank(Path(config.output_dir) / "prompts", key, config.max_sequence_length, runtime.device)
+    bank = bank_of(verdict)
     missing = bank.missing(prompts)
-    encoder.to(runtime.device)
     with progress_bar(len(missing), "prompts", "prompt", runtime) as bar:
         for prompt in missing if runtime.is_main else []:
             with torch.no_grad():
@@ -153,35 +153,57 @@ def encode_prompts(config: Config, teacher, prompts: list[str], runtime):
                     device=runtime.device)
             bank.store(prompt, padded[0])
             bar.update()
+    if runtime.is_main:
+        remember(verdict, note, files)
     runtime.state.wait_for_everyone()
     return bank, verdict
 
 
+def load_encoder(config: Config, teacher, source: Path, runtime):
+    """The teacher pipeline with its text encoder alone, loaded inside the filter, and the Verdict on that encoder."""
+    from diffusers import WanPipeline
+
+    from wan_distill.export import scheduler_for
+    from wan_distill.umt5 import TextEncoderError, load_text_encoder, silence_tied_weight_report
+
+    try:
+        with silence_tied_weight_report(config.verbose_loading):
+            encoder, verdict = load_text_encoder(
+                source, torch_dtype=runtime.dtype, allow_pickle=config.allow_pickle, verbose=config.verbose_loading)
+            pipeline = WanPipeline.from_pretrained(
+                teacher.info.folder, text_encoder=encoder.to(runtime.device), vae=None, transformer=None,
+                transformer_2=None, scheduler=scheduler_for(config))
+    except TextEncoderError as error:
+        raise UsageError(f"--teacher_path {teacher.info.source}: {error}") from error
+    except Exception as error:  # damaged tokenizers fail in any way
+        raise UsageError(f"--teacher_path {teacher.info.source}: its pipeline does not load "
+                         f"({' '.join(str(error).split())}); download it again") from error
+    return pipeline, verdict
+
+
 def train(config: Config, expert: str, sources, shown: list[str], tracker, runtime) -> None:
-    """Trains one expert's student and writes its LoRA. Raises Stopped after a signal, with everything saved."""
-    from wan_distill.denoiser import Denoiser, adapter_parameters, add_adapter
-    from wan_distill.export import LORA_FILE, init_student, save_lora
+    """Trains one expert's student and writes it. Raises Stopped after a signal, with everything saved."""
+    from wan_distill.denoiser import Denoiser
+    from wan_distill.export import LORA_FILE, init_student, save_student
     from wan_distill.methods import make_method
     from wan_distill.metrics import Metrics, TrainingBar
     from wan_distill.monitors import Monitor
     from wan_distill.page import write_page
     from wan_distill.previews import Previews
     from wan_distill.progress import Progress
-    from wan_distill.runtime import keyed_seed, make_learners
+    from wan_distill.runtime import make_learners, make_roles
 
     output_dir, info = Path(config.output_dir), sources.teacher.info
     method = make_method(expert, sources)
     monitor, previews = Monitor(expert, sources, output_dir / expert), Previews(expert, sources, shown)
     transformer = sources.teacher.load_expert(expert)
-    for role in method.roles:
-        add_adapter(transformer, role, rank=config.rank, alpha=config.adapter_alpha(role), layers=config.lora_layers,
-                    seed=keyed_seed(config.seed, expert, role))
+    parameters = make_roles(transformer, method, config, expert)
     if config.init_student_from:
         init_student(transformer, Path(config.init_student_from) / LORA_FILE[expert])
     if config.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()
-    denoiser = Denoiser({expert: transformer}, config.boundary, info.expand_timesteps)
-    learners = make_learners(method, {r: adapter_parameters(transformer, r) for r in method.roles}, config)
+    denoiser = Denoiser({expert: transformer}, config.boundary, info.expand_timesteps, bool(config.student_layers))
+    learners = make_learners(method, parameters, config)
     student, metrics = learners["student"], Metrics(output_dir / "metrics.jsonl", runtime)
     progress = Progress(expert, sources, output_dir / expert, learners, metrics)
     first, last = progress.resume(), method.updates(config.max_train_steps)
@@ -213,7 +235,7 @@ def train(config: Config, expert: str, sources, shown: list[str], tracker, runti
                 raise Stopped(f"Stopped after update {done} of the {expert} expert. Run the same command to go on.")
 
     if runtime.is_main:
-        save_lora(output_dir / LORA_FILE[expert], monitor.exported(student), config, info, expert)
+        save_student(output_dir, monitor.exported(student), config, info, expert)
     runtime.state.wait_for_everyone()
 
 

@@ -30,7 +30,7 @@ def random_transformer(seed: int, channels: int = 16, layers: int = 1) -> WanTra
 
 
 def write_pipeline(folder: Path, *, two_experts: bool = True, expand_timesteps: bool = False,
-                   channels: int = 16) -> Path:
+                   channels: int = 16, layers: int = 1) -> Path:
     """A `WanPipeline` folder laid out like the hosted ones, with random weights."""
     tokenizer = EMBEDDED_TEACHER / "tokenizer"
     shutil.copytree(tokenizer, folder / "tokenizer")
@@ -43,9 +43,9 @@ def write_pipeline(folder: Path, *, two_experts: bool = True, expand_timesteps: 
     save_file(weights, folder / "text_encoder" / "model.safetensors", {"format": "pt"})
     config = encoder.config.to_dict() | {"tie_word_embeddings": False, "architectures": ["UMT5EncoderModel"]}
     (folder / "text_encoder" / "config.json").write_text(json.dumps(config))
-    random_transformer(1, channels).save_pretrained(folder / "transformer")
+    random_transformer(1, channels, layers).save_pretrained(folder / "transformer")
     if two_experts:
-        random_transformer(2, channels).save_pretrained(folder / "transformer_2")
+        random_transformer(2, channels, layers).save_pretrained(folder / "transformer_2")
     vae = AutoencoderKLWan(base_dim=4, z_dim=channels, dim_mult=[1, 1, 1, 1], num_res_blocks=1,
                            latents_mean=[0.0] * channels, latents_std=[1.0] * channels)
     vae.save_pretrained(folder / "vae")

@@ -17,7 +17,8 @@ from diffusers import FlowMapEulerDiscreteScheduler, WanPipeline
 from diffusers.utils import load_video
 from PIL import Image
 
-from train_distillation import encode_prompts
+import train_distillation
+from train_distillation import encode_prompts, load_encoder
 from wan_distill.config import EMBEDDED_TEACHER, Config, resolve
 from wan_distill.denoiser import Denoiser
 from wan_distill.export import LORA_FILE, load_student, read_metadata
@@ -193,6 +194,26 @@ def test_prompt_embeddings_are_the_pipelines(resolved, tmp_path):
     assert torch.equal(bank.batch(prompts), expected)
     assert not bank.missing(prompts) and bank._embedding(prompts[0]).shape[0] == 7  # stored at its true length
     assert expected[0, -1].abs().max() == 0 and expected[0, 0].abs().max() > 0
+
+
+def test_an_encoder_whose_prompts_are_all_cached_is_not_loaded(resolved, tmp_path, monkeypatch, capsys):
+    config = dataclasses.replace(resolved, output_dir=str(tmp_path))
+    runtime, teacher = Runtime(config), Teacher(describe(config), config, Runtime(config))
+    bank, verdict = encode_prompts(config, teacher, ["one", "two"], runtime)
+    loads = []
+    monkeypatch.setattr(train_distillation, "load_encoder", lambda *given: loads.append(given) or load_encoder(*given))
+    again, same = encode_prompts(config, teacher, ["two", "one"], runtime)
+    assert not loads and same == verdict and "the encoder is not loaded" in capsys.readouterr().out
+    assert torch.equal(again.batch(["one"]), bank.batch(["one"]))
+    encode_prompts(config, teacher, ["two", "three"], runtime)
+    assert len(loads) == 1  # one is new
+    note = tmp_path / "prompts" / "encoder.json"
+    note.write_text(note.read_text().replace(verdict.transformers, "5.1.0"))
+    encode_prompts(config, teacher, ["two", "three"], runtime)
+    assert len(loads) == 2  # another transformers may load it differently
+    monkeypatch.setattr(type(teacher.info), "fingerprint", lambda self, parts=(): "other files")
+    encode_prompts(config, teacher, ["two", "three"], runtime)
+    assert len(loads) == 3
 
 
 def test_running_again_goes_on_instead_of_starting_over(distilled):

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import SMALL, write_pipeline
-from diffusers import WanPipeline
+from diffusers import WanPipeline, WanTransformer3DModel
 
+import sample
 import train_distillation
 from wan_distill.config import EMBEDDED_TEACHER, Config, UsageError, resolve
 from wan_distill.runtime import keyed_noise
@@ -43,37 +47,74 @@ def test_the_whole_chain_runs_and_the_stock_pipeline_samples_alike(name, method,
     experts = {line["expert"] for line in map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())}
     assert experts == set(info.experts)
 
-    pipe = WanPipeline.from_pretrained(tmp_path / "student")
+    compare_with_stock(config, info, tmp_path)
+
+
+def compare_with_stock(config, info, folder: Path) -> WanPipeline:
+    """The merged pipeline in `folder` samples what our sampler does, and not what the bare teacher would."""
+    pipe = WanPipeline.from_pretrained(folder / "student")
     pipe.set_progress_bar_config(disable=True)
     noise = keyed_noise(info.latent_shape(config), "other", 0)[None]
-    stock = pipe("a small red circle moving left", height=32, width=32, num_frames=frames, num_inference_steps=4,
-                 guidance_scale=1.0, latents=noise.clone(), max_sequence_length=config.max_sequence_length,
-                 output_type="latent").frames
+    stock = pipe("a small red circle moving left", height=32, width=32, num_frames=config.num_frames,
+                 num_inference_steps=4, guidance_scale=1.0, latents=noise.clone(),
+                 max_sequence_length=config.max_sequence_length, output_type="latent").frames
     prompt = pipe.encode_prompt("a small red circle moving left", do_classifier_free_guidance=False,
                                 max_sequence_length=config.max_sequence_length)[0]
-    torch.testing.assert_close(ours(config, info, tmp_path, noise, prompt), stock, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ours(config, info, folder, noise, prompt), stock, rtol=1e-4, atol=1e-5)
     plain = ours(config, info, None, noise, prompt)
     assert not torch.allclose(plain, stock, rtol=1e-3, atol=1e-4), "the adapters have no effect"
+    return pipe
 
 
-def ours(config, info, lora_folder: Path | None, noise: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
-    """Our sampler's latents, of the student in `lora_folder` or of the bare teacher."""
-    from diffusers import WanTransformer3DModel
+def test_a_shallower_student_is_trained_whole_and_exported_as_a_pipeline(tmp_path):
+    teacher, folder = write_pipeline(tmp_path / "teacher", layers=3), tmp_path / "out"
+    settings = SMALL | dict(
+        teacher_path=str(teacher), output_dir=str(folder), method="trajectory", student_layers=2, evaluate=True,
+        prompts=str(EMBEDDED_TEACHER / "prompts.txt"), eval_samples=4, learning_rate=1e-2, lr_scheduler="constant",
+        gradient_checkpointing=True)
+    assert train_distillation.run(Config(**settings)) == 0
+    info = describe(Config(**settings))
+    pipe = compare_with_stock(resolve(Config(**settings), info), info, folder)
+    assert len(pipe.transformer.blocks) == len(pipe.transformer_2.blocks) == 2
+    before = WanTransformer3DModel.from_pretrained(teacher, subfolder="transformer")
+    kept = dict(zip(range(2), (before.blocks[0], before.blocks[2]), strict=True))
+    for number, block in kept.items():  # begins as the teacher's first and last block, and all of it moves
+        for (name, now), then in zip(pipe.transformer.blocks[number].named_parameters(), block.parameters(),
+                                     strict=True):
+            assert 0 < (now - then).abs().max() < 0.1, f"block {number} {name}"
+    code = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(encoding="utf-8"), re.S).group(1)
+    result = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
+    assert result.returncode == 0 and (folder / "video.mp4").stat().st_size > 0, result.stderr
+    assert sample.main(["--student", str(folder), "--prompt", "a square", "--compare", "--out",
+                        str(tmp_path / "both.mp4")]) == 0
 
+
+@pytest.mark.parametrize(("changes", "said"), [
+    (dict(student_layers=4), "give 1 to 1"), (dict(student_layers=0), "give 1 to 1"),
+    (dict(student_layers=1, method="dmd"), "use --method trajectory"),
+    (dict(student_layers=1, method="trajectory", base_precision="nf4"), "leave --base_precision nf4 out"),
+    (dict(student_layers=1, method="trajectory", save_merged=False), "leave --no-save_merged out")])
+def test_a_shallower_student_that_cannot_be_is_refused(changes, said, small_config):
+    with pytest.raises(UsageError, match=said):
+        small_config(**changes)
+
+
+def ours(config, info, folder: Path | None, noise: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
+    """Our sampler's latents, of the student in `folder` or of the bare teacher."""
+    from wan_distill import sampling
     from wan_distill.denoiser import Denoiser
-    from wan_distill.export import LORA_FILE, load_student
-    from wan_distill.sampling import sample
+    from wan_distill.export import load_student, student_file
     from wan_distill.schedule import SUBFOLDER
 
     experts = {}
     for expert in info.experts:
         experts[expert] = WanTransformer3DModel.from_pretrained(info.folder, subfolder=SUBFOLDER[expert]).eval()
-        if lora_folder:
-            load_student(experts[expert], lora_folder / LORA_FILE[expert])
+        if folder:
+            load_student(experts[expert], student_file(folder, expert))
     denoiser = Denoiser(experts, config.boundary, info.expand_timesteps)
-    role = "student" if lora_folder else "teacher"
+    role = "student" if folder else "teacher"
     with torch.no_grad():
-        return sample(lambda x, sigma: denoiser.velocity(x, sigma, prompt, role=role), noise, config.sigmas())
+        return sampling.sample(lambda x, sigma: denoiser.velocity(x, sigma, prompt, role=role), noise, config.sigmas())
 
 
 def test_a_vae_of_16_pixels_a_latent_needs_sides_of_32(teachers, tmp_path):

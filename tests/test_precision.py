@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from conftest import random_transformer
 
+import train_distillation
 from wan_distill import memory
-from wan_distill.config import EMBEDDED_TEACHER
+from wan_distill.config import EMBEDDED_TEACHER, UsageError
 from wan_distill.denoiser import Denoiser, adapter_parameters, add_adapter
-from wan_distill.quantise import dequantise, load_quantised, quantise
+from wan_distill.plan import check_optional
+from wan_distill.quantise import StoredLinear, dequantise, load_stored, quantise
+from wan_distill.runtime import Learner, Runtime
 from wan_distill.umt5 import weight_files
 
 # Cosine of the adapter's gradient with the plain one's: what a rounding of the base of this size leaves.
@@ -42,8 +50,8 @@ def stored(tmp_path_factory):
     return folder
 
 
-def loaded(folder, kind: str, dtype=torch.float32):
-    return load_quantised(folder, weight_files(folder), kind, dtype, torch.device("cpu"))
+def loaded(folder, kind: str, dtype=torch.float32, offload: bool = False):
+    return load_stored(folder, weight_files(folder), kind, dtype, torch.device("cpu"), offload)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -61,15 +69,53 @@ def test_a_quantised_layer_is_exactly_the_layer_with_its_rounded_weights(kind, s
     for module in model.blocks.modules():
         if type(module) is torch.nn.Linear:
             codes, scale = quantise(module.weight, kind)
-            module.weight.copy_(dequantise(codes, scale, kind, tuple(module.weight.shape), torch.float32))
+            module.weight.copy_(dequantise(codes, scale, kind, tuple(module.weight.shape), module.weight))
     torch.testing.assert_close(gradient(loaded(stored, kind)), gradient(model), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_an_offloaded_base_gives_the_very_same_gradient(checkpointing, stored):
+    plain = gradient(random_transformer(7, layers=2).requires_grad_(False))
+    assert torch.equal(gradient(loaded(stored, "bf16", offload=True), checkpointing), plain)
+
+
+@pytest.mark.parametrize("kind", ["bf16", *AGREEMENT])
+def test_an_offloaded_matrix_works_on_another_device_and_stays_where_it_is(kind):
+    """The meta device stands in for the card: operations there refuse tensors of the host."""
+    layer = StoredLinear(8, 6, True, kind, torch.float32, offload=True)
+    layer.fill(torch.randn(6, 8))
+    layer.requires_grad_(False)
+    x = torch.empty(2, 8, device="meta", requires_grad=True)
+    layer(x).sum().backward()
+    assert x.grad.is_meta and x.grad.shape == x.shape
+    assert layer.codes.device.type == "cpu"
+
+
+@pytest.mark.parametrize(("kind", "checkpointing"), [("plain", False), ("plain", True), ("int8", True)])
+def test_compiled_blocks_give_the_same_gradient_and_leave_the_teacher_alone(kind, checkpointing, stored):
+    def made():
+        return random_transformer(7, layers=2).requires_grad_(False) if kind == "plain" else loaded(stored, kind)
+
+    model, reference = made(), made()
+    model.compile_repeated_blocks()
+    # Fused sums round anew.
+    torch.testing.assert_close(gradient(model, checkpointing), gradient(reference), rtol=1e-4, atol=1e-6)
+    rng = torch.Generator().manual_seed(6)
+    x, prompt = torch.randn(2, 16, 2, 4, 4, generator=rng), torch.randn(2, 6, 16, generator=rng)
+    sigma = torch.tensor([0.9, 0.3], dtype=torch.float64)
+    with torch.no_grad():
+        seen = {role: Denoiser({"high": model}, None).velocity(x, sigma, prompt, role=role)
+                for role in ("teacher", "student")}
+        plain = Denoiser({"high": made()}, None).velocity(x, sigma, prompt, role="teacher")
+    torch.testing.assert_close(seen["teacher"], plain, rtol=1e-4, atol=1e-5)
+    assert (seen["student"] - plain).abs().max() > 0.01
 
 
 @pytest.mark.parametrize(("kind", "error"), [("int8", 0.01), ("fp8", 0.04), ("nf4", 0.12)])
 def test_rounding_error_and_size_are_as_documented(kind, error):
     weight = torch.randn(96, 160, generator=torch.Generator().manual_seed(0))
     codes, scale = quantise(weight, kind)
-    again = dequantise(codes, scale, kind, (96, 160), torch.float32)
+    again = dequantise(codes, scale, kind, (96, 160), weight)
     assert (again - weight).norm() / weight.norm() < error
     size = codes.numel() + 4 * scale.numel()
     assert size == pytest.approx(weight.numel() * memory.BASE_BYTES[kind], rel=0.05)
@@ -85,12 +131,54 @@ def test_bf16_adapters_stay_float32_and_agree(stored):
                                    dim=0) > 0.98
 
 
+def test_8_bit_moments_train_alike_and_are_resumed_exactly(small_config):
+    """bitsandbytes keeps tensors of fewer than 4096 values in 32 bits: these have more."""
+    config = small_config(use_8bit_adam=True, learning_rate=1e-2, method="trajectory", lr_scheduler="constant",
+                          lr_warmup_steps=0)
+    assert check_optional(config) is None
+
+    def learner(**changes) -> Learner:
+        weight = torch.nn.Parameter(torch.zeros(64, 128))
+        return Learner("student", {"block.weight": weight}, dataclasses.replace(config, **changes), 10)
+
+    def train(learner: Learner, first: int, last: int) -> torch.Tensor:
+        (weight,) = learner.parameters.values()
+        for step in range(first, last):
+            rng = torch.Generator().manual_seed(step)
+            weight.grad = 1 + torch.randn(weight.shape, generator=rng)
+            learner.update(Runtime(config), torch.zeros(()))
+        return weight.detach()
+
+    coarse, exact = train(kept := learner(), 0, 6), train(learner(use_8bit_adam=False), 0, 6)
+    assert torch.cosine_similarity(coarse.flatten(), exact.flatten(), dim=0) > 0.99
+    assert not torch.equal(coarse, exact) and kept.update_norm() is None
+    again = learner()
+    again.restore({name: value.clone() for name, value in kept.tensors().items()}, kept.done)
+    assert torch.equal(train(again, 6, 10), train(kept, 6, 10))
+    with pytest.raises(KeyError, match="8bit"):
+        learner(use_8bit_adam=False).restore(kept.tensors(), kept.done)
+
+
+def test_options_whose_packages_are_missing_are_refused_in_one_line(small_config, monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(UsageError, match="pip install bitsandbytes"):
+        check_optional(small_config(use_8bit_adam=True))
+    monkeypatch.setattr(torch, "compile", lambda given: given.no_compiler_here)
+    with pytest.raises(UsageError, match="torch cannot compile here"):
+        check_optional(small_config(compile=True))
+
+
+def test_a_run_with_everything_that_saves_memory_trains_and_resumes(small_config):
+    config = small_config(base_precision="int8", offload=True, use_8bit_adam=True, compile=True, evaluate=False,
+                          method="dmd", critic_warmup_steps=1, critic_updates=1, rank=64, diversity_weight=0.0,
+                          prompts=str(EMBEDDED_TEACHER / "prompts.txt"), expert="high", max_train_steps=2)
+    assert train_distillation.run(config) == 0
+    assert train_distillation.run(dataclasses.replace(config, max_train_steps=3)) == 0
+    lines = [json.loads(line) for line in (Path(config.output_dir) / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["student_gradient_norm"] > 0 and lines[-1]["step"] > lines[0]["step"]
+
+
 def test_a_run_with_a_quantised_base_trains_and_exports(small_config):
-    import json
-    from pathlib import Path
-
-    import train_distillation
-
     config = small_config(base_precision="nf4", save_merged=True, evaluate=False, method="trajectory",
                           expert="high", prompts=str(EMBEDDED_TEACHER / "prompts.txt"))
     assert train_distillation.run(config) == 0

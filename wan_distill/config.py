@@ -108,6 +108,9 @@ class Config:
     lora_layers: tuple[str, ...] = flag(LORA_TARGETS, "module-name suffixes that get an adapter", STUDENT,
                                         alias=("--lora_target_modules",), parse=words)
 
+    student_layers: int | None = flag(
+        None, "a shallower student: this many of the teacher's blocks, all weights trained (--method trajectory)",
+        STUDENT)
     init_student_from: str | None = flag(None, "output folder of a run whose student this one begins with", STUDENT)
 
     teacher_steps: int = flag(40, "solver steps of the guided teacher (Wan2.2: 40)", TEACHER)
@@ -158,6 +161,11 @@ class Config:
     base_precision: str = flag("bf16", "the frozen base: bf16 = as --mixed_precision says, or quantised",
                                MEMORY, choices=("bf16", "fp8", "int8", "nf4"))
     shard: bool = flag(False, "spread the frozen base over all processes, where one card cannot hold it", MEMORY)
+    context_parallel: bool = flag(False, "all processes work on each clip together, each on its part of the tokens",
+                                  MEMORY)
+    offload: bool = flag(False, "keep the frozen base's matrices in host memory; each travels when it is used", MEMORY)
+    use_8bit_adam: bool = flag(False, "AdamW with 8-bit moments (pip install bitsandbytes)", MEMORY)
+    compile: bool = flag(False, "compile the transformer's blocks: slow to begin, faster afterwards", MEMORY)
     gradient_checkpointing: bool | None = flag(None, "recompute activations in the backward pass", MEMORY)
     sample_batch_size: int | None = flag(None, "samples at a time when nothing is trained", MEMORY)
 
@@ -274,6 +282,8 @@ WARM_DMD = {
                diversity_weight=1.0, real_score_guidance_scale=3.05, real_score_guidance_scale_2=2.4, monitor_steps=15),
     False: dict(learning_rate=5e-6),
 }
+# What --student_layers changes: all weights are trained, not an adapter.
+WHOLE_STUDENT = {True: dict(learning_rate=1e-3), False: dict(learning_rate=2e-5)}
 REASONS = {  # printed at the start of a run with --method dmd
     "learning_rate": "no larger than the critic can follow; a tenth by default where a warm start is refined",
     "fake_score_learning_rate": "the critic must keep up with the student",
@@ -300,6 +310,8 @@ def resolve(config: Config, teacher) -> Config:
         chosen |= WARM_DMD[teacher.embedded]
     if method == "trajectory" and teacher.embedded and max(config.sampling_steps or chosen["sampling_steps"]) <= 2:
         chosen["max_train_steps"] = 900  # long steps are harder to regress: after 600, samples are a tenth too alike
+    if config.student_layers is not None:
+        chosen |= dict(save_merged=True) | WHOLE_STUDENT[teacher.embedded]
     missing = {k: v for k, v in chosen.items() if getattr(config, k) is None}
     config = dataclasses.replace(config, **missing)
     if config.output_dir is None:
@@ -308,6 +320,7 @@ def resolve(config: Config, teacher) -> Config:
         config = dataclasses.replace(config, output_dir=str(Path("outputs") / name))
     check_values(config)
     check_sides(config, teacher.side_multiple)
+    check_student_layers(config, teacher)
     check_schedule(config, teacher)
     return config
 
@@ -357,6 +370,25 @@ def check_sides(config: Config, multiple: int) -> None:
             near = max(multiple, side // multiple * multiple)
             raise UsageError(
                 f"--{name} {side}: Wan's patches need a multiple of {multiple}; use {near} or {near + multiple}")
+
+
+def check_student_layers(config: Config, teacher) -> None:
+    """Raises UsageError where a shallower student cannot be made, or not in this way."""
+    layers, total = config.student_layers, teacher.transformer["num_layers"]
+    if layers is None:
+        return
+    if not 1 <= layers <= total:
+        raise UsageError(f"--student_layers {layers}: {teacher.name} has {total} blocks; give 1 to {total}")
+    if config.method != "trajectory":
+        raise UsageError(f"--student_layers {layers}: --method {config.method} needs the teacher beneath the student; "
+                         "use --method trajectory")
+    clashing = [flag for flag, given in (
+        ("--init_student_from", config.init_student_from), ("--offload", config.offload), ("--shard", config.shard),
+        (f"--base_precision {config.base_precision}", config.base_precision != "bf16"),
+        ("--no-save_merged", not config.save_merged)) if given]
+    if clashing:
+        raise UsageError(f"--student_layers {layers}: all weights are trained and a pipeline is written; leave "
+                         f"{clashing[0]} out")
 
 
 def check_schedule(config: Config, teacher) -> None:

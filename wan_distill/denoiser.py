@@ -46,13 +46,15 @@ class Denoiser:
         experts: resident transformers by name; one is enough as long as every sigma is its own.
         boundary: sigma at and above which `high` works; None for single-transformer models.
         expand_timesteps: Wan2.2 TI2V-5B wants one timestep per token.
+        whole: the experts are students themselves, without a teacher beneath (--student_layers).
     """
 
     def __init__(self, experts: dict[Expert, WanTransformer3DModel], boundary: float | None,
-                 expand_timesteps: bool = False):
+                 expand_timesteps: bool = False, whole: bool = False):
         self.experts = experts
         self.boundary = boundary
         self.expand_timesteps = expand_timesteps
+        self.whole = whole
         self._adapters = {
             name: [m for m in model.modules() if isinstance(m, BaseTunerLayer)] for name, model in experts.items()
         }
@@ -74,9 +76,11 @@ class Denoiser:
 
         Raises:
             ValueError: the sigmas belong to two experts, or to one that is not resident.
-            RuntimeError: a gradient is asked of a role that is not in training.
+            RuntimeError: a gradient is asked of a role that is not in training, or a role of a whole student.
         """
         expert = self.expert_at(sigma)
+        if self.whole and role != "student":
+            raise RuntimeError(f"{role} asked for: a student with --student_layers has no teacher beneath")
         if torch.is_grad_enabled() and self._trained is not None and role != self._trained:
             raise RuntimeError(f"{role} asked for with gradients while {self._trained} is in training: use no_grad")
         with self.acting_as(role):

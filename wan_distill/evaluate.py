@@ -20,7 +20,7 @@ from wan_distill.checkpoint import write_atomically, write_tensors
 from wan_distill.config import Config, UsageError
 from wan_distill.data import PromptBank
 from wan_distill.denoiser import Denoiser
-from wan_distill.export import LORA_FILE, load_student
+from wan_distill.export import load_student, student_file
 from wan_distill.metrics import progress_bar
 from wan_distill.pictures import contact_sheet
 from wan_distill.runtime import Runtime, keyed_noise
@@ -141,11 +141,12 @@ class Evaluation:
 
     def _denoiser(self, expert, role: str) -> Denoiser:
         transformer = self.teacher.load_expert(expert)
-        lora = self.folder / LORA_FILE[expert]
-        if role == "student" and expert in self.config.experts:
-            if not lora.exists():
-                raise UsageError(f"--output_dir {self.folder}: holds no {lora.name} to evaluate; train first")
-            load_student(transformer, lora)
+        student = student_file(self.folder, expert)
+        trained = role == "student" and expert in self.config.experts
+        if trained:
+            if not student.exists():
+                raise UsageError(f"--output_dir {self.folder}: holds no {student.name} to evaluate; train first")
+            load_student(transformer, student)
         return Denoiser({expert: transformer}, self.config.boundary, self.teacher.info.expand_timesteps)
 
     def _velocity(self, denoiser: Denoiser, row: Sampler, expert, prompt: Tensor, negative: Tensor, bar) -> Velocity:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from wan_distill.checkpoint import write_tensors
 from wan_distill.config import Config, Halted, UsageError
+from wan_distill.prune import prune
 from wan_distill.schedule import SUBFOLDER, Expert
 from wan_distill.teacher import Teacher, TeacherInfo
 
@@ -28,7 +29,15 @@ ORIGINAL_NAMES = {
     "attn2.to_q": "cross_attn.q", "attn2.to_k": "cross_attn.k", "attn2.to_v": "cross_attn.v",
     "attn2.to_out.0": "cross_attn.o", "ffn.net.0.proj": "ffn.0", "ffn.net.2": "ffn.2",
 }
+# With --student_layers: all weights of one expert, under diffusers' names.
+WHOLE_FILE: dict[str, str] = {"high": "high_noise_student.safetensors", "low": "low_noise_student.safetensors"}
 DIFFUSERS_NAMES = {original: ours for ours, original in ORIGINAL_NAMES.items()}
+
+
+def student_file(folder: str | Path, expert: Expert) -> Path:
+    """What a run left of one expert's student: its LoRA, or all of its weights."""
+    whole = Path(folder) / WHOLE_FILE[expert]
+    return whole if whole.exists() else Path(folder) / LORA_FILE[expert]
 
 
 def schedule_metadata(config: Config, info: TeacherInfo, expert: Expert) -> dict:
@@ -38,7 +47,7 @@ def schedule_metadata(config: Config, info: TeacherInfo, expert: Expert) -> dict
         method=config.method, sampling_steps=list(config.sampling_steps), sigmas=list(config.sigmas()),
         flow_shift=config.flow_shift, boundary_ratio=config.boundary, guidance_scale=1.0,
         max_sequence_length=config.max_sequence_length, height=config.height, width=config.width,
-        num_frames=config.num_frames, scheduler="FlowMapEulerDiscreteScheduler")
+        num_frames=config.num_frames, scheduler="FlowMapEulerDiscreteScheduler", student_layers=config.student_layers)
 
 
 def to_original_names(adapter: dict[str, Tensor], alpha: float) -> dict[str, Tensor]:
@@ -73,6 +82,15 @@ def save_lora(file: Path, adapter: dict[str, Tensor], config: Config, info: Teac
     write_tensors(file, to_original_names(adapter, config.lora_alpha), metadata)
 
 
+def save_student(folder: Path, weights: dict[str, Tensor], config: Config, info: TeacherInfo, expert: Expert) -> None:
+    """Writes what `student_file` finds: one expert's LoRA or, with `--student_layers`, all of its weights."""
+    if config.student_layers is None:
+        save_lora(folder / LORA_FILE[expert], weights, config, info, expert)
+    else:
+        metadata = {METADATA_KEY: json.dumps(schedule_metadata(config, info, expert))}
+        write_tensors(folder / WHOLE_FILE[expert], weights, metadata)
+
+
 def read_metadata(file: Path) -> dict:
     """The schedule in a LoRA's header. Raises UsageError for files that are not ours."""
     with safe_open(file, framework="pt") as lora:
@@ -83,9 +101,13 @@ def read_metadata(file: Path) -> dict:
 
 
 def load_student(transformer: WanTransformer3DModel, file: Path) -> None:
-    """Puts an exported LoRA back onto a freshly loaded expert as the student."""
+    """Makes the student of a freshly loaded expert: puts its LoRA on, or takes all of its weights from `file`."""
     from peft import LoraConfig
 
+    if layers := read_metadata(file).get("student_layers"):
+        prune(transformer, layers)
+        transformer.load_state_dict(load_file(file))
+        return
     lora = load_file(file)
     alpha, rank = _scale(lora)
     targets = sorted({name.split(".lora_")[0] for name in to_adapter_names(lora, "student")})
@@ -163,7 +185,7 @@ def verify_lora(transformer: WanTransformer3DModel, file: Path, atol: float = 1e
 def export_student(config: Config, teacher: Teacher) -> None:
     """Writes the scheduler and, where asked for, the merged pipeline; the LoRA files were written by training."""
     output_dir = Path(config.output_dir)
-    for expert in config.experts:
+    for expert in config.experts if config.student_layers is None else ():
         difference = verify_lora(teacher.load_expert(expert, exact=True), output_dir / LORA_FILE[expert])
         print(f"{LORA_FILE[expert]}: loaded back as diffusers and as ComfyUI do; equal to {difference:.1g}")
     scheduler_for(config).save_pretrained(output_dir / "scheduler")
@@ -182,22 +204,23 @@ def save_merged(folder: Path, config: Config, teacher: Teacher, output_dir: Path
     shutil.copytree(teacher.info.folder, partial, ignore=shutil.ignore_patterns(*experts, "scheduler", "*.txt"))
     for expert in teacher.info.experts:
         transformer = teacher.load_expert(expert, exact=True)
-        lora = output_dir / LORA_FILE[expert]
-        if lora.exists():
-            load_student(transformer, lora)
-            with_lora = probe(transformer)
-            transformer.fuse_lora()
-            transformer.unload_lora()
+        student = student_file(output_dir, expert)
+        if student.exists():
+            load_student(transformer, student)
+            trained = probe(transformer)
+            if config.student_layers is None:
+                transformer.fuse_lora()
+                transformer.unload_lora()
         transformer.save_pretrained(partial / SUBFOLDER[expert])
-        if lora.exists():
+        if student.exists():
             saved = WanTransformer3DModel.from_pretrained(partial, subfolder=SUBFOLDER[expert],
                                                           torch_dtype=transformer.dtype).to(transformer.device)
             del transformer
-            difference = float((probe(saved) - with_lora).norm() / with_lora.norm())
+            difference = float((probe(saved) - trained).norm() / trained.norm())
             if not difference < (1e-4 if saved.dtype == torch.float32 else 2e-2):  # bf16 keeps 3 digits of a weight
                 raise ExportError(f"{folder.name}/{SUBFOLDER[expert]}: the merged expert, loaded back, differs from "
-                                  f"the adapter by {difference:.2g}; do not use it")
-            print(f"{folder.name}/{SUBFOLDER[expert]}: loaded back; differs from the adapter by {difference:.1g}")
+                                  f"{student.name} by {difference:.2g}; do not use it")
+            print(f"{folder.name}/{SUBFOLDER[expert]}: loaded back; differs from {student.name} by {difference:.1g}")
     scheduler_for(config).save_pretrained(partial / "scheduler")
     index = json.loads((partial / "model_index.json").read_text(encoding="utf-8"))
     index["scheduler"] = ["diffusers", "FlowMapEulerDiscreteScheduler"]
@@ -219,21 +242,23 @@ def probe(transformer: WanTransformer3DModel) -> Tensor:
 
 def snippet(config: Config, info: TeacherInfo, experts: tuple[Expert, ...], where: str = ".") -> str:
     """The inference code for this student; `where` is its folder (runs as it stands inside it) or hub repository."""
-    second = ('pipe.load_lora_weights(".", weight_name="low_noise_lora.safetensors", adapter_name="low", '
-              "load_into_transformer_2=True)\n") if "low" in experts else ""
-    first = ('pipe.load_lora_weights(".", weight_name="high_noise_lora.safetensors", adapter_name="high")\n'
-             if "high" in experts else "")
-    where = json.dumps(where)
-    first, second = first.replace('"."', where), second.replace('"."', where)
     dtype = "torch.float32" if config.mixed_precision == "no" else "torch.bfloat16"
     source = str(Path(info.source).resolve()) if Path(info.source).is_dir() else info.source
+    here, imports, load = json.dumps(where), "FlowMapEulerDiscreteScheduler, WanPipeline", ""
+    if config.student_layers is None:
+        for expert in experts:
+            second = ", load_into_transformer_2=True" if SUBFOLDER[expert] == "transformer_2" else ""
+            load += (f'pipe.load_lora_weights({here}, weight_name="{LORA_FILE[expert]}", adapter_name="{expert}"'
+                     f"{second})\n")
+        load += f'pipe.scheduler = FlowMapEulerDiscreteScheduler.from_pretrained({here}, subfolder="scheduler")\n'
+    else:  # a complete pipeline, scheduler included
+        imports, source = "WanPipeline", "student" if where == "." else where
     return f'''import torch
-from diffusers import FlowMapEulerDiscreteScheduler, WanPipeline
+from diffusers import {imports}
 from diffusers.utils import export_to_video
 
 pipe = WanPipeline.from_pretrained({json.dumps(source)}, torch_dtype={dtype})
-{first}{second}pipe.scheduler = FlowMapEulerDiscreteScheduler.from_pretrained({where}, subfolder="scheduler")
-pipe.to("cuda" if torch.cuda.is_available() else "cpu")
+{load}pipe.to("cuda" if torch.cuda.is_available() else "cpu")
 video = pipe(
     "a prompt of yours", height={config.height}, width={config.width}, num_frames={config.num_frames},
     num_inference_steps={config.grid_steps}, guidance_scale=1.0, max_sequence_length={config.max_sequence_length},

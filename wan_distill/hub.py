@@ -15,7 +15,7 @@ from wan_distill.teacher import TeacherInfo
 
 SHARED = ["*.safetensors", "scheduler/*", "previews/*", "comparison.png", "report.html", "run.json", "evaluation.json"]
 UNSHARED = ["prompts/*", "trajectories/*", "anchors/*", "handovers/*", "evaluation/*", "*/best.safetensors",
-            "*/checkpoint-*", "student/*"]
+            "*/checkpoint-*", "student/*", "*_student.safetensors"]
 
 
 def repository(config: Config) -> str:
@@ -48,6 +48,8 @@ def push(config: Config, info: TeacherInfo, evaluation: dict | None) -> str:
         card.write_text(model_card(folder, config, info, evaluation, name), encoding="utf-8")
         api.upload_file(path_or_fileobj=card, path_in_repo="README.md", repo_id=name)
         api.upload_folder(repo_id=name, folder_path=folder, allow_patterns=SHARED, ignore_patterns=UNSHARED)
+        if config.student_layers is not None:  # nothing to put on the teacher: the repository is the pipeline
+            api.upload_folder(repo_id=name, folder_path=folder / "student")
     except (HfHubHTTPError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise Halted(f"--push_to_hub: {reason}; all is in {folder}, run the same command to try again") from error

@@ -91,6 +91,8 @@ class Shape:
     roles: int
     checkpointing: bool
     expand_timesteps: bool
+    whole: bool = False
+    """all weights are trained, instead of adapters on a frozen base (--student_layers)"""
 
     @property
     def latent_values(self) -> int:
@@ -141,23 +143,24 @@ def _trace(shape: Shape, depth: int) -> Trace:
     settings = dict(shape.transformer) | {"num_layers": depth}
     with torch.device("meta"):
         model = WanTransformer3DModel(**settings).requires_grad_(False)
-    for role in range(shape.roles):
+    for role in range(0 if shape.whole else shape.roles):
         add_adapter(model, f"role{role}", rank=shape.rank, alpha=shape.rank, layers=shape.layers, seed=0)
     matrices = sum(m.weight.numel() for m in model.blocks.modules() if isinstance(m, nn.Linear) and m.weight.ndim == 2)
-    adapters = adapter_parameters(model, "role0")
-    matrices -= shape.roles * sum(p.numel() for p in adapters.values())
+    matrices -= shape.roles * sum(p.numel() for p in adapter_parameters(model, "role0").values())
+    model.requires_grad_(True) if shape.whole else None
     if shape.roles > 1:
         model.set_adapter("role0")
     if shape.checkpointing:
         model.enable_gradient_checkpointing()
     with FakeTensorMode():
-        _give_storage(model, shape.dtype)
+        _give_storage(model, torch.float32 if shape.whole else shape.dtype)
         base = [p for name, p in model.named_parameters() if ".lora_" not in name]
+        learned = base if shape.whole else list(adapter_parameters(model, "role0").values())
         held = [*model.parameters(), *model.buffers()]
         x = torch.zeros(shape.batch, *shape.latents)
         time_shape = (shape.batch, shape.tokens) if shape.expand_timesteps else (shape.batch,)
         prompt = torch.zeros(shape.batch, shape.text, settings["text_dim"], dtype=shape.dtype)
-        inputs = (x.to(shape.dtype), torch.zeros(time_shape), prompt)
+        inputs = (x.to(model.dtype), torch.zeros(time_shape), prompt)
         autocast = functools.partial(torch.autocast, "cpu", shape.dtype, enabled=shape.dtype != torch.float32)
         with Ledger(held) as evaluation, torch.no_grad(), autocast():
             model(*inputs, return_dict=False)
@@ -168,7 +171,7 @@ def _trace(shape: Shape, depth: int) -> Trace:
     return Trace(
         parameters=sum(p.numel() for p in base), matrices=matrices,
         base_bytes=sum(p.numel() * p.element_size() for p in base),
-        adapter=sum(p.numel() for p in adapter_parameters(model, "role0").values()),
+        adapter=sum(p.numel() for p in learned),
         activations=update.peak, graph=graph, evaluation=evaluation.peak, forward_flops=evaluation.flops,
         update_flops=update.flops)
 
@@ -248,29 +251,33 @@ def _anchor_share(config: Config) -> float:
 def shape_of(config: Config, info) -> Shape:
     """The Shape of this run's updates; `info` is a `TeacherInfo`."""
     known = {k: tuple(v) if isinstance(v, list) else v for k, v in info.transformer.items() if not k.startswith("_")}
+    known["num_layers"] = config.student_layers or known["num_layers"]
     return Shape(
         transformer=tuple(sorted(known.items())), latents=info.latent_shape(config), batch=config.train_batch_size,
         text=config.max_sequence_length, dtype=DTYPES[config.mixed_precision], rank=config.rank,
         layers=config.lora_layers, roles=len(ROLES.get(config.method, STUDENT_ONLY)),
-        checkpointing=bool(config.gradient_checkpointing), expand_timesteps=info.expand_timesteps)
+        checkpointing=bool(config.gradient_checkpointing), expand_timesteps=info.expand_timesteps,
+        whole=config.student_layers is not None)
 
 
 def estimate(config: Config, info, base_precision: str = "bf16") -> Estimate:
     """Memory of training one expert with these settings."""
     cost = trace(shape_of(config, info))
-    base, dequantised = cost.base_bytes, 0
-    if base_precision in BASE_BYTES:
+    base, spread_out = 0 if config.student_layers else cost.base_bytes, 0
+    if base_precision in BASE_BYTES or config.offload:
         full = DTYPES[config.mixed_precision].itemsize
-        base -= cost.matrices * (full - BASE_BYTES[base_precision])
+        base -= cost.matrices * (full - (0 if config.offload else BASE_BYTES[base_precision]))
         widths = info.transformer["num_attention_heads"] * info.transformer["attention_head_dim"]
-        dequantised = full * widths * info.transformer["ffn_dim"]  # one matrix at a time is spread out for use
+        spread_out = full * widths * info.transformer["ffn_dim"]  # one matrix at a time, for use
     roles = ROLES.get(config.method, STUDENT_ONLY)
     one = FP32 * cost.adapter
     activations = _activations(config, info, cost)
     if config.shard:
         base /= int(os.environ.get("WORLD_SIZE", 1))
-    return Estimate(cost, base, len(roles) * one, len(roles) * ADAM_MOMENTS * one,
-                    one if config.ema_decay > 0 else 0, activations + dequantised)
+    if config.context_parallel:
+        activations /= int(os.environ.get("WORLD_SIZE", 1))
+    moments = len(roles) * ADAM_MOMENTS * one / (FP32 if config.use_8bit_adam else 1)
+    return Estimate(cost, base, len(roles) * one, moments, one if config.ema_decay > 0 else 0, activations + spread_out)
 
 
 def _activations(config: Config, info, cost: Trace) -> int:
@@ -303,8 +310,10 @@ def explain_out_of_memory(config: Config, info, phase: str) -> Iterator[None]:
 def savings(config: Config, info, need: Estimate) -> list[tuple[float, str]]:
     """(bytes saved, flags) of each single change that lowers the predicted peak, the largest saving first."""
     shorter = max(1, (config.num_frames - 1) // 8 * 4 + 1)
-    changes = [dict(base_precision="fp8"), dict(base_precision="nf4"), dict(num_frames=shorter),
-               dict(gradient_checkpointing=True), dict(train_batch_size=1)]
+    changes = [dict(num_frames=shorter), dict(gradient_checkpointing=True), dict(train_batch_size=1),
+               dict(use_8bit_adam=True)]
+    if config.student_layers is None:
+        changes += [dict(base_precision="fp8"), dict(base_precision="nf4"), dict(offload=True)]
     if config.method == "dmd":
         changes += [dict(score_draws=1), dict(diversity_weight=0.0)]
     found = []

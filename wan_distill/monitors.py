@@ -79,7 +79,9 @@ class Monitor:
             x0 = self.student_x0(denoiser)
         values = relative(self._statistics(x0), self.seen) | dict(score=score(x0, self.real))
         weights = sum(p.detach().double().square().sum() for p in learner.parameters.values())
-        values |= dict(parameter_norm=float(weights) ** 0.5, update_norm=learner.update_norm())
+        values["parameter_norm"] = float(weights) ** 0.5
+        if (change := learner.update_norm()) is not None:
+            values["update_norm"] = change
         if values["score"] < self.best:
             self.best = values["score"]
             if self.runtime.is_main:  # one key only: several would be written in any order

@@ -50,7 +50,7 @@ def _read(file: Path) -> str:
 
 
 def _exported(folder: Path) -> tuple[str, ...]:
-    return tuple(e for e, name in export.LORA_FILE.items() if (folder / name).exists())
+    return tuple(e for e in export.LORA_FILE if export.student_file(folder, e).exists())
 
 
 def _section(title: str, content: str) -> str:

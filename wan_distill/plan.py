@@ -27,7 +27,9 @@ def describe_plan(config: Config, info, prompts: list[str], held_out: list[str])
         f"Clip      {config.num_frames} frames of {config.height}x{config.width}, latents "
         f"{'x'.join(map(str, info.latent_shape(config)))}, text of {config.max_sequence_length} tokens",
         f"Student   {' or '.join(map(str, config.sampling_steps))} steps, no guidance, shift {config.flow_shift:g}; "
-        f"LoRA rank {config.rank} on a frozen {config.mixed_precision.replace('no', 'fp32')} base",
+        + (f"LoRA rank {config.rank} on a frozen {config.mixed_precision.replace('no', 'fp32')} base"
+           if config.student_layers is None else
+           f"{config.student_layers} of the teacher's {info.transformer['num_layers']} blocks, all weights trained"),
     ]
     for steps in config.sampling_steps:
         sigmas = config.sigmas(steps)
@@ -69,7 +71,7 @@ def describe_needs(config: Config, info) -> str:
     rate = memory.matrix_rate(device, shape.dtype)
     lines = [
         f"Model     {len(info.experts)} x {_count(cost.parameters)} parameters, one expert resident at a time; "
-        f"{shape.tokens} tokens a sample; adapter of {_count(cost.adapter)} a role",
+        f"{shape.tokens} tokens a sample; {_count(cost.adapter)} trained a role",
         f"Memory    predicted peak {_size(need.peak)} while an expert trains ({device.type} here)",
         *(f"  {name:<12}{_size(value):>9}" for name, value in need.by_kind().items()),
     ]
@@ -101,7 +103,8 @@ def what_fits(config: Config, info) -> dict[int, str]:
         for card in CARDS:
             need = None if found[card] else memory.estimate(changed, info, changed.base_precision)
             if need and need.peak < memory.USABLE * card * memory.GB:
-                flags = [f"--{name} {getattr(changed, name)}" for name in VARIED
+                flags = ["--offload"] * changed.offload
+                flags += [f"--{name} {getattr(changed, name)}" for name in VARIED
                          if name in ("base_precision", "num_frames") or getattr(changed, name) != getattr(config, name)]
                 found[card] = f"{' '.join(flags)} (peak {_size(need.peak)})"
     return found
@@ -111,14 +114,20 @@ VARIED = ("base_precision", "num_frames", "height", "width", "score_draws", "div
 
 
 def _candidates(config: Config) -> Iterator[Config]:
-    """This run's settings, the clip growing smaller, what dmd can do without given up, and the base coarser."""
+    """This run's settings, the clip growing smaller, what dmd can do without given up, the base coarser, then on the
+    host, which is slowest."""
     own = (config.num_frames, config.height, config.width)
     clips = [own, *(c for c in CLIPS if c[0] * c[1] * c[2] < own[0] * own[1] * own[2])]
     lighter = [{}, {"score_draws": 1}, {"score_draws": 1, "diversity_weight": 0.0}]
-    for (frames, height, width), less, precision in itertools.product(
-            clips, lighter if config.method == "dmd" else [{}], ("bf16", "fp8", "nf4")):
-        yield dataclasses.replace(config, num_frames=frames, height=height, width=width, base_precision=precision,
-                                  gradient_checkpointing=True, **less)
+    lighter = lighter if config.method == "dmd" else [{}]
+    bases = [dict(base_precision=kind, offload=False) for kind in ("bf16", "fp8", "nf4")]
+    on_host = [dict(base_precision="bf16", offload=True)]
+    if config.student_layers is not None:  # there is no frozen base
+        bases, on_host = [{}], []
+    for frames, height, width in clips:
+        for less, base in [*itertools.product(lighter, bases), *itertools.product(lighter, on_host)]:
+            yield dataclasses.replace(config, num_frames=frames, height=height, width=width,
+                                      gradient_checkpointing=True, **base, **less)
 
 
 def disk_needs(config: Config, info, cost) -> dict[str, float]:
@@ -168,7 +177,8 @@ def check_surroundings(config: Config, info) -> list[str]:
     from wan_distill.metrics import check_tracker
 
     check_tracker(config)
-    check_sharding(config)
+    check_processes(config, info)
+    check_optional(config)
     if config.push_to_hub:
         from wan_distill.hub import check_hub
 
@@ -187,17 +197,55 @@ def check_surroundings(config: Config, info) -> list[str]:
     return found
 
 
-def check_sharding(config: Config) -> None:
-    """Raises UsageError where `--shard` does not go together with the rest."""
-    if not config.shard:
+def check_processes(config: Config, info) -> None:
+    """Raises UsageError where `--shard` or `--context_parallel` does not go together with the rest."""
+    from wan_distill import memory
+
+    asked = [name for name in ("shard", "context_parallel") if getattr(config, name)]
+    if not asked:
         return
+    flag = f"--{asked[0]}"
     if "WORLD_SIZE" not in os.environ and not config.dry_run:
-        raise UsageError("--shard: there is one process only; start several, with torchrun or accelerate launch")
+        raise UsageError(f"{flag}: there is one process only; start several, with torchrun or accelerate launch")
     if config.evaluate or config.evaluate_only:
-        raise UsageError("--shard: the evaluation runs in one process; give --no-evaluate, and measure afterwards with "
-                         "--evaluate_only and without --shard")
-    if config.base_precision != "bf16":
+        raise UsageError(f"{flag}: the evaluation runs in one process; give --no-evaluate, and measure afterwards with "
+                         f"--evaluate_only and without {flag}")
+    if config.shard and config.base_precision != "bf16":
         raise UsageError(f"--base_precision {config.base_precision}: a quantised base is not sharded; leave one out")
+    for name in ("compile", *(["context_parallel", "offload"] if config.shard else [])):
+        if getattr(config, name):
+            raise UsageError(f"--{name}: does not go together with {flag}; leave one out")
+    if config.context_parallel:
+        import torch
+
+        if not torch.accelerator.device_count() and not config.dry_run:
+            raise UsageError("--context_parallel: diffusers' needs an accelerator, and there is none; leave it out")
+        processes = int(os.environ.get("WORLD_SIZE", 1))
+        counts = dict(tokens=memory.shape_of(config, info).tokens, heads=info.transformer["num_attention_heads"])
+        for name, count in counts.items():
+            if count % processes:
+                raise UsageError(f"--context_parallel: {count} {name} are not shared evenly by {processes} processes; "
+                                 "start another number of them")
+
+
+def check_optional(config: Config) -> None:
+    """Raises UsageError where what `--use_8bit_adam` or `--compile` needs is not here."""
+    if config.use_8bit_adam:
+        try:
+            import bitsandbytes  # noqa: F401
+        except ImportError as error:
+            raise UsageError(f"--use_8bit_adam: needs bitsandbytes ({one_line(error)}); pip install bitsandbytes, or "
+                             "leave the flag out") from error
+    if config.compile:
+        import torch
+
+        from wan_distill.runtime import process_state
+
+        try:
+            torch.compile(torch.cos)(torch.zeros(2, device=process_state().device))
+        except Exception as error:  # a missing compiler shows in any way
+            raise UsageError(f"--compile: torch cannot compile here ({one_line(error)[:200]}); install a C++ compiler "
+                             "(on CUDA: triton), or leave the flag out") from error
 
 
 def check_memory(config: Config, info, cost) -> float:
@@ -209,7 +257,10 @@ def check_memory(config: Config, info, cost) -> float:
 
     available = psutil.virtual_memory().available
     on_cpu = process_state().device.type == "cpu"
-    needed = memory.estimate(config, info, config.base_precision).peak if on_cpu else 0.1 * cost.base_bytes
+    kept = memory.BASE_BYTES.get(config.base_precision, memory.DTYPES[config.mixed_precision].itemsize) * cost.matrices
+    needed = kept if config.offload else 0.1 * cost.base_bytes
+    if on_cpu:  # there, offloading keeps the base in the same memory
+        needed = memory.estimate(dataclasses.replace(config, offload=False), info, config.base_precision).peak
     if needed > available:
         raise UsageError(
             f"--teacher_path {info.source}: needs {_size(needed)} of host memory, {_size(available)} are available; "

@@ -56,7 +56,7 @@ class Previews:
         if not every or not self.runtime.looks() or not self.clips.on or (step % every and step != last):
             return False
         share = self.spent / (time.perf_counter() - self.began)
-        if step in (0, last) or (self.runtime.agree(share) if self.runtime.sharded else share) <= MAX_SHARE:
+        if step in (0, last) or (self.runtime.agree(share) if self.runtime.joint else share) <= MAX_SHARE:
             return True
         if not self.skipped:
             self.runtime.say(f"\nA preview was left out: they have taken {self.spent:.0f} s, more than {MAX_SHARE:.0%} "

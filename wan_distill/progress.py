@@ -21,6 +21,7 @@ from wan_distill.trajectories import stretch
 FREE = {item.name for item in dataclasses.fields(Config) if item.metadata["group"] == OUTPUT} | {
     "teacher_path", "output_dir", "dry_run", "cache_dir", "verbose_loading", "allow_pickle", "max_train_steps",
     "expert", "sample_batch_size", "gradient_checkpointing", "gradient_accumulation_steps", "prompts", "shard",
+    "offload", "context_parallel",
 }
 
 

@@ -1,9 +1,11 @@
-"""A frozen base in fewer bits: the blocks' matrices are stored quantised and spread out one at a time for use.
+"""A frozen base that is small on the device: the blocks' matrices are kept in fewer bits, in host memory, or both, and
+spread out one at a time for use.
 
 Weight-only, in plain torch, so that it needs no extra package, trains on any device and is the same everywhere.
-The base is frozen: backward needs a matrix only to pass the gradient on, so it is spread out again there and never
-kept. Adapters stay float32 beside it (QLoRA, arXiv 2305.14314).
+The base is frozen: backward needs a matrix only to pass the gradient on, so it is fetched and spread out again there
+and never kept. Adapters stay float32 on the device (QLoRA, arXiv 2305.14314).
 
+    bf16        as it is
     int8, fp8   one scale a row: |w| / 127, |w| / 448
     nf4         4-bit quantiles of a normal distribution, one scale per 64 weights (QLoRA, appendix E)
 """
@@ -27,7 +29,9 @@ ROW_LIMIT = {"int8": 127.0, "fp8": 448.0}
 
 
 def quantise(weight: Tensor, kind: str) -> tuple[Tensor, Tensor]:
-    """(codes uint8, scales float32) of a matrix [out, in]."""
+    """(codes uint8, scales float32) of a matrix [out, in]; bf16: (itself, no scales)."""
+    if kind == "bf16":
+        return weight, torch.ones(())
     weight = weight.float()
     if kind == "nf4":
         blocks = functional.pad(weight.flatten(), (0, -weight.numel() % NF4_BLOCK)).view(-1, NF4_BLOCK)
@@ -41,8 +45,12 @@ def quantise(weight: Tensor, kind: str) -> tuple[Tensor, Tensor]:
     return stored.view(torch.uint8), scale
 
 
-def dequantise(codes: Tensor, scale: Tensor, kind: str, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
-    """The matrix [out, in] that `codes` stand for."""
+def dequantise(codes: Tensor, scale: Tensor, kind: str, shape: tuple[int, int], like: Tensor) -> Tensor:
+    """The matrix [out, in] that `codes` stand for, in the dtype and on the device of `like`."""
+    dtype = like.dtype
+    codes, scale = (t.to(like.device, non_blocking=True) for t in (codes, scale))
+    if kind == "bf16":
+        return codes.to(dtype)
     if kind == "nf4":
         levels = torch.tensor(NF4, device=codes.device)
         values = levels[torch.stack([codes >> 4, codes & 15], 1).flatten().int()].view(-1, NF4_BLOCK) * scale
@@ -52,59 +60,70 @@ def dequantise(codes: Tensor, scale: Tensor, kind: str, shape: tuple[int, int], 
 
 
 class _Product(torch.autograd.Function):
-    """x @ weight.T + bias with a weight that is spread out for each use and kept quantised in between."""
+    """x @ weight.T + bias with a weight that is fetched and spread out for each use, forward and backward."""
 
     @staticmethod
     def forward(ctx, x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None, kind: str, shape) -> Tensor:
         ctx.save_for_backward(codes, scale)
         ctx.kind, ctx.shape = kind, shape
-        return functional.linear(x, dequantise(codes, scale, kind, shape, x.dtype), bias)
+        return functional.linear(x, dequantise(codes, scale, kind, shape, x), bias)
 
     @staticmethod
     def backward(ctx, gradient: Tensor):
         codes, scale = ctx.saved_tensors
-        return gradient @ dequantise(codes, scale, ctx.kind, ctx.shape, gradient.dtype), None, None, None, None, None
+        return gradient @ dequantise(codes, scale, ctx.kind, ctx.shape, gradient), None, None, None, None, None
 
 
-class QuantisedLinear(nn.Linear):
-    """A frozen linear layer with quantised storage. `weight` is uint8, so nothing takes its dtype for arithmetic's."""
+class StoredLinear(nn.Linear):
+    """A frozen linear layer whose matrix is kept quantised, in host memory, or both: in `codes`.
 
-    def __init__(self, in_features: int, out_features: int, bias: bool, kind: str, dtype: torch.dtype):
+    `weight` is empty; it tells others (adapters above all) where, and in which dtype, the layer works.
+    """
+
+    def __init__(self, in_features: int, out_features: int, bias: bool, kind: str, dtype: torch.dtype, offload: bool):
         super().__init__(in_features, out_features, bias=bias, device="meta")
-        self.kind, self.dtype = kind, dtype
+        self.kind, self.dtype, self.offload = kind, dtype, offload
         self.register_buffer("scale", None)
 
     def fill(self, weight: Tensor) -> None:
-        """Stores `weight` [out, in], on its device."""
+        """Stores `weight` [out, in], on its device or in (pinned) host memory."""
         codes, self.scale = quantise(weight, self.kind)
-        self.weight = nn.Parameter(codes, requires_grad=False)
+        if self.offload:
+            codes = codes.cpu()
+            codes = codes.pin_memory() if torch.cuda.is_available() else codes
+        self.codes = codes
+        self.weight = nn.Parameter(torch.empty(0, dtype=self.dtype, device=weight.device), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(self.dtype)
-        return _Product.apply(x.to(self.dtype), self.weight, self.scale, bias, self.kind,
+        return _Product.apply(x.to(self.dtype), self.codes, self.scale, bias, self.kind,
                               (self.out_features, self.in_features))
 
 
-def load_quantised(folder: Path, files: list[Path], kind: str, dtype: torch.dtype,
-                   device: torch.device) -> WanTransformer3DModel:
-    """A frozen transformer whose blocks' matrices are quantised as they stream in: no whole copy anywhere, ever."""
+def load_stored(folder: Path, files: list[Path], kind: str, dtype: torch.dtype, device: torch.device,
+                offload: bool = False) -> WanTransformer3DModel:
+    """A frozen transformer whose blocks' matrices are quantised, or put into host memory (`offload`), as they stream
+    in: there is no whole copy on the device, ever."""
     settings = WanTransformer3DModel.load_config(folder)
     with init_empty_weights(include_buffers=False):
         model = WanTransformer3DModel.from_config(settings)
     for path, module in list(model.blocks.named_modules()):
         if type(module) is nn.Linear:
             parent, _, name = path.rpartition(".")
-            setattr(model.blocks.get_submodule(parent), name, QuantisedLinear(
-                module.in_features, module.out_features, module.bias is not None, kind, dtype))
+            setattr(model.blocks.get_submodule(parent), name, StoredLinear(
+                module.in_features, module.out_features, module.bias is not None, kind, dtype, offload))
     exact = set(model._keep_in_fp32_modules)
     for file in files:
         with safe_open(file, framework="pt", device=str(device)) as tensors:
             for name in tensors.keys():  # noqa: SIM118  (a safe_open is no mapping)
                 path, _, leaf = name.rpartition(".")
                 module, tensor = model.get_submodule(path), tensors.get_tensor(name)
-                if isinstance(module, QuantisedLinear) and leaf == "weight":
-                    module.fill(tensor)
+                if isinstance(module, StoredLinear) and leaf == "weight":
+                    module.fill(tensor.to(dtype) if kind == "bf16" else tensor)
                 else:
                     kept = torch.float32 if exact & set(name.split(".")) else dtype
                     setattr(module, leaf, nn.Parameter(tensor.to(kept), requires_grad=False))
-    return model.requires_grad_(False).eval().to(device)
+    for module in model.modules():  # buffers, which are in no file; `model.to` would fetch what is offloaded
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(device))
+    return model.requires_grad_(False).eval()

@@ -11,7 +11,7 @@ from pathlib import Path
 from wan_distill.checkpoint import write_atomically
 from wan_distill.config import Config
 from wan_distill.evaluate import as_markdown
-from wan_distill.export import LORA_FILE, snippet
+from wan_distill.export import snippet, student_file
 from wan_distill.teacher import Teacher, TeacherInfo
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "peft", "safetensors")
@@ -27,8 +27,9 @@ def write_run(folder: Path, config: Config, **results) -> None:
 
 def readme(folder: Path, config: Config, info: TeacherInfo, evaluation: dict | None, repository: str = "") -> str:
     """README.md of the output folder, or the model card of a hub `repository`: what this is, how to run it."""
-    experts = tuple(e for e in info.experts if (folder / LORA_FILE[e]).exists())
-    files = "\n".join(f"- `{LORA_FILE[e]}`: LoRA of the {e}-noise expert" for e in experts)
+    experts = tuple(e for e in info.experts if student_file(folder, e).exists())
+    what = "LoRA" if config.student_layers is None else f"all weights, {config.student_layers} blocks,"
+    files = "\n".join(f"- `{student_file(folder, e).name}`: {what} of the {e}-noise expert" for e in experts)
     steps = " or ".join(map(str, config.sampling_steps))
     text = f"""# {info.name}, distilled to {steps} steps
 
@@ -45,8 +46,10 @@ A student of `{info.source}` that samples in {steps} steps without guidance (met
 ```python
 {snippet(config, info, experts, repository or ".")}```
 
-In ComfyUI load each file into the model of its expert with strength 1, and sample with Euler, guidance (cfg) 1,
-shift {config.flow_shift:g}, {config.grid_steps} steps.
+"""
+    if config.student_layers is None:
+        text += f"""In ComfyUI load each file into the model of its expert with strength 1, and sample with Euler,
+guidance (cfg) 1, shift {config.flow_shift:g}, {config.grid_steps} steps.
 """
     if evaluation:
         text += f"\n## Measured\n\n{as_markdown(evaluation)}\n"

@@ -17,11 +17,14 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
+from diffusers import WanTransformer3DModel
 from torch import Tensor
 
 from wan_distill.config import Config, Halted, Stopped, UsageError
-from wan_distill.denoiser import Role
+from wan_distill.denoiser import Role, adapter_parameters, add_adapter
 from wan_distill.methods import Method
+from wan_distill.prune import prune, trainable
+from wan_distill.schedule import Expert
 
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # While the main process encodes prompts or solves the last samples, the others wait in a collective.
@@ -86,10 +89,14 @@ class Runtime:
         self.config = config
         self.state = process_state()
         self.device = self.state.device
-        self.rank = self.state.process_index
-        self.world = self.state.num_processes
-        self.is_main = self.rank == 0
-        self.sharded = config.shard and self.world > 1
+        self.processes = self.state.num_processes
+        self.is_main = self.state.is_main_process
+        self.sharded = config.shard and self.processes > 1
+        self.together = config.context_parallel and self.processes > 1
+        # This process' share of the samples: none of its own where all work on each sample together.
+        self.rank, self.world = (0, 1) if self.together else (self.state.process_index, self.processes)
+        self.joint = self.sharded or self.together
+        """whether every forward needs all processes"""
         self.dtype = DTYPES[config.mixed_precision]
         self.signal: int | None = None
         for name in ("SIGTERM", "SIGINT", "SIGBREAK"):  # SIGBREAK is Windows' own
@@ -109,12 +116,12 @@ class Runtime:
 
     def stop_here_if_asked(self) -> None:
         """For loops whose finished pieces are on disk already. Raises Stopped after a signal to this process."""
-        if self.stop_requested() if self.sharded else self.signal is not None:  # sharded: all or none
+        if self.stop_requested() if self.joint else self.signal is not None:  # joint: all or none
             raise Stopped("Stopped; what is finished is kept. Run the same command to go on.")
 
     def agree(self, value: float) -> float:
         """The largest `value` over ranks, the same on all of them."""
-        if self.world == 1:
+        if self.processes == 1:
             return value
         largest = torch.tensor([value], dtype=torch.float64, device=self.device)
         dist.all_reduce(largest, op=dist.ReduceOp.MAX)
@@ -122,7 +129,15 @@ class Runtime:
 
     def looks(self) -> bool:
         """Whether this process samples the student: the main one, but all of them where each forward needs all."""
-        return self.is_main or self.sharded
+        return self.is_main or self.joint
+
+    def told_by_main(self, value):
+        """What the main process says, where all work together; elsewhere `value` itself."""
+        if not self.together:
+            return value
+        held = [value]
+        dist.broadcast_object_list(held, src=0)
+        return held[0]
 
     def say(self, *lines: str) -> None:
         """Prints on the main process only."""
@@ -138,8 +153,11 @@ class Runtime:
         return (step * self.config.gradient_accumulation_steps + micro) * self.world + self.rank
 
     def average_gradients(self, parameters: Iterable[Tensor]) -> None:
-        """Mean gradient over ranks in one all-reduce: data parallelism without wrapping the model."""
-        if self.world == 1:
+        """Mean gradient over ranks in one all-reduce: data parallelism without wrapping the model.
+
+        With `--context_parallel` the sum: each rank's is that of its own tokens.
+        """
+        if self.processes == 1:
             return
         gradients = [p.grad for p in parameters]
         flat = torch._utils._flatten_dense_tensors(gradients)
@@ -162,7 +180,7 @@ class Learner:
         self.updates = updates
         self.done = 0
         self.peak_lr = config.learning_rate if role == "student" else config.fake_score_learning_rate
-        self.optimizer = torch.optim.AdamW(
+        self.optimizer = adamw(config)(
             parameters.values(), lr=self.peak_lr, betas=(config.adam_beta1, config.adam_beta2),
             weight_decay=config.adam_weight_decay, eps=config.adam_epsilon)
         self.average = {name: p.detach().clone() for name, p in parameters.items()} if self.averages else {}
@@ -204,8 +222,10 @@ class Learner:
         return norm
 
     @torch.no_grad()
-    def update_norm(self) -> float:
-        """Norm of the last change of the weights, weight decay aside, as AdamW's moments tell it."""
+    def update_norm(self) -> float | None:
+        """Norm of the last change of the weights, weight decay aside, as AdamW's moments tell (8-bit ones do not)."""
+        if self.config.use_8bit_adam:
+            return None
         total = 0.0
         for group in self.optimizer.param_groups:
             (first, second), lr = group["betas"], group["lr"]
@@ -238,7 +258,7 @@ class Learner:
         saved = {f"weight.{name}": p.detach() for name, p in self.parameters.items()}
         saved |= {f"average.{name}": p for name, p in self.average.items()}
         for name, p in self.parameters.items():
-            saved |= {f"adam.{key}.{name}": value for key, value in self.optimizer.state[p].items()}
+            saved |= {f"adam.{key}.{name}": torch.as_tensor(value) for key, value in self.optimizer.state[p].items()}
         return saved
 
     @torch.no_grad()
@@ -247,12 +267,37 @@ class Learner:
         self.done = done
         for name, p in self.parameters.items():
             p.copy_(saved[f"weight.{name}"])
-            if done:
-                keys = ("step", "exp_avg", "exp_avg_sq")
-                self.optimizer.state[p] = {
-                    key: saved[f"adam.{key}.{name}"].to("cpu" if key == "step" else p.device).clone() for key in keys}
+        for full, value in saved.items() if done else ():
+            if full.startswith("adam."):
+                _, key, name = full.split(".", 2)
+                place = "cpu" if key == "step" else self.parameters[name].device
+                counts = key == "step" and not value.is_floating_point()  # bitsandbytes counts in an int
+                self.optimizer.state[self.parameters[name]][key] = int(value) if counts else value.to(place, copy=True)
+        if any((("state1" in state) != self.config.use_8bit_adam) for state in self.optimizer.state.values()):
+            raise KeyError("--use_8bit_adam: its moments and those of plain AdamW are not the same tensors")
         for name, p in self.average.items():
             p.copy_(saved[f"average.{name}"])
+
+
+def adamw(config: Config) -> type[torch.optim.Optimizer]:
+    """torch's AdamW, or bitsandbytes' with 8-bit moments (arXiv 2110.02861)."""
+    if not config.use_8bit_adam:
+        return torch.optim.AdamW
+    import bitsandbytes
+
+    return bitsandbytes.optim.AdamW8bit
+
+
+def make_roles(transformer: WanTransformer3DModel, method: Method, config: Config,
+               expert: Expert) -> dict[Role, dict[str, torch.nn.Parameter]]:
+    """Role -> what it trains: an adapter each on the frozen base or, with `--student_layers`, all that is left."""
+    if config.student_layers:
+        prune(transformer, config.student_layers)
+        return {"student": trainable(transformer)}
+    for role in method.roles:
+        add_adapter(transformer, role, rank=config.rank, alpha=config.adapter_alpha(role), layers=config.lora_layers,
+                    seed=keyed_seed(config.seed, expert, role))
+    return {role: adapter_parameters(transformer, role) for role in method.roles}
 
 
 def make_learners(method: Method, parameters: dict[Role, dict], config: Config) -> dict[Role, Learner]:

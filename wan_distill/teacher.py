@@ -49,10 +49,10 @@ class TeacherInfo:
         frames = (config.num_frames - 1) // temporal + 1
         return self.transformer["in_channels"], frames, config.height // spatial, config.width // spatial
 
-    def fingerprint(self) -> str:
-        """Changes when any transformer or VAE file does: sizes, headers and samples of the bytes are hashed."""
+    def fingerprint(self, parts: tuple[str, ...] = ("transformer", "transformer_2", "vae")) -> str:
+        """Changes when any file of `parts` does: sizes, headers and samples of the bytes are hashed."""
         digest = hashlib.sha256((self.folder / "model_index.json").read_bytes())
-        for part in ("transformer", "transformer_2", "vae"):
+        for part in parts:
             for file in sorted((self.folder / part).glob("*")):
                 size = file.stat().st_size
                 digest.update(f"{part}/{file.name}:{size}".encode())
@@ -160,30 +160,36 @@ class Teacher:
     def load_expert(self, expert: Expert, exact: bool = False):
         """A frozen transformer in the run's dtype, on its device; shards stream straight there.
 
-        With `--base_precision` other than bf16 its matrices are quantised on the way, and with `--shard` each process
-        keeps its part only, unless `exact`: then it is whole, as the file says (with `--shard` in host memory).
+        With `--base_precision` other than bf16 its matrices are quantised on the way, with `--offload` they stay in
+        host memory, and with `--shard` each process keeps its part only, unless `exact`: then it is whole, as the file
+        says, and in host memory wherever the device may be too small for it.
         """
-        from diffusers import WanTransformer3DModel
+        from diffusers import ContextParallelConfig, WanTransformer3DModel
 
-        part, device = SUBFOLDER[expert], self.runtime.device
-        if self.runtime.sharded:
-            transformer = WanTransformer3DModel.from_pretrained(
-                self.fetch(part), subfolder=part, torch_dtype=self.runtime.dtype, variant=self.config.variant,
-                use_safetensors=None if self.config.allow_pickle else True)
-            transformer.requires_grad_(False).eval()
-            return transformer if exact else shard_base(transformer, device)
-        if self.config.base_precision != "bf16" and not exact:
-            from wan_distill.quantise import load_quantised
+        part, device, config = SUBFOLDER[expert], self.runtime.device, self.config
+        stored = config.base_precision != "bf16" or config.offload
+        if stored and not exact:
+            from wan_distill.quantise import load_stored
             from wan_distill.umt5 import weight_files
 
             folder = self.fetch(part) / part
-            return load_quantised(folder, weight_files(folder), self.config.base_precision, self.runtime.dtype,
-                                  device)
-        placed = {} if device.type == "cpu" else {"device_map": {"": str(device)}}
-        transformer = WanTransformer3DModel.from_pretrained(
-            self.fetch(part), subfolder=part, torch_dtype=self.runtime.dtype, variant=self.config.variant,
-            use_safetensors=None if self.config.allow_pickle else True, **placed)
-        return transformer.requires_grad_(False).eval().to(device)
+            transformer = load_stored(folder, weight_files(folder), config.base_precision, self.runtime.dtype, device,
+                                      config.offload)
+        else:
+            on_host = device.type == "cpu" or stored or self.runtime.sharded
+            transformer = WanTransformer3DModel.from_pretrained(
+                self.fetch(part), subfolder=part, torch_dtype=self.runtime.dtype, variant=config.variant,
+                use_safetensors=None if config.allow_pickle else True,
+                **({} if on_host else {"device_map": {"": str(device)}})).requires_grad_(False).eval()
+            if self.runtime.sharded and not exact:
+                shard_base(transformer, device)
+        if exact:
+            return transformer
+        if self.runtime.together:
+            transformer.enable_parallelism(config=ContextParallelConfig(ulysses_degree=self.runtime.processes))
+        if config.compile:
+            transformer.compile_repeated_blocks()
+        return transformer
 
     def load_vae(self):
         """The frozen VAE, in float32: it is small, and bf16 shows as banding."""
@@ -194,7 +200,7 @@ class Teacher:
         return vae.requires_grad_(False).eval().to(self.runtime.device)
 
 
-def shard_base(transformer, device):
+def shard_base(transformer, device) -> None:
     """Spreads a frozen transformer over all processes by FSDP2; whole blocks exist only while they work.
 
     Adapters that are added afterwards are not FSDP's: each process has them whole, and the run averages their gradients
@@ -213,7 +219,6 @@ def shard_base(transformer, device):
     for block in transformer.blocks:
         fully_shard(block, mesh=mesh, reshard_after_forward=True, ignored_params=small)
     fully_shard(transformer, mesh=mesh, reshard_after_forward=True, ignored_params=small)
-    return transformer
 
 
 def quiet_loading() -> None:

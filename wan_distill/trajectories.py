@@ -26,7 +26,7 @@ from wan_distill.checkpoint import write_atomically, write_tensors
 from wan_distill.config import Config, UsageError
 from wan_distill.data import PromptBank
 from wan_distill.denoiser import Denoiser
-from wan_distill.export import LORA_FILE, load_student
+from wan_distill.export import load_student, student_file
 from wan_distill.metrics import progress_bar
 from wan_distill.runtime import NonFiniteError, Runtime, keyed_noise, nonfinite_weight
 from wan_distill.sampling import Velocity, euler
@@ -64,7 +64,7 @@ class StoredSamples:
     Args:
         sigmas: the solver's points, from 1 to the last knot.
         knots: those of them at which latents are kept.
-        student: LoRA file of the distilled high expert, which then takes the guided teacher's place.
+        student: file of the distilled high expert, which then takes the guided teacher's place.
     """
 
     def __init__(self, config: Config, teacher: Teacher, bank: PromptBank, prompts: list[str], runtime: Runtime, *,
@@ -105,13 +105,15 @@ class StoredSamples:
         """Solves what is missing; each rank its own shards. `negative` [1, L, D] is the negative prompt."""
         count, runtime = -(-len(self) // self.shard_size), self.runtime
         # By number, not by what is left: ranks look at the folder at different moments.
-        todo = [i for i in range(runtime.rank, count, runtime.world) if not self.shard(i).exists()]
+        todo = runtime.told_by_main(
+            [i for i in range(runtime.rank, count, runtime.world) if not self.shard(i).exists()])
         experts = [e for e in self.teacher.info.experts if stretch(self.sigmas, e, self.config.boundary)]
         evaluations = {e: len(stretch(self.sigmas, e, self.config.boundary)) - 1 for e in experts}
         total = len(todo) * self.shard_size * sum(evaluations.values())
         with progress_bar(total, self.folder.parent.name, "step", runtime) as bar:
             for expert in experts:
-                pending = [i for i in todo if expert != "high" or not self._handed_over(i).exists()]
+                pending = runtime.told_by_main(
+                    [i for i in todo if expert != "high" or not self._handed_over(i).exists()])
                 bar.update((len(todo) - len(pending)) * self.shard_size * evaluations[expert])
                 # Sharded, a forward needs all ranks: those with less to do join in with samples that nobody keeps.
                 most = int(runtime.agree(len(pending))) if runtime.sharded else len(pending)
@@ -149,7 +151,7 @@ class StoredSamples:
                     passed.append(solved.cpu())
             latents.append(solved.cpu())
             knots.append(torch.stack(passed, dim=1) if passed else torch.empty(len(x), 0, *self.shape))
-        if index is None:
+        if index is None or (self.runtime.together and not self.runtime.is_main):
             return
         if not all(torch.isfinite(x).all() for x in latents):
             weight = nonfinite_weight(denoiser.experts[expert])
@@ -225,7 +227,7 @@ def handovers(config: Config, teacher: Teacher, bank: PromptBank, prompts: list[
 
 
 def distilled_high(config: Config) -> Path | None:
-    """The high expert's LoRA of this run, or of the run it begins with."""
+    """The high expert's student of this run, or of the run it begins with."""
     folders = [config.output_dir, config.init_student_from]
-    files = [Path(folder) / LORA_FILE["high"] for folder in folders if folder]
+    files = [student_file(folder, "high") for folder in folders if folder]
     return next((file for file in files if file.exists()), None)

@@ -95,6 +95,14 @@ class Inspection:
         return {"neither": False, "both, different": None}.get(self.keys_in_file, True)
 
 
+def installed_transformers() -> str:
+    """Version of transformers; empty without it."""
+    try:
+        return version("transformers")
+    except PackageNotFoundError:
+        return ""
+
+
 def inspect_text_encoder(folder: str | Path) -> Inspection:
     """Reads config.json and the headers of the weight files below `folder` (a text encoder's, or a pipeline's).
 
@@ -109,15 +117,11 @@ def inspect_text_encoder(folder: str | Path) -> Inspection:
         raise TextEncoderError(f"{folder}: config.json cannot be read ({error}); give the folder of a Wan pipeline or "
                                "of its text encoder") from error
     tables = {key: table for file in weight_files(folder) for key, table in _tables_in(file).items()}
-    try:
-        installed = version("transformers")
-    except PackageNotFoundError:
-        installed = ""
     both = [tables[key] for key in (SHARED, EMBED) if key in tables]
     return Inspection(
         folder=folder, architecture=(config.get("architectures") or ["?"])[0], model_type=config.get("model_type", "?"),
         tie_word_embeddings=config.get("tie_word_embeddings"), tables=tables,
-        tables_equal=_equal(*both) if len(both) == 2 else None, transformers=installed)
+        tables_equal=_equal(*both) if len(both) == 2 else None, transformers=installed_transformers())
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -299,6 +303,24 @@ class Verdict:
             if self.verdict != "BROKEN" else f"Verified: the table in use is wrong ({self.rows_compared} rows read).",
             done,
         ]
+
+
+def remember(verdict: Verdict, note: Path, files: str) -> None:
+    """Notes what was found out about the text encoder whose files have the fingerprint `files`."""
+    from wan_distill.checkpoint import write_atomically
+
+    note.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(note, json.dumps(dict(files=files, verdict=verdict.to_json()), indent=1).encode())
+
+
+def recall(note: Path, files: str) -> Verdict | None:
+    """What `remember` noted, if it was about these very files and the transformers installed now."""
+    try:
+        noted = json.loads(note.read_text(encoding="utf-8"))
+        verdict = Verdict(**noted["verdict"]) if noted["files"] == files else None
+    except (OSError, ValueError, KeyError, TypeError):  # no note of ours: then it is loaded and verified
+        return None
+    return verdict if verdict and verdict.transformers == installed_transformers() else None
 
 
 def table_in_use(encoder):
