@@ -46,7 +46,7 @@ MODELS = {
 }
 SMALL_CLIP = dict(height=64, width=64, num_frames=17, max_sequence_length=16)
 # The middle model's rank is to its width about what 64 is to A14B's 5120.
-CLIP = {"tiny": SMALL_CLIP | dict(train_batch_size=8), "middle": SMALL_CLIP | dict(train_batch_size=4, rank=8)}
+CLIP = {"tiny": SMALL_CLIP | dict(train_batch_size=8), "middle": SMALL_CLIP | dict(train_batch_size=10, rank=8)}
 
 
 class RandomInputs:

@@ -55,6 +55,7 @@ class Denoiser:
         self.boundary = boundary
         self.expand_timesteps = expand_timesteps
         self.whole = whole
+        self.dtype = next(iter(experts.values())).dtype  # asked once: looking it up walks through all modules
         self._adapters = {
             name: [m for m in model.modules() if isinstance(m, BaseTunerLayer)] for name, model in experts.items()
         }
@@ -114,8 +115,7 @@ class Denoiser:
         if self.expand_timesteps:
             patches = [size // patch for size, patch in zip(x.shape[2:], transformer.config.patch_size, strict=True)]
             timestep = timestep[:, None].expand(-1, patches[0] * patches[1] * patches[2])
-        dtype = transformer.dtype
-        output = transformer(x.to(dtype), timestep, prompt.to(dtype), return_dict=False)[0]
+        output = transformer(x.to(self.dtype), timestep, prompt.to(self.dtype), return_dict=False)[0]
         return output.float()
 
     # ------------------------------------------------------------------------------------------------------ roles

@@ -182,7 +182,8 @@ class Learner:
         self.peak_lr = config.learning_rate if role == "student" else config.fake_score_learning_rate
         self.optimizer = adamw(config)(
             parameters.values(), lr=self.peak_lr, betas=(config.adam_beta1, config.adam_beta2),
-            weight_decay=config.adam_weight_decay, eps=config.adam_epsilon)
+            weight_decay=config.adam_weight_decay, eps=config.adam_epsilon,
+            **({} if config.use_8bit_adam else {"fused": True}))
         self.average = {name: p.detach().clone() for name, p in parameters.items()} if self.averages else {}
 
     @property
@@ -270,9 +271,9 @@ class Learner:
         for full, value in saved.items() if done else ():
             if full.startswith("adam."):
                 _, key, name = full.split(".", 2)
-                place = "cpu" if key == "step" else self.parameters[name].device
-                counts = key == "step" and not value.is_floating_point()  # bitsandbytes counts in an int
-                self.optimizer.state[self.parameters[name]][key] = int(value) if counts else value.to(place, copy=True)
+                p, counts = self.parameters[name], key == "step" and not value.is_floating_point()
+                # bitsandbytes counts in an int; torch's fused AdamW wants its count beside the weights
+                self.optimizer.state[p][key] = int(value) if counts else value.to(p.device, copy=True)
         if any((("state1" in state) != self.config.use_8bit_adam) for state in self.optimizer.state.values()):
             raise KeyError("--use_8bit_adam: its moments and those of plain AdamW are not the same tensors")
         for name, p in self.average.items():
