@@ -38,6 +38,7 @@ RECIPES = {
     "consistency": dict(flags=["--method", "consistency"]),
     "dmd": dict(flags=["--method", "dmd"]),
     "trajectory+dmd": dict(flags=["--method", "dmd"], after="trajectory"),
+    "trajectory+dmd low": dict(flags=["--method", "dmd", "--expert", "low"], after="trajectory"),
     "naive: alone": dict(flags=["--method", "dmd"]),
     "naive: plain": dict(flags=["--method", "dmd"]),
 }

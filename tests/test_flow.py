@@ -74,12 +74,12 @@ def test_guidance_composes_as_in_the_pipeline():
 
 
 def test_scores_stay_in_the_range_of_their_teacher():
-    assert score_range("high", 0.875, 5 / 6) == (0.875, 0.98)
-    assert score_range("high", 0.875, 0.0) == (0.875, 0.98)  # a single step
-    low, high = score_range("low", 0.875, 0.0)
+    assert score_range("high", 0.875, 5 / 6, 0.98) == (0.875, 0.98)
+    assert score_range("high", 0.875, 0.0, 0.98) == (0.875, 0.98)  # a single step
+    low, high = score_range("low", 0.875, 0.0, 0.98)
     assert low == 0.02 and 0.87 < high < 0.875
-    assert score_range("high", None, 0.0) == (0.02, 0.98)
-    assert score_range("high", 0.875, 0.87)[0] == pytest.approx(0.89)  # the target's noise is unbounded at the end
+    assert score_range("high", None, 0.0, 0.98) == (0.02, 0.98)
+    assert score_range("high", 0.875, 0.87, 0.98)[0] == pytest.approx(0.89)  # its noise is unbounded there
 
 
 def test_the_critics_error_is_plain_unless_it_is_near_the_end_of_its_phase():

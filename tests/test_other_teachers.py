@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -16,6 +17,7 @@ from diffusers import WanPipeline, WanTransformer3DModel
 import sample
 import train_distillation
 from wan_distill.config import EMBEDDED_TEACHER, Config, UsageError, resolve
+from wan_distill.export import LORA_FILE
 from wan_distill.runtime import keyed_noise
 from wan_distill.teacher import describe
 
@@ -64,6 +66,23 @@ def compare_with_stock(config, info, folder: Path) -> WanPipeline:
     plain = ours(config, info, None, noise, prompt)
     assert not torch.allclose(plain, stock, rtol=1e-3, atol=1e-4), "the adapters have no effect"
     return pipe
+
+
+def test_an_expert_that_a_warm_start_leaves_alone_is_carried_over_and_measured(small_config, tmp_path):
+    common = dict(prompts=str(EMBEDDED_TEACHER / "prompts.txt"), learning_rate=1e-2, save_merged=True)
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert train_distillation.run(small_config(method="trajectory", output_dir=str(first), **common)) == 0
+    config = small_config(method="dmd", expert="low", init_student_from=str(first), output_dir=str(second),
+                          critic_warmup_steps=1, critic_updates=1, evaluate=True, eval_samples=4, **common)
+    assert train_distillation.run(config) == 0
+    high, low = LORA_FILE["high"], LORA_FILE["low"]
+    assert (first / high).read_bytes() == (second / high).read_bytes()
+    assert (first / low).read_bytes() != (second / low).read_bytes()
+    compare_with_stock(config, describe(config), second)
+    with_high = json.loads((second / "evaluation.json").read_text())["rows"][-1]["frechet"]
+    (second / high).unlink()
+    assert train_distillation.run(dataclasses.replace(config, evaluate_only=True)) == 0
+    assert json.loads((second / "evaluation.json").read_text())["rows"][-1]["frechet"] != with_high
 
 
 def test_a_shallower_student_is_trained_whole_and_exported_as_a_pipeline(tmp_path):

@@ -146,6 +146,7 @@ class Config:
                                       alias=("--dfake_gen_update_ratio",))
     fake_score_learning_rate: float | None = flag(None, "learning rate of the critic", DMD, alias=("--lr_critic",))
     fake_score_lora_alpha: float | None = flag(None, "scale of the critic's adapter is this / rank", DMD)
+    score_sigma_max: float | None = flag(None, "largest sigma at which scores are compared", DMD)
     score_draws: int | None = flag(None, "(sigma, noise) draws per rollout in the critic's loss", DMD)
     real_score_guidance_scale: float | None = flag(
         None, "guidance of the high teacher's score (default: the teacher's own)", DMD)
@@ -257,7 +258,7 @@ REAL = dict(
     monitor_steps=50, monitor_samples=8,
 )
 SHARED = dict(critic_warmup_steps=100, critic_updates=5, fake_score_learning_rate=2e-5, fake_score_lora_alpha=64.0,
-              score_draws=2, diversity_weight=0.05, solver_points=48)
+              score_draws=2, score_sigma_max=0.98, diversity_weight=0.05, solver_points=48)
 METHOD = {  # (method, embedded teacher?) -> defaults
     ("trajectory", True): dict(max_train_steps=600, learning_rate=2e-3, num_trajectories=1024, adam_beta1=0.9,
                                lr_scheduler="cosine", ema_decay=0.0, ema_start=0, lora_alpha=64.0),
@@ -292,6 +293,7 @@ REASONS = {  # printed at the start of a run with --method dmd
     "negative_prompt": "what the teacher's score is guided away from, as in its own sampling",
     "critic_warmup_steps": "the critic must know the student before it judges it",
     "critic_updates": "the student moves while the critic follows: 5 to 1 in DMD2",
+    "score_sigma_max": "only near 1 can the score see a clip's brightness: raise it if clips grow light or dark",
     "score_draws": "the high phase's target is 100 times noisier than plain flow matching's: average",
     "diversity_weight": "matching alone lets samples of one prompt grow alike (DP-DMD)",
     "ema_decay": "single updates of a matching loss are noisy",
@@ -355,6 +357,8 @@ def check_values(config: Config) -> None:
     if foreign := [name for name in config.lora_layers if name not in LORA_TARGETS]:
         raise UsageError(f"--lora_layers {','.join(config.lora_layers)}: Wan's blocks have no {foreign[0] or 'such'} "
                          f"layer; choose from {','.join(LORA_TARGETS)}")
+    if config.score_sigma_max is not None and not 0.9 <= config.score_sigma_max < 1:
+        raise UsageError(f"--score_sigma_max {config.score_sigma_max}: must be at least 0.9 and below 1 (DMD2: 0.98)")
     if config.num_frames < 1 or config.num_frames % 4 != 1:
         near = max(1, (config.num_frames - 1) // 4 * 4 + 1)
         raise UsageError(f"--num_frames {config.num_frames}: Wan needs 4k+1 frames; use {near} or {near + 4}")
@@ -407,6 +411,9 @@ def check_schedule(config: Config, teacher) -> None:
         raise UsageError(f"--boundary_ratio {boundary}: {teacher.name} has a single transformer; leave it out")
     if not 0 < boundary < 1:
         raise UsageError(f"--boundary_ratio {boundary}: must lie between 0 and 1 (Wan2.2 T2V: 0.875)")
+    if config.score_sigma_max <= boundary:
+        raise UsageError(f"--score_sigma_max {config.score_sigma_max}: leaves the high expert, which works above "
+                         f"{boundary:g}, no score; raise it")
     for steps in config.sampling_steps:
         sigmas = config.sigmas(steps)
         for sigma in sigmas[:-1]:

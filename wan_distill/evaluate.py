@@ -142,16 +142,19 @@ class Evaluation:
     def _denoiser(self, expert, role: str) -> Denoiser:
         transformer = self.teacher.load_expert(expert)
         student = student_file(self.folder, expert)
-        trained = role == "student" and expert in self.config.experts
-        if trained:
+        if role == "student" and self._distilled(expert):
             if not student.exists():
                 raise UsageError(f"--output_dir {self.folder}: holds no {student.name} to evaluate; train first")
             load_student(transformer, student)
         return Denoiser({expert: transformer}, self.config.boundary, self.teacher.info.expand_timesteps)
 
+    def _distilled(self, expert) -> bool:
+        """Whether the student has this expert of its own: trained here, or carried over from a warm start."""
+        return expert in self.config.experts or student_file(self.folder, expert).exists()
+
     def _velocity(self, denoiser: Denoiser, row: Sampler, expert, prompt: Tensor, negative: Tensor, bar) -> Velocity:
         teacher = guided(denoiser, self.config, expert, prompt, negative)
-        trained = row.role == "student" and expert in self.config.experts
+        trained = row.role == "student" and self._distilled(expert)
 
         def velocity(x: Tensor, sigma: Tensor) -> Tensor:
             with self.runtime.autocast():

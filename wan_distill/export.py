@@ -185,6 +185,10 @@ def verify_lora(transformer: WanTransformer3DModel, file: Path, atol: float = 1e
 def export_student(config: Config, teacher: Teacher) -> None:
     """Writes the scheduler and, where asked for, the merged pipeline; the LoRA files were written by training."""
     output_dir = Path(config.output_dir)
+    for expert in teacher.info.experts if config.init_student_from else ():
+        if expert not in config.experts and (kept := Path(config.init_student_from) / LORA_FILE[expert]).exists():
+            shutil.copy2(kept, output_dir / kept.name)
+            print(f"{kept.name}: not trained here; carried over from {config.init_student_from}")
     for expert in config.experts if config.student_layers is None else ():
         difference = verify_lora(teacher.load_expert(expert, exact=True), output_dir / LORA_FILE[expert])
         print(f"{LORA_FILE[expert]}: loaded back as diffusers and as ComfyUI do; equal to {difference:.1g}")

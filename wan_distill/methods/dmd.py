@@ -124,7 +124,8 @@ class PhasedDMD:
     def diffuse(self, x_end: Tensor, end: float, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """x_sigma, sigma [B] and the noise, of `x_end` carried on from the phase's end to a random score level."""
         shift = self.config.flow_shift
-        low, high = (unshift(s, shift) for s in score_range(self.expert, self.config.boundary, end))
+        most = self.config.score_sigma_max
+        low, high = (unshift(s, shift) for s in score_range(self.expert, self.config.boundary, end, most))
         sigma = flow.shift_sigmas(flow.uniform(low, high, len(x_end), rng), shift)
         noise = torch.randn(x_end.shape, generator=rng).to(x_end.device)
         return flow.phase_add_noise(x_end, noise, sigma, end), sigma, noise
@@ -166,13 +167,13 @@ class PhasedDMD:
         return Loss(critic_error(velocity, flow.phase_velocity(x_end, noise, sigma, end), sigma, end))
 
 
-def score_range(expert: Expert, boundary: float | None, end: float) -> tuple[float, float]:
+def score_range(expert: Expert, boundary: float | None, end: float, most: float) -> tuple[float, float]:
     """Sigmas at which this expert's scores are compared: its teacher's own range, clear of the phase's end."""
-    low, high = SCORE_MARGIN, 1 - SCORE_MARGIN
+    low, high = SCORE_MARGIN, most
     if boundary is not None and expert == "high":
         low = boundary
     elif boundary is not None:
-        high = boundary - 1e-6  # the boundary itself belongs to the high expert
+        high = min(most, boundary - 1e-6)  # the boundary itself belongs to the high expert
     return max(low, end + SCORE_MARGIN) if end > 0 else low, high
 
 
