@@ -69,6 +69,7 @@ def compare(teacher: Path, folder: Path, method: str, launcher: str, extra: tupl
     if alone_first:
         runs.append([*alone, "--output_dir", str(folder / "two"), "--max_train_steps", str(alone_first)])
     if "--context_parallel" in only_two:
+        folder.mkdir(parents=True, exist_ok=True)
         script = str(folder / "together.py")
         Path(script).write_text(TOGETHER)
     runs.append([*LAUNCHERS[launcher], script, *flags, *only_two, "--output_dir", str(folder / "two")])
@@ -85,10 +86,10 @@ def compare(teacher: Path, folder: Path, method: str, launcher: str, extra: tupl
             moved += name.startswith("weight.") and ".lora_B." in name and bool(tensor.abs().max() > 0)
     assert moved, "nothing was trained"
     one, two = (metrics.read_lines(folder / name / "metrics.jsonl") for name in ("one", "two"))
-    for a, b in zip(one, two, strict=True):
-        assert all(abs(a[k] - b[k]) <= 1e-6 * abs(a[k]) for k in a if k.endswith("_loss")), (a, b)
-        # Adam hides a gradient of half the size; its norm does not.
-        assert all(abs(a[k] - b[k]) <= 1e-3 * abs(a[k]) for k in a if k.endswith("_gradient_norm")), (a, b)
+    rounding = ROUNDING if "--context_parallel" in only_two else 1e-6
+    for a, b in zip(one, two, strict=True):  # Adam hides a gradient of half the size; its norm does not
+        seen = [k for k in a if k.endswith(("_loss", "_gradient_norm"))]
+        assert all(abs(a[k] - b[k]) <= rounding * abs(a[k]) for k in seen), (a, b)
     return worst
 
 
@@ -105,8 +106,8 @@ def test_two_processes_that_share_one_base_equal_one_that_has_it_whole(random_te
 
 def test_two_processes_on_each_clip_together_equal_one(random_teacher, tmp_path):
     looks = ("--monitor_steps", "1", "--monitor_samples", "4", "--validation_steps", "2",
-             "--num_trajectories", "40", "--gradient_accumulation_steps", "2")
-    worst = compare(random_teacher, tmp_path, "dmd", "torchrun", looks, only_two=("--context_parallel",))
+             "--num_trajectories", "40", "--gradient_accumulation_steps", "2", "--expert", "high")
+    worst = compare(random_teacher, tmp_path, "trajectory", "torchrun", looks, only_two=("--context_parallel",))
     assert worst < ROUNDING
 
 
