@@ -159,6 +159,24 @@ class Bench:
             parameter.grad = None
         return seconds
 
+    @torch.no_grad()
+    def guidance(self, calls: list) -> float:
+        """Seconds of a guided evaluation whose two halves are one forward, over those of two forwards (median of 5)."""
+        args = calls[0][1]
+        both, ratios = [torch.cat([a, a]) for a in args], []
+        for _ in range(6):
+            seconds = []
+            for inputs in ([both], [args, args]):
+                self._wait()
+                started = time.perf_counter()
+                with self.denoiser.acting_as("teacher"), self.runtime.autocast():
+                    for one in inputs:
+                        self.transformer(*one, return_dict=False)
+                self._wait()
+                seconds.append(time.perf_counter() - started)
+            ratios.append(seconds[0] / seconds[1])
+        return statistics.median(ratios[1:])
+
     def _wait(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
@@ -195,7 +213,7 @@ class Bench:
         ratios = [o / b for role in ours for o, b in zip(ours[role], bare[role], strict=True)]
         share = sum(flops[role] * len(ours[role]) for role in ours) / total / rate
         return dict(
-            overhead=statistics.median(ratios),
+            overhead=statistics.median(ratios), guidance_in_one=self.guidance(self.calls.seen),
             seconds_per_update={role: statistics.median(values) for role, values in ours.items()},
             evaluations_per_update={role: statistics.mean(values) for role, values in evaluations.items()},
             flops_per_update=flops, matmul_rate=rate, matmul_share=share, peak_bytes=self.peak(),
@@ -214,6 +232,7 @@ class Bench:
 def table(model: str, result: dict) -> str:
     """The result as a Markdown table."""
     rows = [("overhead over a bare loop", f"{result['overhead']:.3f}"),
+            ("guidance in one forward over two", f"{result['guidance_in_one']:.3f}"),
             *((f"seconds an update, {role}", f"{s:.4f}") for role, s in result["seconds_per_update"].items()),
             *((f"evaluations an update, {role}", f"{n:.1f}") for role, n in result["evaluations_per_update"].items()),
             ("achieved of the measured matrix rate", f"{result['matmul_share']:.2f}"),

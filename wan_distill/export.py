@@ -204,6 +204,8 @@ def save_merged(folder: Path, config: Config, teacher: Teacher, output_dir: Path
     """
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
+    for part in ("text_encoder", "vae"):  # of a hub teacher, what this run did not need is not here yet
+        teacher.fetch(part)
     experts = [SUBFOLDER[e] for e in ("high", "low")]
     shutil.copytree(teacher.info.folder, partial, ignore=shutil.ignore_patterns(*experts, "scheduler", "*.txt"))
     for expert in teacher.info.experts:

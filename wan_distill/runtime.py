@@ -312,10 +312,10 @@ def make_learners(method: Method, parameters: dict[Role, dict], config: Config) 
 
 def claim(output_dir: Path) -> None:
     """Makes the output folder and shows that it can be written to. Raises UsageError."""
-    probe = output_dir / ".writable"
+    probe = output_dir / f".writable.{os.getpid()}"  # its own: the processes of one run claim the same folder at once
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"")
-        probe.unlink()
+        probe.unlink(missing_ok=True)
     except OSError as error:
         raise UsageError(f"--output_dir {output_dir}: cannot be written ({error.strerror}); choose another") from error
