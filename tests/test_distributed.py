@@ -36,7 +36,8 @@ METHODS = {  # ten updates an expert in all: of dmd's, five are the student's
 ROUNDING = 1e-3
 LAUNCHERS = {
     "torchrun": [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"],
-    "accelerate": [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2",
+    # with --cpu accelerate 1.15 starts one process whatever their number; --multi_gpu starts two, also without a GPU
+    "accelerate": [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
                    "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"],
 }
 
