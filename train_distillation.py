@@ -243,12 +243,12 @@ def update(config: Config, expert: str, step: int, method, denoiser, learner, pr
     """One optimizer update of one role. A loss or gradient that is not finite never reaches the weights."""
     from wan_distill.runtime import NonFiniteError, generator
 
-    runtime, seen = progress.runtime, []
+    runtime, seen, drawn = progress.runtime, [], method.drawn_at(step)
     with denoiser.training(learner.role):  # through backward: checkpointing recomputes with the active adapter
         for micro in range(config.gradient_accumulation_steps):
-            index = runtime.micro_batch(step, micro)
+            index = runtime.micro_batch(drawn, micro)
             with runtime.autocast():
-                loss = method.loss(learner.role, denoiser, method.batch_at(step, index),
+                loss = method.loss(learner.role, denoiser, method.batch_at(drawn, index),
                                    generator(config.seed, expert, index))
             (loss.value / config.gradient_accumulation_steps).backward()
             seen.append({f"{learner.role}_loss": loss.value.detach(), **loss.metrics})

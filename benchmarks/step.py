@@ -189,7 +189,7 @@ class Bench:
         averages = [t for learner in self.learners.values() for t in learner.average.values()]
         held = [*self.transformer.parameters(), *self.transformer.buffers(), *state, *averages]
         largest = 0
-        for step in range(self.config.critic_updates + 1 if self.config.method == "dmd" else 1):
+        for step in range(self.method.updates(1)):
             with memory.Ledger(held) as ledger:
                 self.update(step)
             largest = max(largest, ledger.peak)

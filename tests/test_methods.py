@@ -17,7 +17,7 @@ from wan_distill.data import PromptBank
 from wan_distill.denoiser import Denoiser, adapter_parameters, add_adapter
 from wan_distill.methods import Sources, make_method
 from wan_distill.monitors import Monitor, energy_distance, relative, score, warnings
-from wan_distill.runtime import Runtime, generator, make_learners
+from wan_distill.runtime import Runtime, generator, make_learners, make_roles
 from wan_distill.schedule import expert_of
 from wan_distill.teacher import Teacher, describe
 
@@ -47,13 +47,12 @@ def trained(sources: Sources, expert: str, moved: float = 0.0):
     config = sources.config
     method = make_method(expert, sources)
     transformer = sources.teacher.load_expert(expert)
+    parameters = make_roles(transformer, method, config, expert)
     for seed, role in enumerate(method.roles):
-        add_adapter(transformer, role, rank=config.rank, alpha=config.adapter_alpha(role), layers=config.lora_layers,
-                    seed=seed)
-        for p in adapter_parameters(transformer, role).values():
+        for p in parameters[role].values():
             p.data.add_(moved * torch.randn(p.shape, generator=torch.Generator().manual_seed(seed)))
     denoiser = Denoiser({expert: transformer}, config.boundary)
-    learners = make_learners(method, {r: adapter_parameters(transformer, r) for r in method.roles}, config)
+    learners = make_learners(method, parameters, config)
     return method, denoiser, learners
 
 
@@ -73,7 +72,7 @@ class Counted:
 # ----------------------------------------------------------------------------------------------- 20 recorded losses
 
 
-@pytest.mark.parametrize("method", ["trajectory", "consistency", "dmd"])
+@pytest.mark.parametrize("method", ["trajectory", "consistency", "dmd", "dmd-samples"])
 def test_twenty_recorded_losses(method, random_teacher, tmp_path):
     """A refactor leaves them where they are; a change of behaviour records them anew and says so in its commit.
 
@@ -83,23 +82,24 @@ def test_twenty_recorded_losses(method, random_teacher, tmp_path):
     """
     out = tmp_path / "out"
     (tmp_path / "prompts.txt").write_text("\n".join([*PROMPTS, "a yellow line"]), encoding="utf-8")
+    recorded, samples, method = RECORDED / f"{method}.json", method.endswith("samples"), method.removesuffix("-samples")
     settings = dict(teacher_path=random_teacher, prompts=tmp_path / "prompts.txt", method=method, height=32, width=32,
                     num_frames=5, train_batch_size=2, sample_batch_size=8, num_trajectories=4, teacher_steps=6, rank=4,
                     max_sequence_length=12,
                     negative_prompt="", mixed_precision="no", gradient_checkpointing=False, monitor_steps=0,
-                    max_train_steps=20 if method != "dmd" else 5, logging_steps=1, output_dir=out, expert="high",
+                    max_train_steps=20 if method != "dmd" else 2 if samples else 5, logging_steps=1, output_dir=out,
+                    expert="high", real_score="samples" if samples else "guided",
                     critic_warmup_steps=5, critic_updates=2, learning_rate=1e-3, fake_score_learning_rate=1e-3)
     argv = [f"--{k}={v}" for k, v in settings.items() if not isinstance(v, bool)] + ["--no-gradient_checkpointing"]
     assert train_distillation.main(argv) == 0
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     losses = [{k: v for k, v in line.items() if k.endswith("_loss")} for line in lines]
     assert len(losses) == 20
-    file = RECORDED / f"{method}.json"
-    if not file.exists():
-        file.write_text(json.dumps(losses, indent=1) + "\n")
-        pytest.fail(f"recorded {file.name}: look at it, run again, and commit it")
-    for found, recorded in zip(losses, json.loads(file.read_text()), strict=True):
-        assert found == pytest.approx(recorded, rel=1e-3)
+    if not recorded.exists():
+        recorded.write_text(json.dumps(losses, indent=1) + "\n")
+        pytest.fail(f"recorded {recorded.name}: look at it, run again, and commit it")
+    for found, before in zip(losses, json.loads(recorded.read_text()), strict=True):
+        assert found == pytest.approx(before, rel=1e-3)
 
 
 # ------------------------------------------------------------------------------------------------------------- dmd
@@ -109,27 +109,93 @@ def test_the_critic_leads_and_the_schedule_is_exact(sources):
     method = make_method("high", sources(method="dmd", critic_warmup_steps=3, critic_updates=2, diversity_weight=0.0))
     roles = [method.role_at(step) for step in range(method.updates(2))]
     assert roles == ["fake_score"] * 3 + (["fake_score"] * 2 + ["student"]) * 2
+    assert [method.drawn_at(step) for step in range(9)] == list(range(9))
+
+
+@pytest.mark.parametrize("expert", ["high", "low"])
+def test_both_scores_learn_side_by_side_on_the_same_draws(sources, expert):
+    method = make_method(expert, sources(method="dmd", real_score="samples", critic_warmup_steps=3, critic_updates=2))
+    steps = range(method.updates(2))
+    both = ["fake_score", "real_score"]
+    assert [method.role_at(step) for step in steps] == both * 3 + (both * 2 + ["student"]) * 2
+    for step in steps:
+        assert method.drawn_at(step) == step - (method.role_at(step) == "real_score")
+        batch = method.batch_at(step, step)
+        inputs = method.inputs[4] if expert == "low" else method.samples
+        for j, row in enumerate(batch.rows):  # of student and teacher: the same prompt, and in the end the same noise
+            assert torch.equal(batch.x[j], inputs.at([row], [batch.sigmas[0]])[0])
+            assert torch.equal(inputs.noise(row), method.samples.noise(row))
+            assert torch.equal(batch.prompt[j], method.samples.prompt([row])[0])
+
+
+@pytest.mark.parametrize("expert", ["high", "low"])
+def test_a_student_that_samples_like_the_teacher_is_not_moved(sources, expert):
+    """Whatever noise the two scores pick up, it is the same: they stay alike to the bit, and their gap is 0."""
+    made = sources(method="dmd", real_score="samples", critic_warmup_steps=0, critic_updates=3, diversity_weight=0.0,
+                   learning_rate=1e-2, fake_score_learning_rate=1e-2, adam_beta1=0.9)
+    method, denoiser, learners = trained(made, expert)
+
+    def perfect(denoiser, batch):  # what the student of every exit should arrive at
+        end = method.teacher_end(batch)
+        velocity = denoiser.velocity(batch.x, torch.full((len(end),), batch.sigmas[0], dtype=torch.float64),
+                                     batch.prompt, role="student")
+        return velocity, end
+
+    method.rollout, moved = perfect, []
+    for step in range(method.updates(2)):
+        role, drawn = method.role_at(step), method.drawn_at(step)
+        with denoiser.training(role):
+            loss = method.loss(role, denoiser, method.batch_at(drawn, drawn), generator("side by side", drawn))
+            loss.value.backward()
+        if role == "student":
+            assert float(loss.metrics["matching_gradient"]) == 0
+        learners[role].update(made.runtime, loss.value)
+        moved.append((role, loss.value.item()))
+    (_, fake), (_, real) = moved[:2]
+    assert fake == real != moved[2][1]
+    scores = [list(learners[role].parameters.values()) for role in ("fake_score", "real_score")]
+    assert all(torch.equal(a, b) and a.abs().max() > 0 for a, b in zip(*scores, strict=True))
+
+
+def test_what_the_warm_start_solved_is_not_solved_again(sources, tmp_path):
+    from wan_distill.trajectories import trajectories
+
+    first = sources(method="trajectory")
+    solved = first.solved(trajectories)
+    elsewhere = dict(output_dir=str(tmp_path / "second"), init_student_from=first.config.output_dir)
+    config = dataclasses.replace(first.config, **elsewhere)
+    assert dataclasses.replace(first, config=config).solved(trajectories).folder == solved.folder
+    more = dataclasses.replace(config, num_trajectories=40)  # its own: the first run's are read, never written
+    again = dataclasses.replace(first, config=more).solved(trajectories)
+    assert Path(config.output_dir) in again.folder.parents and torch.equal(again._knot(0, 0), solved._knot(0, 0))
 
 
 @pytest.mark.parametrize("expert", ["high", "low"])
 @pytest.mark.parametrize("exit", [0, 1])
-def test_nothing_runs_past_the_exit_and_only_the_exit_learns(sources, expert, exit):
-    method, denoiser, _ = trained(sources(method="dmd", diversity_weight=0.0), expert, moved=0.02)
+@pytest.mark.parametrize("real", ["guided", "samples"])
+def test_nothing_runs_past_the_exit_and_only_the_exit_learns(sources, expert, exit, real):
+    method, denoiser, _ = trained(sources(method="dmd", diversity_weight=0.0, real_score=real), expert, moved=0.02)
     batch = dataclasses.replace(method.batch_at(0, 0), exit=exit)
     counted = Counted(denoiser)
     with denoiser.training("student"):
         method.loss("student", denoiser, batch, generator("g")).value.backward()
     rollout = [call for call in counted.calls if call[0] == "student"]
     assert rollout == [("student", False)] * exit + [("student", True)]
-    assert [call for call in counted.calls if call[0] != "student"] == [("teacher", False), ("fake_score", False)]
+    judge = "teacher" if real == "guided" else "real_score"
+    assert [call for call in counted.calls if call[0] != "student"] == [(judge, False), ("fake_score", False)]
     assert all(p.grad is not None and p.grad.abs().max() > 0
                for p in adapter_parameters(denoiser.experts[expert], "student").values())
     counted.calls.clear()
     with denoiser.training("fake_score"):
         method.loss("fake_score", denoiser, batch, generator("g")).value.backward()
     assert counted.calls == [("student", False)] * (exit + 1) + [("fake_score", True)]
-    assert all(p.grad is not None and p.grad.abs().max() > 0
-               for p in adapter_parameters(denoiser.experts[expert], "fake_score").values())
+    if real == "samples":  # no rollout: the teacher's samples are on disk
+        with denoiser.training("real_score"):
+            method.loss("real_score", denoiser, batch, generator("g")).value.backward()
+        assert counted.calls[exit + 2:] == [("real_score", True)]
+    for role in method.scores:
+        assert all(p.grad is not None and p.grad.abs().max() > 0
+                   for p in adapter_parameters(denoiser.experts[expert], role).values())
     scored = torch.cat([sigma for role, sigma in counted.sigmas if role != "student"])
     assert {expert_of(float(s), BOUNDARY) for s in scored} == {expert}
 

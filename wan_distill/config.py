@@ -141,17 +141,20 @@ class Config:
 
     num_trajectories: int | None = flag(None, "samples to solve and store once", TRAJECTORY)
 
-    critic_warmup_steps: int | None = flag(None, "updates of the critic alone before the first of the student", DMD)
-    critic_updates: int | None = flag(None, "updates of the critic before each of the student", DMD,
+    critic_warmup_steps: int | None = flag(None, "updates of each score alone before the first of the student", DMD)
+    critic_updates: int | None = flag(None, "updates of each score before each of the student", DMD,
                                       alias=("--dfake_gen_update_ratio",))
-    fake_score_learning_rate: float | None = flag(None, "learning rate of the critic", DMD, alias=("--lr_critic",))
-    fake_score_lora_alpha: float | None = flag(None, "scale of the critic's adapter is this / rank", DMD)
+    fake_score_learning_rate: float | None = flag(None, "learning rate of the scores", DMD, alias=("--lr_critic",))
+    fake_score_lora_alpha: float | None = flag(None, "scale of the scores' adapters is this / rank", DMD)
+    real_score: str | None = flag(
+        None, "what the student is matched with: the teacher's guided score (published), or that of samples it solved "
+        "(a third adapter learns it)", DMD, choices=("guided", "samples"))
     score_sigma_max: float | None = flag(None, "largest sigma at which scores are compared", DMD)
     score_draws: int | None = flag(None, "(sigma, noise) draws per rollout in the critic's loss", DMD)
     real_score_guidance_scale: float | None = flag(
-        None, "guidance of the high teacher's score (default: the teacher's own)", DMD)
+        None, "--real_score guided: guidance of the high teacher's score (default: the teacher's own)", DMD)
     real_score_guidance_scale_2: float | None = flag(
-        None, "guidance of the low teacher's score (default: the teacher's own)", DMD)
+        None, "--real_score guided: guidance of the low teacher's score (default: the teacher's own)", DMD)
     diversity_weight: float | None = flag(None, "weight of the DP-DMD first-step loss; 0 = off", DMD)
 
     solver_points: int | None = flag(None, "points of the teacher's grid", CONSISTENCY)
@@ -225,6 +228,12 @@ class Config:
         grids = [self.sigmas(n) for n in self.sampling_steps]
         return tuple(e for e in ("high", "low") if any(steps_of(e, grid, self.boundary) for grid in grids))
 
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Who is trained: each gets an adapter and an optimizer."""
+        scores = ("fake_score", "real_score") if self.real_score == "samples" else ("fake_score",)
+        return ("student", *scores) if self.method == "dmd" else ("student",)
+
     def guidance(self, expert: str) -> float:
         """The teacher's guidance scale while `expert` denoises."""
         return self.guidance_scale if expert == "high" else self.guidance_scale_2
@@ -258,17 +267,17 @@ REAL = dict(
     monitor_steps=50, monitor_samples=8,
 )
 SHARED = dict(critic_warmup_steps=100, critic_updates=5, fake_score_learning_rate=2e-5, fake_score_lora_alpha=64.0,
-              score_draws=2, score_sigma_max=0.98, diversity_weight=0.05, solver_points=48)
+              score_draws=2, real_score="guided", score_sigma_max=0.98, diversity_weight=0.05, solver_points=48)
 METHOD = {  # (method, embedded teacher?) -> defaults
     ("trajectory", True): dict(max_train_steps=600, learning_rate=2e-3, num_trajectories=1024, adam_beta1=0.9,
                                lr_scheduler="cosine", ema_decay=0.0, ema_start=0, lora_alpha=64.0),
     ("trajectory", False): dict(max_train_steps=2000, learning_rate=1e-4, num_trajectories=2000, adam_beta1=0.9,
                                 lr_scheduler="cosine", ema_decay=0.99, ema_start=200, lora_alpha=64.0),
-    ("dmd", True): dict(max_train_steps=100, learning_rate=1e-3, num_trajectories=1024, adam_beta1=0.0,
-                        lr_scheduler="constant_with_warmup", ema_decay=0.95, ema_start=20, lora_alpha=64.0,
-                        fake_score_learning_rate=2e-3, critic_warmup_steps=20, critic_updates=2, score_draws=1,
-                        diversity_weight=0.0, train_batch_size=16, real_score_guidance_scale=3.4,
-                        monitor_steps=20, monitor_samples=256),
+    ("dmd", True): dict(max_train_steps=150, learning_rate=5e-4, num_trajectories=1024, adam_beta1=0.9,
+                        lr_scheduler="cosine", ema_decay=0.95, ema_start=20, lora_alpha=64.0,
+                        fake_score_learning_rate=1e-3, critic_warmup_steps=150, critic_updates=2, score_draws=2,
+                        real_score="samples", diversity_weight=1.0, train_batch_size=16,
+                        monitor_steps=25, monitor_samples=256),
     ("dmd", False): dict(max_train_steps=400, learning_rate=5e-5, num_trajectories=2000, adam_beta1=0.0,
                          lr_scheduler="constant_with_warmup", ema_decay=0.99, ema_start=200, lora_alpha=8.0),
     ("consistency", True): dict(max_train_steps=400, learning_rate=1e-3, num_trajectories=512, adam_beta1=0.9,
@@ -279,14 +288,14 @@ METHOD = {  # (method, embedded teacher?) -> defaults
 # What --method dmd changes where it refines a student (--init_student_from): at full rate, or judged by a critic that
 # does not know that student yet, the first updates undo what it began with.
 WARM_DMD = {
-    True: dict(max_train_steps=60, learning_rate=1e-4, lr_scheduler="cosine", critic_warmup_steps=100, critic_updates=3,
-               diversity_weight=1.0, real_score_guidance_scale=3.05, real_score_guidance_scale_2=2.4, monitor_steps=15),
-    False: dict(learning_rate=5e-6),
+    True: dict(max_train_steps=60, learning_rate=1e-4, critic_warmup_steps=250, critic_updates=3, monitor_steps=15),
+    False: dict(learning_rate=5e-6, real_score="samples"),
 }
 # What --student_layers changes: all weights are trained, not an adapter.
 WHOLE_STUDENT = {True: dict(learning_rate=1e-3), False: dict(learning_rate=2e-5)}
 REASONS = {  # printed at the start of a run with --method dmd
     "learning_rate": "no larger than the critic can follow; a tenth by default where a warm start is refined",
+    "real_score": "guided scores are no distribution's: students drift; samples cost solving, and a third adapter",
     "fake_score_learning_rate": "the critic must keep up with the student",
     "real_score_guidance_scale": "None = the teacher's own; matching guided scores over-saturates: lower it if it does",
     "real_score_guidance_scale_2": "the same for the low expert",

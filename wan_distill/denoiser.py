@@ -1,11 +1,12 @@
 """One object that hides parameterisation, experts and roles from objectives and samplers.
 
 Teacher, student and fake score share one frozen base per expert: the teacher is the base with its adapters
-off, the other two are LoRA adapters (arXiv 2106.09685) on it. Nothing is copied.
+off, the others are LoRA adapters (arXiv 2106.09685) on it. Nothing is copied.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
@@ -19,14 +20,16 @@ from torch import Tensor
 from wan_distill import flow
 from wan_distill.schedule import NUM_TRAIN_TIMESTEPS, Expert, expert_of
 
-Role = Literal["teacher", "student", "fake_score"]
+Role = Literal["teacher", "student", "fake_score", "real_score"]
 
 
 def add_adapter(transformer: WanTransformer3DModel, role: Role, *, rank: int, alpha: float,
                 layers: tuple[str, ...], seed: int) -> None:
     """Adds the LoRA adapter of `role`: float32, zero effect at first, its random half drawn from `seed`."""
     lora = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(layers))
-    with torch.random.fork_rng(devices=[]):  # peft draws from the global generator
+    # peft draws from the global generator, and finds it worth a warning that there are several adapters, which is meant
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
         torch.manual_seed(seed)
         transformer.add_adapter(lora, adapter_name=role)
     for parameter in adapter_parameters(transformer, role).values():

@@ -192,10 +192,6 @@ def _give_storage(model: nn.Module, dtype: torch.dtype) -> None:
 # ------------------------------------------------------------------------------------------------- a run's estimate
 
 
-ROLES = {"dmd": ("student", "fake_score")}
-STUDENT_ONLY = ("student",)
-
-
 @dataclass(frozen=True)
 class Estimate:
     """Predicted bytes by kind while one expert trains, and operations of one update."""
@@ -223,7 +219,8 @@ def arithmetic(config: Config, info, cost: Trace) -> tuple[float, dict[str, tupl
     """(operations to solve what is stored, role -> (operations of one update, updates an expert)).
 
     A `dmd` rollout leaves at a uniformly drawn one of the expert's n steps: (n + 1) / 2 evaluations on average, the
-    last of them with gradient on the student's turn, where the guided teacher and the critic then score it.
+    last of them with gradient on the student's turn, where the guided teacher (or the score of its samples) and the
+    critic then score it.
     """
     micro, updates = config.gradient_accumulation_steps, config.max_train_steps
     forward, update = cost.forward_flops * micro, cost.update_flops * micro
@@ -235,11 +232,14 @@ def arithmetic(config: Config, info, cost: Trace) -> tuple[float, dict[str, tupl
         return solve, {"student": (update + (guided + 1) * forward, updates)}
     steps = config.grid_steps / len(info.experts)
     diversity = config.diversity_weight > 0
-    student = update * (1 + diversity / len(info.experts)) + ((steps - 1) / 2 + guided + 1) * forward
-    critic = update * config.score_draws + (steps + 1) / 2 * forward
-    return solve * _anchor_share(config) * diversity, {
-        "student": (student, updates),
-        "fake_score": (critic, config.critic_warmup_steps + config.critic_updates * updates)}
+    sampled = "real_score" in config.roles
+    judged = (1 if sampled else guided) + 1
+    student = update * (1 + diversity / len(info.experts)) + ((steps - 1) / 2 + judged) * forward
+    score, times = update * config.score_draws, config.critic_warmup_steps + config.critic_updates * updates
+    costs = {"student": (student, updates), "fake_score": (score + (steps + 1) / 2 * forward, times)}
+    if sampled:
+        return solve, costs | {"real_score": (score, times)}
+    return solve * _anchor_share(config) * diversity, costs
 
 
 def _anchor_share(config: Config) -> float:
@@ -255,7 +255,7 @@ def shape_of(config: Config, info) -> Shape:
     return Shape(
         transformer=tuple(sorted(known.items())), latents=info.latent_shape(config), batch=config.train_batch_size,
         text=config.max_sequence_length, dtype=DTYPES[config.mixed_precision], rank=config.rank,
-        layers=config.lora_layers, roles=len(ROLES.get(config.method, STUDENT_ONLY)),
+        layers=config.lora_layers, roles=len(config.roles),
         checkpointing=bool(config.gradient_checkpointing), expand_timesteps=info.expand_timesteps,
         whole=config.student_layers is not None)
 
@@ -269,7 +269,7 @@ def estimate(config: Config, info, base_precision: str = "bf16") -> Estimate:
         base -= cost.matrices * (full - (0 if config.offload else BASE_BYTES[base_precision]))
         widths = info.transformer["num_attention_heads"] * info.transformer["attention_head_dim"]
         spread_out = full * widths * info.transformer["ffn_dim"]  # one matrix at a time, for use
-    roles = ROLES.get(config.method, STUDENT_ONLY)
+    roles = config.roles
     one = FP32 * cost.adapter
     activations = _activations(config, info, cost)
     if config.shard:
@@ -284,11 +284,12 @@ def _activations(config: Config, info, cost: Trace) -> int:
     """The largest of what the roles' updates need beyond what is always resident."""
     if config.method != "dmd":
         return cost.activations
-    # Student: the guided teacher (two evaluations in one) scores the sample while the graph is held, and the
-    # diversity loss adds a second graph. Critic: several draws make one larger batch. (methods/dmd.py)
+    # Student: the guided teacher (two evaluations in one) or the score of its samples is asked while the graph is
+    # held, and the diversity loss adds a second graph. Critic: several draws make one larger batch. (methods/dmd.py)
+    asked = 1 if "real_score" in config.roles else 2
     second_graph = cost.graph if config.diversity_weight else 0
     draws = dataclasses.replace(config, train_batch_size=config.train_batch_size * config.score_draws)
-    return max(cost.activations + second_graph, cost.graph + 2 * cost.evaluation,
+    return max(cost.activations + second_graph, cost.graph + asked * cost.evaluation,
                trace(shape_of(draws, info)).activations)
 
 
@@ -315,7 +316,7 @@ def savings(config: Config, info, need: Estimate) -> list[tuple[float, str]]:
     if config.student_layers is None:
         changes += [dict(base_precision="fp8"), dict(base_precision="nf4"), dict(offload=True)]
     if config.method == "dmd":
-        changes += [dict(score_draws=1), dict(diversity_weight=0.0)]
+        changes += [dict(score_draws=1), dict(diversity_weight=0.0), dict(real_score="guided")]
     found = []
     for change in changes:
         changed = dataclasses.replace(config, **change)

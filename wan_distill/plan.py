@@ -35,7 +35,7 @@ def describe_plan(config: Config, info, prompts: list[str], held_out: list[str])
         sigmas = config.sigmas(steps)
         owners = [f"{s:.4f} {expert_of(s, config.boundary)}" for s in sigmas[:-1]]
         lines.append(f"  sigmas  {' | '.join(owners)} | {sigmas[-1]:.0f}")
-    roles = "student, critic (fake_score)" if config.method == "dmd" else "student"
+    roles = ", ".join(config.roles).replace("fake_score", "critic (fake_score)")
     lines.append(f"Method    {config.method}; roles on one frozen base: teacher, {roles}")
     if config.method == "dmd":
         lines += [f"  --{name} {getattr(config, name)}: {reason}" for name, reason in REASONS.items()]
@@ -135,13 +135,14 @@ def disk_needs(config: Config, info, cost) -> dict[str, float]:
     from wan_distill import memory
 
     latent = memory.FP32 * memory.shape_of(config, info).latent_values
-    roles = len(memory.ROLES.get(config.method, memory.STUDENT_ONLY))
+    roles = len(config.roles)
     kept = 1 + (config.checkpoints_total_limit or config.max_train_steps // config.checkpointing_steps)
     tensors = roles * (1 + memory.ADAM_MOMENTS) + (config.ema_decay > 0)
     needs = {"for checkpoints": kept * len(config.experts) * tensors * memory.FP32 * cost.adapter,
              "for the exported LoRA files": len(config.experts) * memory.FP32 * cost.adapter}
-    solved = {"trajectory": config.grid_steps, "consistency": config.grid_steps, "dmd": 2}[config.method]
-    needs["for solved samples"] = config.num_trajectories * solved * latent  # dmd: hand-overs and anchors
+    whole = config.method != "dmd" or "real_score" in config.roles
+    solved = (config.grid_steps if whole else 1) + (config.method == "dmd")  # solutions or anchors, and hand-overs
+    needs["for solved samples"] = config.num_trajectories * solved * latent
     if config.save_merged:
         needs["for the merged pipeline"] = len(info.experts) * cost.base_bytes
     return needs

@@ -296,8 +296,9 @@ def make_roles(transformer: WanTransformer3DModel, method: Method, config: Confi
         prune(transformer, config.student_layers)
         return {"student": trainable(transformer)}
     for role in method.roles:
+        begins_as = "fake_score" if role == "real_score" else role  # the two scores are compared: from one beginning
         add_adapter(transformer, role, rank=config.rank, alpha=config.adapter_alpha(role), layers=config.lora_layers,
-                    seed=keyed_seed(config.seed, expert, role))
+                    seed=keyed_seed(config.seed, expert, begins_as))
     return {role: adapter_parameters(transformer, role) for role in method.roles}
 
 

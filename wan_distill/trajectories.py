@@ -88,13 +88,21 @@ class StoredSamples:
         else:
             key |= dict(negative=config.negative_prompt, guidance=[config.guidance_scale, config.guidance_scale_2])
         digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
+        self._open: dict[int, safe_open] = {}
+        if config.init_student_from:  # the run that this one begins with may have solved the very same samples
+            self.folder = Path(config.init_student_from) / kind / digest
+            if all(self.shard(i).exists() for i in range(self.shards)):
+                return
         self.folder = Path(config.output_dir) / kind / digest
         self.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(self.folder / "key.json", json.dumps(key, indent=1).encode())
-        self._open: dict[int, safe_open] = {}
 
     def __len__(self) -> int:
         return self.config.num_trajectories
+
+    @property
+    def shards(self) -> int:
+        return -(-len(self) // self.shard_size)
 
     # ------------------------------------------------------------------------------------------------- making them
 
@@ -103,7 +111,7 @@ class StoredSamples:
 
     def solve(self, negative: Tensor) -> None:
         """Solves what is missing; each rank its own shards. `negative` [1, L, D] is the negative prompt."""
-        count, runtime = -(-len(self) // self.shard_size), self.runtime
+        count, runtime = self.shards, self.runtime
         # By number, not by what is left: ranks look at the folder at different moments.
         todo = runtime.told_by_main(
             [i for i in range(runtime.rank, count, runtime.world) if not self.shard(i).exists()])

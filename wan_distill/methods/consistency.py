@@ -36,6 +36,9 @@ class Consistency:
     def role_at(self, step: int) -> Role:
         return "student"
 
+    def drawn_at(self, step: int) -> int:
+        return step
+
     def updates(self, student_updates: int) -> int:
         return student_updates
 

@@ -7,6 +7,12 @@ student and critic (`fake_score`) share one frozen base.
     generator:  g = (x0_fake - x0_real) / mean|x0 - x0_real|,   L = 1/2 |x0 - sg(x0 - g)|^2     (DMD, eq. 7 and 8)
     critic:     L = |v_fake(x_t) - v*|^2,   v* = flow.phase_velocity: the naive noise - x_s is biased when s > 0
 
+`--real_score` says what x0_real is. `guided`, the published form: the teacher's guided prediction. No distribution that
+the guided sampler draws from has that score: students of it drift, in brightness first, and are best early on.
+`samples`: the score of what the guided sampler draws, which a third adapter learns by the critic's loss. Both learn
+side by side, from one beginning, with the same noise, on samples of student and teacher that begin with the same noise:
+what they pick up of it cancels in x0_fake - x0_real.
+
 With `--diversity_weight` the first step is not matched but regressed to the teacher's (DP-DMD, arXiv 2602.03139):
 distribution matching alone lets samples of one prompt grow alike.
 """
@@ -25,7 +31,7 @@ from wan_distill.methods import Loss, Sources
 from wan_distill.runtime import generator, keyed_noise, keyed_order
 from wan_distill.sampling import at, sample
 from wan_distill.schedule import Expert
-from wan_distill.trajectories import anchors, handovers, stretch
+from wan_distill.trajectories import anchors, handovers, stretch, trajectories
 
 # Sigmas at which scores are compared: never outside the range its teacher expert was trained on.
 SCORE_MARGIN = 0.02
@@ -46,12 +52,12 @@ class Batch:
     """Index of the step that learns: from sigmas[exit] straight to the phase's end."""
     anchor: Tensor | None
     """The teacher's latents at the finest grid's second sigma, from the same noise; for the diversity loss."""
+    rows: list[int]
+    """Which stored samples these are; empty where the noise is fresh."""
 
 
 class PhasedDMD:
-    """One phase: student and critic of one expert."""
-
-    roles: tuple[Role, ...] = ("student", "fake_score")
+    """One phase: student and critic of one expert; with `--real_score samples`, its teacher's samples' score too."""
 
     def __init__(self, expert: Expert, sources: Sources):
         self.config = config = sources.config
@@ -62,19 +68,27 @@ class PhasedDMD:
         self.phases = {n: sigmas for n, sigmas in owned.items() if sigmas}
         # Each grid's own inputs: a 2-step student's low phase never sees what 8 steps hand over.
         self.inputs = {n: sources.solved(partial(handovers, steps=n)) for n in self.phases if expert == "low"}
+        self.roles: tuple[Role, ...] = config.roles
+        self.scores = self.roles[1:]
+        self.samples = sources.solved(trajectories) if "real_score" in self.scores else None
         diverse = config.diversity_weight > 0 and expert == "high"
-        self.anchors = sources.solved(anchors) if diverse else None
+        self.anchors = (self.samples or sources.solved(anchors)) if diverse else None
 
     # ---------------------------------------------------------------------------------------------------- who and what
 
     def role_at(self, step: int) -> Role:
-        """The critic alone at first; then `critic_updates` of it before each update of the student."""
-        step -= self.config.critic_warmup_steps
-        each = self.config.critic_updates + 1
-        return "student" if step >= 0 and step % each == each - 1 else "fake_score"
+        """The scores alone at first; then `critic_updates` of each before each update of the student."""
+        warmup, scoring = (n * len(self.scores) for n in (self.config.critic_warmup_steps, self.config.critic_updates))
+        turn = step if step < warmup else (step - warmup) % (scoring + 1)
+        return "student" if step >= warmup and turn == scoring else self.scores[turn % len(self.scores)]
+
+    def drawn_at(self, step: int) -> int:
+        """The second of two scores repeats the draws of the first."""
+        return step - (self.role_at(step) == "real_score")
 
     def updates(self, student_updates: int) -> int:
-        return self.config.critic_warmup_steps + student_updates * (self.config.critic_updates + 1)
+        each = self.config.critic_updates * len(self.scores) + 1
+        return self.config.critic_warmup_steps * len(self.scores) + student_updates * each
 
     def batch_at(self, step: int, micro_batch: int) -> Batch:
         """Fresh noise (high) or stored hand-overs (low), and the step at which the rollout ends.
@@ -89,23 +103,29 @@ class PhasedDMD:
         first = 1 if self.anchors and len(sigmas) > 2 else 0
         exit = int(torch.randint(first, len(sigmas) - 1, (1,), generator=rng))
         positions = [micro_batch * size + j for j in range(size)]
-        if self.inputs:
-            inputs = self.inputs[count]
-            rows = [keyed_order(config.seed, "handovers", position=p, size=len(inputs)) for p in positions]
-            return Batch(inputs.at(rows, [sigmas[0]] * size), inputs.prompt(rows), sigmas, exit, None)
-        if self.anchors is not None:
-            rows = [keyed_order(config.seed, "anchors", position=p, size=len(self.anchors)) for p in positions]
-            return Batch(self.anchors.at(rows, [1.0] * size), self.anchors.prompt(rows), sigmas, exit,
-                         self.anchors.at(rows, [self.anchors.knots[0]] * size))
-        prompts = self.sources.prompts
-        chosen = [prompts[keyed_order(config.seed, "prompts", position=p, size=len(prompts))] for p in positions]
-        noise = torch.stack([keyed_noise(self.shape, config.seed, "dmd", p) for p in positions])
-        return Batch(noise.to(self.sources.runtime.device), self.sources.bank.batch(chosen), sigmas, exit, None)
+        stored = self.inputs[count] if self.inputs else self.samples or self.anchors
+        if stored is None:
+            prompts = self.sources.prompts
+            chosen = [prompts[keyed_order(config.seed, "prompts", position=p, size=len(prompts))] for p in positions]
+            noise = torch.stack([keyed_noise(self.shape, config.seed, "dmd", p) for p in positions])
+            return Batch(noise.to(self.sources.runtime.device), self.sources.bank.batch(chosen), sigmas, exit, None, [])
+        key = "handovers" if self.inputs else "anchors"
+        rows = [keyed_order(config.seed, key, position=p, size=len(stored)) for p in positions]
+        anchor = self.anchors.at(rows, [self.anchors.knots[0]] * size) if self.anchors else None
+        return Batch(stored.at(rows, [sigmas[0]] * size), stored.prompt(rows), sigmas, exit, anchor, rows)
 
     # ---------------------------------------------------------------------------------------------------------- losses
 
     def loss(self, role: Role, denoiser: Denoiser, batch: Batch, rng: torch.Generator) -> Loss:
-        return (self.generator_loss if role == "student" else self.critic_loss)(denoiser, batch, rng)
+        if role == "student":
+            return self.generator_loss(denoiser, batch, rng)
+        with torch.no_grad():
+            x_end = self.rollout(denoiser, batch)[1] if role == "fake_score" else self.teacher_end(batch)
+        return self.score_loss(role, denoiser, batch, x_end, rng)
+
+    def teacher_end(self, batch: Batch) -> Tensor:
+        """The guided teacher's latents at the phase's end, for the same prompts and, at sigma 1, the same noise."""
+        return self.samples.at(batch.rows, [batch.sigmas[-1]] * len(batch.rows))
 
     def rollout(self, denoiser: Denoiser, batch: Batch) -> tuple[Tensor, Tensor]:
         """(x0 implied by the exit step, latents at the phase's end); gradient through the exit step only.
@@ -135,8 +155,7 @@ class PhasedDMD:
         x0, x_end = self.rollout(denoiser, batch)
         with torch.no_grad():
             x, sigma, _ = self.diffuse(x_end.detach(), batch.sigmas[-1], rng)
-            real = denoiser.guided_velocity(x, sigma, batch.prompt, self.sources.negative,
-                                            self.config.score_guidance(self.expert))
+            real = self.real_velocity(denoiser, x, sigma, batch.prompt)
             fake = denoiser.velocity(x, sigma, batch.prompt, role="fake_score")
             gradient = matching_gradient(x0.detach(), flow.x0_from_velocity(x, real, sigma),
                                          flow.x0_from_velocity(x, fake, sigma))
@@ -154,16 +173,21 @@ class PhasedDMD:
         velocity = denoiser.velocity(batch.x, start, batch.prompt, role="student")
         return (velocity - flow.mean_velocity(batch.x, batch.anchor, start, end)).square().mean()
 
-    def critic_loss(self, denoiser: Denoiser, batch: Batch, rng: torch.Generator) -> Loss:
-        """Flow matching on the student's samples, at the phase's exact conditional velocity, over several draws."""
-        with torch.no_grad():
-            _, x_end = self.rollout(denoiser, batch)
+    def real_velocity(self, denoiser: Denoiser, x: Tensor, sigma: Tensor, prompt: Tensor) -> Tensor:
+        """Towards the distribution to match, as `--real_score` says."""
+        if self.samples:
+            return denoiser.velocity(x, sigma, prompt, role="real_score")
+        return denoiser.guided_velocity(x, sigma, prompt, self.sources.negative,
+                                        self.config.score_guidance(self.expert))
+
+    def score_loss(self, role: Role, denoiser: Denoiser, batch: Batch, x_end: Tensor, rng: torch.Generator) -> Loss:
+        """Flow matching on samples of the phase's end, at its exact conditional velocity, over several draws."""
         end = batch.sigmas[-1]
         # Several draws share one costly rollout where the target is noisy, which is where the phase ends above 0.
         draws = self.config.score_draws if end > 0 else 1
         x_end, prompt = x_end.repeat(draws, 1, 1, 1, 1), batch.prompt.repeat(draws, 1, 1)
         x, sigma, noise = self.diffuse(x_end, end, rng)
-        velocity = denoiser.velocity(x, sigma, prompt, role="fake_score")
+        velocity = denoiser.velocity(x, sigma, prompt, role=role)
         return Loss(critic_error(velocity, flow.phase_velocity(x_end, noise, sigma, end), sigma, end))
 
 

@@ -38,6 +38,9 @@ class Trajectory:
     def role_at(self, step: int) -> Role:
         return "student"
 
+    def drawn_at(self, step: int) -> int:
+        return step
+
     def updates(self, student_updates: int) -> int:
         return student_updates
 
