@@ -5,13 +5,16 @@
     python benchmarks/quality.py --sampling_steps 4 --recipes trajectory dmd trajectory+dmd
 
 Each line is one student of its own, trained with the defaults. `trained` counts transformer forwards of single samples
-(inputs, rollouts, scores and updates; a backward costs two more), `seconds` all of the run but the evaluation. A table
-in RESULT_DIR/quality.md; a line that is already there is not run again. Other flags go to train_distillation.py.
+(inputs, rollouts, scores and updates; a backward costs two more), `seconds` all of the run but the evaluation. The
+teacher's samples are solved by the first recipe that needs them; what they took is counted in every line that uses
+them, but not in that of a warm start, which says what it adds to the run it begins with. A table in
+RESULT_DIR/quality.md; a line that is already there is not run again. Other flags go to train_distillation.py.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import shutil
 import sys
@@ -30,17 +33,19 @@ from wan_distill.evaluate import COLUMNS
 from wan_distill.export import load_student
 from wan_distill.methods.dmd import Batch, PhasedDMD
 from wan_distill.runtime import generator
-from wan_distill.trajectories import distilled_high
+from wan_distill.trajectories import StoredSamples, distilled_high
 
+# As others do it: the guided score, and nobody who looks.
+NAIVE_FLAGS = ["--method", "dmd", "--real_score", "guided", "--diversity_weight", "0", "--monitor_steps", "0"]
 # name -> flags; `after` names the recipe whose student it begins with.
 RECIPES = {
     "trajectory": dict(flags=["--method", "trajectory"]),
     "consistency": dict(flags=["--method", "consistency"]),
     "dmd": dict(flags=["--method", "dmd"]),
     "trajectory+dmd": dict(flags=["--method", "dmd"], after="trajectory"),
-    "trajectory+dmd low": dict(flags=["--method", "dmd", "--expert", "low"], after="trajectory"),
-    "naive: alone": dict(flags=["--method", "dmd"]),
-    "naive: plain": dict(flags=["--method", "dmd"]),
+    "dmd, guided score": dict(flags=["--method", "dmd", "--real_score", "guided"]),
+    "naive: alone": dict(flags=NAIVE_FLAGS),
+    "naive: plain": dict(flags=NAIVE_FLAGS),
 }
 
 
@@ -79,13 +84,14 @@ class Plain(PhasedDMD):
         count = len(batch.sigmas) - 1
         rng = generator(self.config.seed, self.expert, "plain exit", step)
         sigma = self.owned[count][int(torch.randint(len(self.owned[count]), (1,), generator=rng))]
-        return Batch(batch.x, batch.prompt, batch.sigmas, batch.sigmas.index(sigma), batch.anchor)
+        return dataclasses.replace(batch, exit=batch.sigmas.index(sigma))
 
     def loss(self, role, denoiser: Denoiser, batch: Batch, rng: torch.Generator):
         denoiser.experts.setdefault("low" if self.expert == "high" else "high", self.other)
         return super().loss(role, denoiser, batch, rng)
 
 
+SHARED = ("evaluation", "trajectories")  # folders of teacher samples, alike for every recipe
 NAIVE = {"naive: alone": Alone, "naive: plain": Plain}
 
 
@@ -96,12 +102,13 @@ def run(recipe: str, steps: int, root: Path, extra: list[str]) -> dict:
              "--no-save_merged", *extra]
     if "after" in RECIPES[recipe]:
         flags += ["--init_student_from", str(root / f"{RECIPES[recipe]['after']}-{steps}")]
-    if recipe in NAIVE:
-        flags += ["--diversity_weight", "0", "--monitor_steps", "0"]
-    shared = root / "evaluation"  # the teacher's samples are the same for every recipe
-    shutil.copytree(shared, folder / "evaluation", dirs_exist_ok=True) if shared.exists() else None
+    for kind in SHARED:
+        shutil.copytree(root / kind, folder / kind, dirs_exist_ok=True) if (root / kind).exists() else None
 
-    counted, forward, make = [0], Denoiser._forward, methods.make_method
+    counted, forward, make, solve = [0], Denoiser._forward, methods.make_method, StoredSamples.solve
+    costs, met = root / "solved.json", set()  # folder of solved samples -> [forwards, seconds] they took
+    known = json.loads(costs.read_text(encoding="utf-8")) if costs.exists() else {}
+    taken_over = [0, 0.0]
 
     def counting(self, transformer, x, sigma, prompt):
         counted[0] += len(x)
@@ -110,17 +117,28 @@ def run(recipe: str, steps: int, root: Path, extra: list[str]) -> dict:
     def naive(expert, sources):
         return NAIVE[recipe](expert, sources) if recipe in NAIVE else make(expert, sources)
 
-    Denoiser._forward, methods.make_method = counting, naive
+    def solving(self, negative):
+        before, started, name = counted[0], time.perf_counter(), self.folder.name
+        solve(self, negative)
+        if counted[0] > before:
+            known[name] = [counted[0] - before, time.perf_counter() - started]
+        elif name not in met and folder in self.folder.parents:
+            taken_over[:] = (a + b for a, b in zip(taken_over, known[name], strict=True))
+        met.add(name)
+
+    Denoiser._forward, methods.make_method, StoredSamples.solve = counting, naive, solving
     try:
         started = time.perf_counter()
         if train_distillation.main([*flags, "--no-evaluate"]) != 0:
             raise SystemExit(f"{recipe} in {steps} steps did not finish")
-        seconds, trained = time.perf_counter() - started, counted[0]
+        trained, seconds = counted[0] + taken_over[0], time.perf_counter() - started + taken_over[1]
         if train_distillation.main([*flags, "--evaluate_only"]) != 0:
             raise SystemExit(f"{recipe} in {steps} steps could not be measured")
     finally:
-        Denoiser._forward, methods.make_method = forward, make
-    shutil.copytree(folder / "evaluation", shared, dirs_exist_ok=True)
+        Denoiser._forward, methods.make_method, StoredSamples.solve = forward, make, solve
+    costs.write_text(json.dumps(known), encoding="utf-8")
+    for kind in SHARED:
+        shutil.copytree(folder / kind, root / kind, dirs_exist_ok=True) if (folder / kind).exists() else None
     result = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
     (student,) = [row for row in result["rows"] if row["sampler"] == f"student {steps}"]
     return dict(recipe=recipe, **student, gap_closed=result["gap_closed"], trained=trained, seconds=round(seconds))

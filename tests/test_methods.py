@@ -273,6 +273,33 @@ def test_the_consistency_loss_vanishes_for_a_straight_flow(sources):
     assert float(method.loss("student", denoiser, method.batch_at(0, 0), generator("c")).value) > 1e-4
 
 
+@pytest.mark.parametrize("expert", ["high", "low"])
+def test_consistency_is_learned_where_the_sampler_will_be(sources, expert):
+    """At the step's first point the input is the teacher's stored latents to the bit, and each update has one step."""
+    method, denoiser, _ = trained(sources(method="consistency", solver_points=8), expert)
+    inner, seen = denoiser.velocity, []
+
+    def velocity(x, sigma, prompt, *, role):
+        seen.append((x, sigma))
+        return inner(x, sigma, prompt, role=role)
+
+    denoiser.velocity, begun = velocity, 0
+    for step in range(12):
+        seen.clear()
+        start, end, prompt, points = method.batch_at(step, step)
+        method.loss("student", denoiser, (start, end, prompt, points), generator("where", step))
+        x, sigma = seen[0][0].chunk(2)[0], seen[0][1].chunk(2)[0]  # the guided teacher's, in one forward
+        for j in range(len(x)):
+            along = (points[0] - float(sigma[j])) / (points[0] - points[-1])
+            torch.testing.assert_close(x[j], start[j] + along * (end[j] - start[j]))
+            if float(sigma[j]) == points[0]:
+                assert torch.equal(x[j], start[j])
+                begun += 1
+        rows = [i for row in start for i in range(4) if torch.equal(row, method.samples.at([i], [points[0]])[0])]
+        assert torch.equal(end, method.samples.at(rows, [points[-1]] * len(rows)))
+    assert begun
+
+
 # -------------------------------------------------------------------------------------------------------- monitors
 
 

@@ -157,7 +157,7 @@ class Config:
         None, "--real_score guided: guidance of the low teacher's score (default: the teacher's own)", DMD)
     diversity_weight: float | None = flag(None, "weight of the DP-DMD first-step loss; 0 = off", DMD)
 
-    solver_points: int | None = flag(None, "points of the teacher's grid", CONSISTENCY)
+    solver_points: int | None = flag(None, "points of the solver's grid, at --teacher_shift", CONSISTENCY)
     huber_c: float = flag(1e-3, "where the pseudo-Huber loss turns from square to linear", CONSISTENCY)
 
     mixed_precision: str | None = flag(None, "dtype of the frozen base and of its arithmetic", MEMORY,
@@ -273,22 +273,23 @@ METHOD = {  # (method, embedded teacher?) -> defaults
                                lr_scheduler="cosine", ema_decay=0.0, ema_start=0, lora_alpha=64.0),
     ("trajectory", False): dict(max_train_steps=2000, learning_rate=1e-4, num_trajectories=2000, adam_beta1=0.9,
                                 lr_scheduler="cosine", ema_decay=0.99, ema_start=200, lora_alpha=64.0),
-    ("dmd", True): dict(max_train_steps=150, learning_rate=5e-4, num_trajectories=1024, adam_beta1=0.9,
+    ("dmd", True): dict(max_train_steps=120, learning_rate=7e-4, num_trajectories=1024, adam_beta1=0.9,
                         lr_scheduler="cosine", ema_decay=0.95, ema_start=20, lora_alpha=64.0,
-                        fake_score_learning_rate=1e-3, critic_warmup_steps=150, critic_updates=2, score_draws=2,
+                        fake_score_learning_rate=1e-3, critic_warmup_steps=100, critic_updates=2, score_draws=2,
                         real_score="samples", diversity_weight=1.0, train_batch_size=16,
-                        monitor_steps=25, monitor_samples=256),
+                        monitor_steps=20, monitor_samples=256),
     ("dmd", False): dict(max_train_steps=400, learning_rate=5e-5, num_trajectories=2000, adam_beta1=0.0,
                          lr_scheduler="constant_with_warmup", ema_decay=0.99, ema_start=200, lora_alpha=8.0),
-    ("consistency", True): dict(max_train_steps=400, learning_rate=1e-3, num_trajectories=512, adam_beta1=0.9,
-                                lr_scheduler="cosine", ema_decay=0.95, ema_start=50, lora_alpha=64.0),
+    ("consistency", True): dict(max_train_steps=500, learning_rate=2e-3, num_trajectories=1024, adam_beta1=0.9,
+                                lr_scheduler="cosine", ema_decay=0.95, ema_start=50, lora_alpha=64.0,
+                                solver_points=24),
     ("consistency", False): dict(max_train_steps=3000, learning_rate=1e-5, num_trajectories=1000, adam_beta1=0.9,
                                  lr_scheduler="constant_with_warmup", ema_decay=0.99, ema_start=200, lora_alpha=64.0),
 }
 # What --method dmd changes where it refines a student (--init_student_from): at full rate, or judged by a critic that
 # does not know that student yet, the first updates undo what it began with.
 WARM_DMD = {
-    True: dict(max_train_steps=60, learning_rate=1e-4, critic_warmup_steps=250, critic_updates=3, monitor_steps=15),
+    True: dict(max_train_steps=45, learning_rate=1e-4, critic_warmup_steps=200, critic_updates=3, monitor_steps=15),
     False: dict(learning_rate=5e-6, real_score="samples"),
 }
 # What --student_layers changes: all weights are trained, not an adapter.

@@ -7,6 +7,10 @@ the student's velocity must imply the same end point from neighbouring points of
 
 with x_{n+1} one guided Euler step of the teacher from x_n, and f(x, sigma_e) = x. Ending each stretch at the next
 *student* sigma makes the Euler sampler of inference exact for it.
+
+x_n lies on the teacher's own path: where the step begins it is the stored solution, which is what the sampler of
+inference starts this step from, and on the way to the step's end it is on the chord between the two. Samples noised
+anew, as is usual, are not what a guided sampler passes through; students of them were less diverse (docs/methods.md).
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ from wan_distill.trajectories import trajectories
 
 
 class Consistency:
-    """One expert, on noised samples of the guided teacher."""
+    """One expert, along the guided teacher's stored solutions."""
 
     roles: tuple[Role, ...] = ("student",)
 
@@ -43,7 +47,7 @@ class Consistency:
         return student_updates
 
     def batch_at(self, step: int, micro_batch: int):
-        """x0, prompt, and the solver's points inside one student step, the same for the whole update."""
+        """Both ends of one student step, prompt, and the solver's points inside, the same for the whole update."""
         config, size = self.config, self.config.train_batch_size
         rng = generator(config.seed, self.expert, "stretch", step)
         counts = [n for n in config.sampling_steps if steps_of(self.expert, config.sigmas(n), config.boundary)]
@@ -52,19 +56,20 @@ class Consistency:
         i = steps[int(torch.randint(len(steps), (1,), generator=rng))]
         rows = [keyed_order(config.seed, "x0", self.expert, position=micro_batch * size + j, size=len(self.samples))
                 for j in range(size)]
-        points = points_inside(*config.sigmas(count)[i:i + 2], config.solver_points, config.flow_shift)
+        points = points_inside(*config.sigmas(count)[i:i + 2], config.solver_points, config.teacher_shift)
         # The last step of the high expert ends beyond its boundary: from its own lowest point it goes straight there.
         points = (*(s for s in points[:-1] if expert_of(s, config.boundary) == self.expert), points[-1])
-        return self.samples.at(rows, [0.0] * size), self.samples.prompt(rows), points
+        start, end = (self.samples.at(rows, [sigma] * size) for sigma in config.sigmas(count)[i:i + 2])
+        return start, end, self.samples.prompt(rows), points
 
     def loss(self, role: Role, denoiser: Denoiser, batch, rng: torch.Generator) -> Loss:
         """Pseudo-Huber distance (arXiv 2310.14189) of the two end points."""
-        x0, prompt, points = batch
+        x_start, x_end, prompt, points = batch
         points = torch.tensor(points, dtype=torch.float64)
-        n = torch.randint(len(points) - 1, (len(x0),), generator=rng)
+        n = torch.randint(len(points) - 1, (len(x_start),), generator=rng)
         sigma, nearer, start, end = points[n], points[n + 1], points[0], points[-1]
-        noise = torch.randn(x0.shape, generator=rng).to(x0.device)
-        x = flow.add_noise(x0, noise, sigma)
+        along = flow.per_sample((start - sigma) / (start - end), x_start)
+        x = torch.lerp(x_start, x_end, along)
         with torch.no_grad():
             velocity = denoiser.guided_velocity(x, sigma, prompt, self.sources.negative,
                                                 self.config.guidance(self.expert))
