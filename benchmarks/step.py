@@ -101,7 +101,8 @@ class Bench:
         chosen = CLIP.get(settings.model, {}) | {
             name: value for name, value in vars(settings).items()
             if name in ("height", "width", "num_frames", "train_batch_size", "rank", "mixed_precision",
-                        "gradient_checkpointing", "score_draws", "diversity_weight") and value is not None}
+                        "gradient_checkpointing", "real_score", "score_draws", "diversity_weight")
+            and value is not None}
         if not torch.cuda.is_available():
             chosen = {"mixed_precision": "no", "gradient_checkpointing": False} | chosen
         self.config = resolve(Config(teacher_path="random", method=settings.method, output_dir=str(folder),
@@ -251,6 +252,7 @@ def main() -> None:
     for name in ("height", "width", "num_frames", "train_batch_size", "rank", "score_draws"):
         parser.add_argument(f"--{name}", type=int)
     parser.add_argument("--diversity_weight", type=float)
+    parser.add_argument("--real_score", choices=("guided", "samples"))
     parser.add_argument("--mixed_precision", choices=("no", "bf16"))
     parser.add_argument("--gradient_checkpointing", action=argparse.BooleanOptionalAction)
     parser.add_argument("--json", type=Path, help="also write the figures here")
