@@ -157,7 +157,7 @@ class Config:
         None, "--real_score guided: guidance of the low teacher's score (default: the teacher's own)", DMD)
     diversity_weight: float | None = flag(None, "weight of the DP-DMD first-step loss; 0 = off", DMD)
 
-    solver_points: int | None = flag(None, "points of the solver's grid, at --teacher_shift", CONSISTENCY)
+    solver_points: int | None = flag(None, "points of the solver's grid, at --flow_shift", CONSISTENCY)
     huber_c: float = flag(1e-3, "where the pseudo-Huber loss turns from square to linear", CONSISTENCY)
 
     mixed_precision: str | None = flag(None, "dtype of the frozen base and of its arithmetic", MEMORY,
@@ -295,10 +295,10 @@ WARM_DMD = {
 # What --student_layers changes: all weights are trained, not an adapter.
 WHOLE_STUDENT = {True: dict(learning_rate=1e-3), False: dict(learning_rate=2e-5)}
 REASONS = {  # printed at the start of a run with --method dmd
-    "learning_rate": "no larger than the critic can follow; a tenth by default where a warm start is refined",
+    "learning_rate": "no larger than the critic can follow; lower by default where a warm start is refined",
     "real_score": "guided scores are no distribution's: students drift; samples cost solving, and a third adapter",
     "fake_score_learning_rate": "the critic must keep up with the student",
-    "real_score_guidance_scale": "None = the teacher's own; matching guided scores over-saturates: lower it if it does",
+    "real_score_guidance_scale": "of guided scores; None = the teacher's own; they over-saturate: lower it if it does",
     "real_score_guidance_scale_2": "the same for the low expert",
     "negative_prompt": "what the teacher's score is guided away from, as in its own sampling",
     "critic_warmup_steps": "the critic must know the student before it judges it",
@@ -307,7 +307,7 @@ REASONS = {  # printed at the start of a run with --method dmd
     "score_draws": "the high phase's target is 100 times noisier than plain flow matching's: average",
     "diversity_weight": "matching alone lets samples of one prompt grow alike (DP-DMD)",
     "ema_decay": "single updates of a matching loss are noisy",
-    "adam_beta1": "no momentum: the critic's direction turns (DMD2)",
+    "adam_beta1": "0 as published: the critic's direction turns (DMD2); the tiny teacher's large rates need momentum",
     "max_grad_norm": "one bad rollout must not undo a hundred good ones",
 }
 

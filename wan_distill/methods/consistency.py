@@ -56,7 +56,7 @@ class Consistency:
         i = steps[int(torch.randint(len(steps), (1,), generator=rng))]
         rows = [keyed_order(config.seed, "x0", self.expert, position=micro_batch * size + j, size=len(self.samples))
                 for j in range(size)]
-        points = points_inside(*config.sigmas(count)[i:i + 2], config.solver_points, config.teacher_shift)
+        points = points_inside(*config.sigmas(count)[i:i + 2], config.solver_points, config.flow_shift)
         # The last step of the high expert ends beyond its boundary: from its own lowest point it goes straight there.
         points = (*(s for s in points[:-1] if expert_of(s, config.boundary) == self.expert), points[-1])
         start, end = (self.samples.at(rows, [sigma] * size) for sigma in config.sigmas(count)[i:i + 2])
