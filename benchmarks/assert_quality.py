@@ -1,6 +1,7 @@
 """Fails unless a run's evaluation reached what is asked.
 
     python benchmarks/assert_quality.py OUTPUT_DIR --gap_closed 0.95
+    python benchmarks/assert_quality.py REFINED_DIR --gap_closed 0.95 --no_worse_than OUTPUT_DIR
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ def main() -> int:
     parser.add_argument("output_dir", type=Path)
     parser.add_argument("--gap_closed", type=float, required=True, help="least gap closed at every step count")
     parser.add_argument("--tolerance", type=float, default=0.1, help="motion and diversity: largest relative deviation")
+    parser.add_argument("--no_worse_than", type=Path, metavar="OUTPUT_DIR",
+                        help="the students' Fréchet distances must not be above those of this run")
     args = parser.parse_args()
     table = json.loads((args.output_dir / "evaluation.json").read_text(encoding="utf-8"))
     failures = [f"gap closed in {n} steps is {value:.3f}" for n, value in table["gap_closed_by_steps"].items()
@@ -25,6 +28,11 @@ def main() -> int:
         if row["sampler"].startswith("student"):
             failures += [f"{row['sampler']}: {name} is {row[name]:.3f} of the teacher's" for name in
                          ("motion", "diversity") if abs(row[name] - 1) > args.tolerance]
+    if args.no_worse_than:
+        other = json.loads((args.no_worse_than / "evaluation.json").read_text(encoding="utf-8"))
+        before = {row["sampler"]: row["frechet"] for row in other["rows"]}
+        failures += [f"{row['sampler']}: Fréchet distance {row['frechet']:.2f}, it was {before[row['sampler']]:.2f}"
+                     for row in table["rows"] if row["frechet"] > before[row["sampler"]]]
     print("\n".join(failures) or f"quality holds: gap closed {table['gap_closed_by_steps']}")
     return 1 if failures else 0
 

@@ -32,6 +32,8 @@ METHODS = {  # ten updates an expert in all: of dmd's, five are the student's
     "consistency": ["--max_train_steps", str(UPDATES)],
     "dmd": ["--max_train_steps", str(UPDATES // 2), "--critic_updates", "1", "--critic_warmup_steps", "0"],
 }
+METHODS["dmd-samples"] = [*METHODS["dmd"], "--real_score", "samples"]  # as many of one role more
+
 # Sums over tokens in another order differ by 1e-7; Adam, which divides by the gradient's own size, enlarges it.
 ROUNDING = 1e-3
 LAUNCHERS = {
@@ -63,7 +65,8 @@ def compare(teacher: Path, folder: Path, method: str, launcher: str, extra: tupl
 
     With `alone_first` the two begin as one, which does that many student updates: a run may change its processes.
     """
-    flags = ["--teacher_path", str(teacher), "--method", method, *METHODS[method], *FLAGS, *extra]
+    flags = ["--teacher_path", str(teacher), "--method", method.removesuffix("-samples"), *METHODS[method], *FLAGS,
+             *extra]
     script = str(REPOSITORY / "train_distillation.py")
     alone = [sys.executable, script, *flags, "--gradient_accumulation_steps", "2"]
     runs = [[*alone, "--output_dir", str(folder / "one")]]
@@ -96,7 +99,7 @@ def compare(teacher: Path, folder: Path, method: str, launcher: str, extra: tupl
 
 def test_two_processes_equal_one_with_accumulation(random_teacher, tmp_path):
     """To the bit: halves and doubles are exact. The two take over what one has begun."""
-    assert compare(random_teacher, tmp_path, "dmd", "torchrun", ("--expert", "high"), alone_first=2) == 0
+    assert compare(random_teacher, tmp_path, "dmd-samples", "torchrun", ("--expert", "high"), alone_first=2) == 0
 
 
 def test_two_processes_that_share_one_base_equal_one_that_has_it_whole(random_teacher, tmp_path):

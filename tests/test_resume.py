@@ -23,7 +23,7 @@ from wan_distill.methods import Loss
 from wan_distill.methods.trajectory import Trajectory
 from wan_distill.runtime import Learner
 
-METHODS = ("trajectory", "dmd", "consistency")
+METHODS = ("trajectory", "dmd", "dmd-samples", "consistency")
 
 
 @pytest.fixture
@@ -33,7 +33,8 @@ def run(random_teacher, tmp_path):
     def start(name: str, method: str, *more: str) -> int:
         flags = SMALL | dict(max_train_steps=4, checkpointing_steps=2, logging_steps=1, ema_decay=0.5, ema_start=1)
         flags |= dict(teacher_path=random_teacher, prompts=tmp_path / "prompts.txt", output_dir=tmp_path / name,
-                      method=method, critic_warmup_steps=2, critic_updates=1, checkpoints_total_limit=9)
+                      method=method.removesuffix("-samples"), critic_warmup_steps=2, critic_updates=1,
+                      real_score="samples" if method.endswith("-samples") else "guided", checkpoints_total_limit=9)
         return train_distillation.main([f"--{k}={v}" for k, v in flags.items()] + list(more))
 
     return start
@@ -45,7 +46,8 @@ def lora(folder):
 
 def losses(folder) -> list[tuple]:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    return [(line["expert"], line["step"], line.get("student_loss"), line.get("fake_score_loss")) for line in lines]
+    seen = ("student_loss", "fake_score_loss", "real_score_loss")
+    return [(line["expert"], line["step"], *map(line.get, seen)) for line in lines]
 
 
 def stop_at(monkeypatch, update):
@@ -213,7 +215,7 @@ def test_a_loss_that_is_not_finite_may_be_skipped_up_to_a_limit(run, tmp_path, p
     poison(1)
     assert run("out", "trajectory", "--on_nonfinite=skip") == 0
     assert "skipped (1 of at most 10)" in capsys.readouterr().out
-    steps = [(expert, step) for expert, step, loss, _ in losses(tmp_path / "out") if loss is None]
+    steps = [(expert, step) for expert, step, loss, *_ in losses(tmp_path / "out") if loss is None]
     assert steps == [("high", 2)]
     assert "NaN" not in (tmp_path / "out" / "metrics.jsonl").read_text(encoding="utf-8")
     poison(0, 1, 2)
