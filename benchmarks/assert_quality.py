@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -24,15 +25,17 @@ def main() -> int:
     table = json.loads((args.output_dir / "evaluation.json").read_text(encoding="utf-8"))
     failures = [f"gap closed in {n} steps is {value:.3f}" for n, value in table["gap_closed_by_steps"].items()
                 if value < args.gap_closed]
-    for row in table["rows"]:
-        if row["sampler"].startswith("student"):
-            failures += [f"{row['sampler']}: {name} is {row[name]:.3f} of the teacher's" for name in
-                         ("motion", "diversity") if abs(row[name] - 1) > args.tolerance]
+    before = {}
     if args.no_worse_than:
         other = json.loads((args.no_worse_than / "evaluation.json").read_text(encoding="utf-8"))
         before = {row["sampler"]: row["frechet"] for row in other["rows"]}
-        failures += [f"{row['sampler']}: Fréchet distance {row['frechet']:.2f}, it was {before[row['sampler']]:.2f}"
-                     for row in table["rows"] if row["frechet"] > before[row["sampler"]]]
+    for row in table["rows"]:
+        name = row["sampler"]
+        if name.startswith("student"):
+            failures += [f"{name}: {what} is {row[what]:.3f} of the teacher's" for what in ("motion", "diversity")
+                         if abs(row[what] - 1) > args.tolerance]
+            if row["frechet"] > before.get(name, math.inf):
+                failures.append(f"{name}: Fréchet distance {row['frechet']:.2f}, it was {before[name]:.2f}")
     print("\n".join(failures) or f"quality holds: gap closed {table['gap_closed_by_steps']}")
     return 1 if failures else 0
 
