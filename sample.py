@@ -159,8 +159,8 @@ def check_teacher(info, meta: dict, allow_other: bool) -> None:
     same_hub_id = info.source == meta["teacher"] and not Path(info.source).is_dir()
     if allow_other or same_hub_id or info.fingerprint() == meta["teacher_fingerprint"]:
         return
-    raise UsageError(f"--teacher_path {info.source}: this student was made from {meta['teacher']}, whose weights "
-                     "differ; give that one, or --allow_other_teacher to try it anyway")
+    raise UsageError(f"--teacher_path {info.source}: this student was made from {meta['teacher']}, and these files are "
+                     "not known to be the same; give that one, or --allow_other_teacher to try it anyway")
 
 
 def load(info, config: Config, loras: list[Path], offload: bool):
@@ -174,7 +174,7 @@ def load(info, config: Config, loras: list[Path], offload: bool):
 
     dtype = torch.float32 if info.embedded or not torch.cuda.is_available() else torch.bfloat16
     parts = ["text_encoder/*", "vae/*", "transformer*/*"]
-    folder = info.folder if Path(info.source).is_dir() else download(info.source, config, parts)
+    folder = info.folder if Path(info.source).is_dir() else download(info.source, info.commit, config.cache_dir, parts)
     try:
         with silence_tied_weight_report(False):
             encoder, _ = load_text_encoder(folder, torch_dtype=dtype)

@@ -22,6 +22,7 @@ from wan_distill.export import LORA_FILE
 from wan_distill.methods import Loss
 from wan_distill.methods.trajectory import Trajectory
 from wan_distill.runtime import Learner
+from wan_distill.trajectories import StoredSamples
 
 METHODS = ("trajectory", "dmd", "dmd-samples", "consistency")
 
@@ -38,6 +39,23 @@ def run(random_teacher, tmp_path):
         return train_distillation.main([f"--{k}={v}" for k, v in flags.items()] + list(more))
 
     return start
+
+
+@pytest.fixture
+def hub(random_teacher, tmp_path, monkeypatch):
+    """someone/wan on the hub: each call brings the files it asks for into the snapshot's folder; gives that folder."""
+    snapshot = tmp_path / "hub" / "snapshots" / "0123abc"
+
+    def arrive(repo, revision=None, cache_dir=None, allow_patterns=()):
+        assert repo == "someone/wan" and revision in (None, snapshot.name)
+        for file in (f for pattern in allow_patterns for f in random_teacher.glob(pattern) if f.is_file()):
+            (snapshot / file.relative_to(random_teacher)).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, snapshot / file.relative_to(random_teacher))
+        return str(snapshot)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", arrive)
+    monkeypatch.chdir(tmp_path)
+    return snapshot
 
 
 def lora(folder):
@@ -318,3 +336,18 @@ def test_a_kill_at_any_moment_of_a_save_leaves_the_last_good_one(tmp_path, monke
         if finished:
             return
     raise AssertionError("the save never finished")
+
+
+def test_a_hub_teachers_samples_are_solved_once_though_its_files_arrive_one_by_one(hub, run, tmp_path, monkeypatch):
+    solved = []
+    solve_shard = StoredSamples._solve_shard
+    monkeypatch.setattr(StoredSamples, "_solve_shard", lambda self, index, expert, *more: solved.append(
+        (self.folder.parent.name, index, expert)) or solve_shard(self, index, expert, *more))
+    assert run("first", "trajectory", "--teacher_path", "someone/wan") == 0
+    assert hub.joinpath("transformer_2").is_dir()
+    first = [("trajectories", 0, "high"), ("trajectories", 0, "low"), ("handovers", 0, "high")]  # these for the monitor
+    assert solved == first
+    assert run("first", "trajectory", "--teacher_path", "someone/wan") == 0  # the same command resumes
+    assert run("second", "dmd-samples", "--teacher_path", "someone/wan", "--init_student_from",
+               str(tmp_path / "first"), "--diversity_weight", "0") == 0
+    assert solved == [*first, ("handovers", 0, "high")]  # the warm start's samples are found

@@ -31,6 +31,11 @@ class TeacherInfo:
     vae: dict
 
     @property
+    def commit(self) -> str:
+        """Of a hub teacher: the snapshot's, by which its folder in the cache is named."""
+        return self.folder.name
+
+    @property
     def sampling_defaults(self) -> dict:
         return ONE_EXPERT if self.boundary_ratio is None else TWO_EXPERTS
 
@@ -50,8 +55,14 @@ class TeacherInfo:
         return self.transformer["in_channels"], frames, config.height // spatial, config.width // spatial
 
     def fingerprint(self, parts: tuple[str, ...] = ("transformer", "transformer_2", "vae")) -> str:
-        """Changes when any file of `parts` does: sizes, headers and samples of the bytes are hashed."""
+        """Changes when any file of `parts` does: sizes, headers and samples of the bytes are hashed.
+
+        Files of a hub teacher arrive when they are needed; what they will be is told by the commit.
+        """
         digest = hashlib.sha256((self.folder / "model_index.json").read_bytes())
+        if not Path(self.source).is_dir():
+            digest.update(self.commit.encode())
+            return digest.hexdigest()[:32]
         for part in parts:
             for file in sorted((self.folder / part).glob("*")):
                 size = file.stat().st_size
@@ -68,7 +79,7 @@ def describe(config: Config) -> TeacherInfo:
     source = config.teacher_path or str(EMBEDDED_TEACHER)
     folder = Path(source)
     if not folder.is_dir():
-        folder = download(source, config, SKELETON)
+        folder = download(source, config.revision, config.cache_dir, SKELETON)
     index = _json(folder / "model_index.json", source)
     if index.get("_class_name") != "WanPipeline":
         raise UsageError(
@@ -115,14 +126,13 @@ def check_numbers(source: str, transformer: dict, vae: dict) -> None:
         raise UsageError(f"--teacher_path {source}: {wrong[0]}; that is no Wan model, download it again")
 
 
-def download(source: str, config: Config, patterns: list[str]) -> Path:
+def download(source: str, revision: str | None, cache_dir: str | None, patterns: list[str]) -> Path:
     """Fetches files of a hub repository into the cache. Raises UsageError when there is no such repository."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(source, revision=config.revision, cache_dir=config.cache_dir,
-                                      allow_patterns=patterns))
+        return Path(snapshot_download(source, revision=revision, cache_dir=cache_dir, allow_patterns=patterns))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UsageError(
@@ -152,10 +162,10 @@ class Teacher:
         self.runtime = runtime
 
     def fetch(self, part: str) -> Path:
-        """The local folder, with the files of `part` in it."""
+        """The local folder, with the files of `part` in it: of the commit that was described, whatever came since."""
         if Path(self.info.source).is_dir():
             return self.info.folder
-        return download(self.info.source, self.config, [f"{part}/*"])
+        return download(self.info.source, self.info.commit, self.config.cache_dir, [f"{part}/*"])
 
     def load_expert(self, expert: Expert, exact: bool = False):
         """A frozen transformer in the run's dtype, on its device; shards stream straight there.
