@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import weakref
 from pathlib import Path
 
 import pytest
@@ -12,14 +13,17 @@ import torch
 from conftest import TEXT_DIM, random_transformer
 
 import train_distillation
-from wan_distill.config import LORA_TARGETS
+from wan_distill.config import EMBEDDED_TEACHER, LORA_TARGETS, UsageError
 from wan_distill.data import PromptBank
 from wan_distill.denoiser import Denoiser, adapter_parameters, add_adapter
+from wan_distill.evaluate import Evaluation, samplers
+from wan_distill.export import LORA_FILE, init_student, save_lora
 from wan_distill.methods import Sources, make_method
 from wan_distill.monitors import Monitor, energy_distance, relative, score, warnings
 from wan_distill.runtime import Runtime, generator, make_learners, make_roles
 from wan_distill.schedule import expert_of
 from wan_distill.teacher import Teacher, describe
+from wan_distill.trajectories import StoredSamples, trajectories
 
 RECORDED = Path(__file__).parent / "recorded_losses"
 PROMPTS = ["a red circle", "a blue square", "a green dot"]
@@ -157,17 +161,47 @@ def test_a_student_that_samples_like_the_teacher_is_not_moved(sources, expert):
     assert all(torch.equal(a, b) and a.abs().max() > 0 for a, b in zip(*scores, strict=True))
 
 
-def test_what_the_warm_start_solved_is_not_solved_again(sources, tmp_path):
-    from wan_distill.trajectories import trajectories
-
+def test_what_the_warm_start_solved_is_not_solved_again(sources, tmp_path, monkeypatch):
+    calls, solve_shard = [], StoredSamples._solve_shard
+    monkeypatch.setattr(StoredSamples, "_solve_shard",
+                        lambda self, index, *more: calls.append(index) or solve_shard(self, index, *more))
     first = sources(method="trajectory")
     solved = first.solved(trajectories)
-    elsewhere = dict(output_dir=str(tmp_path / "second"), init_student_from=first.config.output_dir)
-    config = dataclasses.replace(first.config, **elsewhere)
-    assert dataclasses.replace(first, config=config).solved(trajectories).folder == solved.folder
-    more = dataclasses.replace(config, num_trajectories=40)  # its own: the first run's are read, never written
-    again = dataclasses.replace(first, config=more).solved(trajectories)
-    assert Path(config.output_dir) in again.folder.parents and torch.equal(again._knot(0, 0), solved._knot(0, 0))
+    assert calls == [0, 0]
+
+    def following(name: str, before, **changes):
+        changes |= dict(output_dir=str(tmp_path / name), init_student_from=before.config.output_dir)
+        return dataclasses.replace(first, config=dataclasses.replace(first.config, **changes))
+
+    second = following("second", first)
+    again = second.solved(trajectories)
+    assert calls == [0, 0] and torch.equal(again._knot(3, 1), solved._knot(3, 1))
+    third = following("third", second, num_trajectories=40)  # handed on; a longer set begins with the shorter one
+    again = third.solved(trajectories)
+    assert calls == [0, 0, 1, 1] and torch.equal(again._knot(3, 1), solved._knot(3, 1)) and solved.shards == 1
+    damaged = again.shard(1)
+    damaged.write_bytes(damaged.read_bytes()[:-9])
+    following("fourth", third, num_trajectories=40).solved(trajectories)
+    assert calls == [0, 0, 1, 1, 1, 1]
+    following("fifth", second, base_precision="nf4").solved(trajectories)  # another teacher
+    assert calls[6:] == [0, 0]
+
+
+def test_one_expert_at_a_time_is_in_memory(sources, monkeypatch):
+    alive, load = [], Teacher.load_expert
+
+    def loading(self, expert, exact=False):
+        assert not [name for name, model in alive if model() is not None], f"loading {expert}: another is still there"
+        transformer = load(self, expert, exact)
+        alive.append((expert, weakref.ref(transformer)))
+        return transformer
+
+    monkeypatch.setattr(Teacher, "load_expert", loading)
+    made = sources(method="trajectory")
+    made.solved(trajectories)
+    evaluation = Evaluation(made.config, made.teacher, made.bank, PROMPTS, made.runtime)
+    evaluation._sample(samplers(made.config)[2], made.negative)
+    assert [expert for expert, _ in alive] == ["high", "low"] * 2
 
 
 @pytest.mark.parametrize("expert", ["high", "low"])
@@ -382,9 +416,6 @@ def test_warnings_are_plain_words():
 
 
 def test_a_warm_start_begins_with_the_other_runs_student(sources, tmp_path):
-    from wan_distill.config import UsageError
-    from wan_distill.export import LORA_FILE, init_student, save_lora
-
     made = sources(method="dmd", lora_alpha=16.0, diversity_weight=0.0)
     _, first, learners = trained(made, "high", moved=0.05)
     file = tmp_path / LORA_FILE["high"]
@@ -404,5 +435,25 @@ def test_a_warm_start_begins_with_the_other_runs_student(sources, tmp_path):
     add_adapter(smaller, "student", rank=2, alpha=2.0, layers=LORA_TARGETS, seed=9)
     with pytest.raises(UsageError, match="--rank"):
         init_student(smaller, file)
-    with pytest.raises(UsageError, match="holds no"):
-        init_student(smaller, tmp_path / "elsewhere" / LORA_FILE["high"])
+
+
+def test_a_warm_start_that_does_not_fit_is_refused_before_anything_is_solved(sources, tmp_path, capsys):
+    made = sources(method="trajectory")
+    _, _, learners = trained(made, "high")
+    file = tmp_path / "first" / LORA_FILE["high"]
+    file.parent.mkdir()
+    save_lora(file, learners["student"].exported(), made.config, made.teacher.info, "high")
+    flags = ["--method", "dmd", "--output_dir", str(tmp_path / "second"), "--teacher_path",
+             made.config.teacher_path, "--prompts", str(EMBEDDED_TEACHER / "prompts.txt"), "--mixed_precision", "no",
+             "--height", "32", "--width", "32", "--num_frames", "5"]
+    fitting = ["--init_student_from", str(file.parent), "--rank", "4", "--expert", "high"]
+    cases = [(["--expert", "both"], "holds no low_noise_lora.safetensors"), (["--rank", "8"], "its rank is 4"),
+             (["--lora_layers", "to_q"], "its layers to_q,to_k,to_v,to_out.0,ffn.net.0.proj,ffn.net.2; give the same"),
+             (["--init_student_from", str(tmp_path)], "holds no high_noise_lora.safetensors")]
+    for more, said in cases:
+        assert train_distillation.main([*flags, *fitting, *more]) == 2
+        assert said in capsys.readouterr().err
+    assert train_distillation.main([*flags, *fitting, "--dry_run"]) == 0
+    file.write_bytes(file.read_bytes()[:-9])
+    assert train_distillation.main([*flags, *fitting]) == 2 and "damaged" in capsys.readouterr().err
+    assert not (tmp_path / "second").exists()

@@ -117,6 +117,8 @@ class Evaluation:
                    seed=config.eval_seed, guidance=[config.guidance_scale, config.guidance_scale_2],
                    negative=config.negative_prompt, shape=self.teacher.info.latent_shape(config),
                    boundary=config.boundary, dtype=config.mixed_precision)
+        if config.base_precision != "bf16":  # a quantised teacher's samples are its own
+            key["base"] = config.base_precision
         name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
         return self.folder / "evaluation" / f"{name}.safetensors"
 
@@ -125,19 +127,20 @@ class Evaluation:
         shape = self.teacher.info.latent_shape(self.config)
         latents = torch.stack([keyed_noise(shape, "evaluation", self.config.eval_seed, row.noise, i)
                                for i in range(len(self.prompts))])
-        size = self.config.sample_batch_size
         with progress_bar(len(latents) * row.evaluations(self.config), row.name, "eval", self.runtime) as bar:
             for expert in self.teacher.info.experts:
-                sigmas = stretch(row.sigmas, expert, self.config.boundary)
-                if not sigmas:
-                    continue
-                denoiser = self._denoiser(expert, row.role)
-                for start in range(0, len(latents), size):
-                    self.runtime.stop_here_if_asked()
-                    part = slice(start, start + size)
-                    velocity = self._velocity(denoiser, row, expert, self.bank.batch(self.prompts[part]), negative, bar)
-                    latents[part] = sample(velocity, latents[part].to(self.runtime.device), sigmas).cpu()
+                if sigmas := stretch(row.sigmas, expert, self.config.boundary):
+                    self._carry(latents, row, expert, sigmas, negative, bar)
         return latents
+
+    def _carry(self, latents: Tensor, row: Sampler, expert, sigmas: tuple[float, ...], negative: Tensor, bar) -> None:
+        """One expert's steps, in place; the expert is let go before the next one is loaded."""
+        denoiser, size = self._denoiser(expert, row.role), self.config.sample_batch_size
+        for start in range(0, len(latents), size):
+            self.runtime.stop_here_if_asked()
+            part = slice(start, start + size)
+            velocity = self._velocity(denoiser, row, expert, self.bank.batch(self.prompts[part]), negative, bar)
+            latents[part] = sample(velocity, latents[part].to(self.runtime.device), sigmas).cpu()
 
     def _denoiser(self, expert, role: str) -> Denoiser:
         transformer = self.teacher.load_expert(expert)

@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 from diffusers import FlowMapEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
 from peft.tuners.lora import LoraLayer
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from wan_distill.checkpoint import write_tensors
-from wan_distill.config import Config, Halted, UsageError
+from wan_distill.config import LORA_TARGETS, Config, Halted, UsageError
 from wan_distill.prune import prune
 from wan_distill.schedule import SUBFOLDER, Expert
 from wan_distill.teacher import Teacher, TeacherInfo
@@ -115,14 +115,30 @@ def load_student(transformer: WanTransformer3DModel, file: Path) -> None:
     _fill(transformer, to_adapter_names(lora, "student"), 1.0, file)
 
 
-def init_student(transformer: WanTransformer3DModel, file: Path) -> None:
-    """Begins the student where another run's ended; alphas may differ, ranks and layers may not.
+def check_init(config: Config) -> None:
+    """Whether `--init_student_from` has a student for each expert, of this run's rank and layers. Raises UsageError."""
+    for expert in config.experts:
+        file = Path(config.init_student_from) / LORA_FILE[expert]
+        if not file.exists():
+            raise UsageError(f"--init_student_from {config.init_student_from}: holds no {file.name}; give the output "
+                             f"folder of a run that trained the {expert} expert")
+        try:
+            read_metadata(file)
+            with safe_open(file, framework="pt") as lora:
+                ranks = {name: lora.get_slice(name).get_shape()[0] for name in lora.offset_keys()
+                         if ".lora_down." in name}
+        except SafetensorError as error:
+            raise UsageError(f"--init_student_from {file}: damaged ({error}); give another run's folder") from error
+        modules = [DIFFUSERS_NAMES[name.split(".", 3)[3].split(".lora_")[0]] for name in ranks]
+        layers = [layer for layer in LORA_TARGETS if any(module.endswith(layer) for module in modules)]
+        rank = next(iter(ranks.values()))
+        if rank != config.rank or set(layers) != set(config.lora_layers):
+            raise UsageError(f"--init_student_from {file}: its rank is {rank} and its layers {','.join(layers)}; "
+                             "give the same --rank and --lora_layers")
 
-    Raises UsageError naming what does not fit.
-    """
-    if not file.exists():
-        raise UsageError(f"--init_student_from {file.parent}: holds no {file.name}; give the output folder of a "
-                         "run that trained this expert")
+
+def init_student(transformer: WanTransformer3DModel, file: Path) -> None:
+    """Begins the student where another run's ended; alphas may differ, ranks and layers may not (`check_init`)."""
     lora = load_file(file)
     alpha, rank = _scale(lora)
     ours = transformer.peft_config["student"]
@@ -209,30 +225,34 @@ def save_merged(folder: Path, config: Config, teacher: Teacher, output_dir: Path
     experts = [SUBFOLDER[e] for e in ("high", "low")]
     shutil.copytree(teacher.info.folder, partial, ignore=shutil.ignore_patterns(*experts, "scheduler", "*.txt"))
     for expert in teacher.info.experts:
-        transformer = teacher.load_expert(expert, exact=True)
-        student = student_file(output_dir, expert)
-        if student.exists():
-            load_student(transformer, student)
-            trained = probe(transformer)
-            if config.student_layers is None:
-                transformer.fuse_lora()
-                transformer.unload_lora()
-        transformer.save_pretrained(partial / SUBFOLDER[expert])
-        if student.exists():
-            saved = WanTransformer3DModel.from_pretrained(partial, subfolder=SUBFOLDER[expert],
-                                                          torch_dtype=transformer.dtype).to(transformer.device)
-            del transformer
-            difference = float((probe(saved) - trained).norm() / trained.norm())
-            if not difference < (1e-4 if saved.dtype == torch.float32 else 2e-2):  # bf16 keeps 3 digits of a weight
-                raise ExportError(f"{folder.name}/{SUBFOLDER[expert]}: the merged expert, loaded back, differs from "
-                                  f"{student.name} by {difference:.2g}; do not use it")
-            print(f"{folder.name}/{SUBFOLDER[expert]}: loaded back; differs from {student.name} by {difference:.1g}")
+        _save_merged_expert(partial / SUBFOLDER[expert], config, teacher, expert, student_file(output_dir, expert))
     scheduler_for(config).save_pretrained(partial / "scheduler")
     index = json.loads((partial / "model_index.json").read_text(encoding="utf-8"))
     index["scheduler"] = ["diffusers", "FlowMapEulerDiscreteScheduler"]
     (partial / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     partial.replace(folder)
+
+
+def _save_merged_expert(folder: Path, config: Config, teacher: Teacher, expert: Expert, student: Path) -> None:
+    """One expert of the merged pipeline, loaded back and compared; a single copy is in memory at any time."""
+    transformer = teacher.load_expert(expert, exact=True)
+    if not student.exists():
+        transformer.save_pretrained(folder)
+        return
+    load_student(transformer, student)
+    trained, dtype, device = probe(transformer), transformer.dtype, transformer.device
+    if config.student_layers is None:
+        transformer.fuse_lora()
+        transformer.unload_lora()
+    transformer.save_pretrained(folder)
+    del transformer
+    saved = WanTransformer3DModel.from_pretrained(folder, torch_dtype=dtype).to(device)
+    difference = float((probe(saved) - trained).norm() / trained.norm())
+    if not difference < (1e-4 if dtype == torch.float32 else 2e-2):  # bf16 keeps 3 digits of a weight
+        raise ExportError(f"student/{folder.name}: the merged expert, loaded back, differs from {student.name} by "
+                          f"{difference:.2g}; do not use it")
+    print(f"student/{folder.name}: loaded back; differs from {student.name} by {difference:.1g}")
 
 
 @torch.no_grad()

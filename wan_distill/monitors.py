@@ -104,8 +104,12 @@ class Monitor:
         if not self.on or not self.file.exists():
             return learner.exported()
         with safe_open(self.file, framework="pt") as kept:
-            self.runtime.say(f"The {self.expert} expert's best score, {self.best:.4f}, was after "
-                             f"{kept.metadata()['seen'].split()[1]} of {learner.done} updates; those are exported.")
+            updates = int(kept.metadata()["seen"].split()[1])
+        self.runtime.say(f"The {self.expert} expert's best score, {self.best:.4f}, was after {updates} of "
+                         f"{learner.done} updates; those are exported.")
+        if not updates:
+            self.runtime.say(f"Warning, {self.expert} expert: training brought it no nearer to the teacher than it "
+                             "began. Try --method trajectory, or a lower --learning_rate.")
         return load_file(self.file)
 
     # ------------------------------------------------------------------------------------------------------- seeing

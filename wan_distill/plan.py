@@ -180,6 +180,10 @@ def check_surroundings(config: Config, info) -> list[str]:
     check_tracker(config)
     check_processes(config, info)
     check_optional(config)
+    if config.init_student_from:
+        from wan_distill.export import check_init
+
+        check_init(config)
     if config.push_to_hub:
         from wan_distill.hub import check_hub
 

@@ -1,8 +1,8 @@
 """Samples solved once and stored at the sigmas where they are needed: "knots".
 
-Three kinds: the guided teacher's trajectories at all student sigmas (trajectory and consistency distillation),
-its anchors at the student's second sigma (the diversity loss), and the distilled high expert's hand-overs (inputs
-of the low phase).
+Three kinds: the guided teacher's trajectories at all student sigmas (trajectory and consistency distillation, and
+`--real_score samples`), its anchors at the student's second sigma (the diversity loss), and the distilled high
+expert's hand-overs (inputs of the low phase).
 
 They are kept in safetensors shards in a folder named by a hash of everything they depend on, so a later run reuses
 them and an interrupted one goes on. Experts take turns: the high expert carries every sample to the boundary, then
@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -83,16 +85,15 @@ class StoredSamples:
         key = dict(teacher=teacher.info.fingerprint(), text=bank.key, prompts=prompts, sigmas=self.sigmas,
                    knots=self.knots, shape=self.shape, seed=config.seed, dtype=config.mixed_precision,
                    boundary=config.boundary, shard=self.shard_size)
+        if config.base_precision != "bf16":  # a quantised teacher's samples are its own
+            key["base"] = config.base_precision
         if student:
             key["student"] = hashlib.sha256(student.read_bytes()).hexdigest()
         else:
             key |= dict(negative=config.negative_prompt, guidance=[config.guidance_scale, config.guidance_scale_2])
         digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
         self._open: dict[int, safe_open] = {}
-        if config.init_student_from:  # the run that this one begins with may have solved the very same samples
-            self.folder = Path(config.init_student_from) / kind / digest
-            if all(self.shard(i).exists() for i in range(self.shards)):
-                return
+        self.earlier = Path(config.init_student_from) / kind / digest if config.init_student_from else None
         self.folder = Path(config.output_dir) / kind / digest
         self.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(self.folder / "key.json", json.dumps(key, indent=1).encode())
@@ -114,7 +115,7 @@ class StoredSamples:
         count, runtime = self.shards, self.runtime
         # By number, not by what is left: ranks look at the folder at different moments.
         todo = runtime.told_by_main(
-            [i for i in range(runtime.rank, count, runtime.world) if not self.shard(i).exists()])
+            [i for i in range(runtime.rank, count, runtime.world) if not self._solved(i)])
         experts = [e for e in self.teacher.info.experts if stretch(self.sigmas, e, self.config.boundary)]
         evaluations = {e: len(stretch(self.sigmas, e, self.config.boundary)) - 1 for e in experts}
         total = len(todo) * self.shard_size * sum(evaluations.values())
@@ -126,14 +127,29 @@ class StoredSamples:
                 # Sharded, a forward needs all ranks: those with less to do join in with samples that nobody keeps.
                 most = int(runtime.agree(len(pending))) if runtime.sharded else len(pending)
                 if most:
-                    transformer = self.teacher.load_expert(expert)
-                    if self.student:
-                        load_student(transformer, self.student)
-                    denoiser = Denoiser({expert: transformer}, self.config.boundary, self.teacher.info.expand_timesteps)
-                    for index in [*pending, *[None] * (most - len(pending))]:
-                        runtime.stop_here_if_asked()
-                        self._solve_shard(index, expert, denoiser, negative, bar)
+                    self._solve_shards([*pending, *[None] * (most - len(pending))], expert, negative, bar)
         runtime.state.wait_for_everyone()
+
+    def _solve_shards(self, indices: list[int | None], expert: Expert, negative: Tensor, bar: tqdm) -> None:
+        """One expert's stretch of each; the expert is let go before the next one is loaded."""
+        transformer = self.teacher.load_expert(expert)
+        if self.student:
+            load_student(transformer, self.student)
+        denoiser = Denoiser({expert: transformer}, self.config.boundary, self.teacher.info.expand_timesteps)
+        for index in indices:
+            self.runtime.stop_here_if_asked()
+            self._solve_shard(index, expert, denoiser, negative, bar)
+
+    def _solved(self, index: int) -> bool:
+        """Whether a shard is here. One that the run named by `--init_student_from` has solved is taken over."""
+        file = self.shard(index)
+        if self.earlier and not file.exists() and (kept := self.earlier / file.name).exists():
+            with suppress(SafetensorError), safe_open(kept, framework="pt"):  # whole, by its header
+                try:
+                    os.link(kept, file)
+                except OSError:  # another disk, or one without links
+                    write_atomically(file, kept.read_bytes())
+        return file.exists()
 
     def _handed_over(self, index: int) -> Path:
         return self.folder / f"{index:05d}.handed-over.safetensors"
@@ -228,6 +244,8 @@ def handovers(config: Config, teacher: Teacher, bank: PromptBank, prompts: list[
     student = distilled_high(config)
     if student is None:
         runtime.say("No distilled high expert is here: the low one learns from the guided teacher's hand-overs.")
+        if "real_score" in config.roles:  # solved to their end anyway
+            return trajectories(config, teacher, bank, prompts, runtime)
     teacher_grid = sigma_grid(config.teacher_steps, config.teacher_shift)
     sigmas = config.sigmas(steps) if student else knots_in((end,), teacher_grid)
     return StoredSamples(config, teacher, bank, prompts, runtime, kind="handovers", knots=(end,),
