@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from wan_distill.config import WAN_NEGATIVE_PROMPT, Config, UsageError
+from wan_distill.config import WAN_NEGATIVE_PROMPT, Config, UsageError, speak_plainly
 
 SAME_SCHEDULE = ("teacher", "sampling_steps", "flow_shift", "boundary_ratio", "max_sequence_length")
 TEACHER_STEPS = 40  # Wan2.2's own
@@ -45,6 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Exit code: 0 done, 2 bad input."""
+    speak_plainly()
     try:
         return run(build_parser().parse_args(argv))
     except UsageError as error:

@@ -15,12 +15,22 @@ import sys
 import traceback
 from pathlib import Path
 
-from wan_distill.config import RESUMABLE, Config, Halted, Stopped, UsageError, parse_args, resolve  # light
+from wan_distill.config import (  # light
+    RESUMABLE,
+    Config,
+    Halted,
+    Stopped,
+    UsageError,
+    parse_args,
+    resolve,
+    speak_plainly,
+)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Exit code: 0 done, 2 bad input, 75 stopped by a signal with everything saved (run again to go on)."""
     argv = sys.argv[1:] if argv is None else argv
+    speak_plainly()
     try:
         return run(parse_args(argv))
     except Stopped as stopped:

@@ -120,8 +120,10 @@ def run(recipe: str, steps: int, root: Path, extra: list[str]) -> dict:
     def solving(self, negative):
         before, started, name = counted[0], time.perf_counter(), self.folder.name
         solve(self, negative)
-        if counted[0] > before:
-            known[name] = [counted[0] - before, time.perf_counter() - started]
+        if counted[0] > before:  # noted at once: after an interruption the rest is added
+            spent = [counted[0] - before, time.perf_counter() - started]
+            known[name] = [a + b for a, b in zip(known.get(name, [0, 0]), spent, strict=True)]
+            costs.write_text(json.dumps(known), encoding="utf-8")
         elif name not in met and folder in self.folder.parents:
             taken_over[:] = (a + b for a, b in zip(taken_over, known[name], strict=True))
         met.add(name)
@@ -136,7 +138,6 @@ def run(recipe: str, steps: int, root: Path, extra: list[str]) -> dict:
             raise SystemExit(f"{recipe} in {steps} steps could not be measured")
     finally:
         Denoiser._forward, methods.make_method, StoredSamples.solve = forward, make, solve
-    costs.write_text(json.dumps(known), encoding="utf-8")
     for kind in SHARED:
         shutil.copytree(folder / kind, root / kind, dirs_exist_ok=True) if (folder / kind).exists() else None
     result = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))

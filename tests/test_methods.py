@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TEXT_DIM, random_transformer
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import train_distillation
 from wan_distill.config import EMBEDDED_TEACHER, LORA_TARGETS, UsageError
@@ -288,6 +289,41 @@ def test_the_low_phase_begins_where_the_distilled_high_expert_ends(sources):
     assert make_method("low", made).inputs[4].folder != before  # another high expert, other inputs
 
 
+def test_without_a_distilled_high_expert_the_low_ones_pairs_share_their_beginning(sources):
+    method = make_method("low", sources(method="dmd", real_score="samples", expert="low"))
+    batch = method.batch_at(0, 0)
+    assert torch.equal(batch.x, method.samples.at(batch.rows, [batch.sigmas[0]] * len(batch.rows)))
+
+
+class Waits(TorchDispatchMode):
+    """Raises where the host would wait for the device, which is `meta`: there values do not exist, so reading them
+    raises anyway, and copies to it must be told not to wait."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if func._overloadpacket.__name__ in ("_to_copy", "copy_"):
+            given = [a.device.type for a in args if isinstance(a, torch.Tensor)]
+            if "cpu" in given and result.device.type == "meta":
+                assert (kwargs or {}).get("non_blocking") or (len(args) > 2 and args[2]), "waits for a copy"
+        return result
+
+
+@pytest.mark.parametrize("method", ["trajectory", "consistency", "dmd", "dmd-samples"])
+@pytest.mark.parametrize("expert", ["high", "low"])
+def test_the_host_never_waits_for_the_device_in_a_loss_and_its_backward(sources, method, expert):
+    real = "samples" if method.endswith("-samples") else "guided"
+    made = sources(method=method.removesuffix("-samples"), real_score=real, critic_warmup_steps=0, critic_updates=1)
+    method, denoiser, _ = trained(made, expert)
+    made.runtime.device = made.bank.device = torch.device("meta")
+    object.__setattr__(made, "negative", made.negative.to("meta"))
+    denoiser.experts[expert].to("meta")
+    with Waits():
+        for step in range(method.updates(1)):
+            role = method.role_at(step)
+            with denoiser.training(role):
+                method.loss(role, denoiser, method.batch_at(step, step), generator(step)).value.backward()
+
+
 # ----------------------------------------------------------------------------------------------------- consistency
 
 
@@ -338,7 +374,7 @@ def test_consistency_is_learned_where_the_sampler_will_be(sources, expert):
 
 
 @pytest.mark.parametrize("expert", ["high", "low"])
-def test_a_student_as_good_as_its_teacher_is_left_alone_and_a_worse_one_is_not_kept(sources, expert, tmp_path):
+def test_a_student_as_good_as_its_teacher_is_left_alone_and_a_worse_one_is_not_kept(sources, expert, tmp_path, capsys):
     made = sources(method="trajectory", monitor_steps=1, ema_decay=0.5)
     _, denoiser, learners = trained(made, expert)
     monitor = Monitor(expert, made, tmp_path)
@@ -346,6 +382,7 @@ def test_a_student_as_good_as_its_teacher_is_left_alone_and_a_worse_one_is_not_k
     values = monitor.look(denoiser, learners["student"])
     assert values["monitor_score"] == pytest.approx(0, abs=1e-6) and values["monitor_diversity"] == pytest.approx(1)
     best = monitor.exported(learners["student"])
+    assert "no nearer to the teacher than it began" in capsys.readouterr().out
     for p in learners["student"].parameters.values():
         p.data.add_(0.3)
     del monitor.student_x0

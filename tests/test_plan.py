@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import math
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
+from conftest import REPOSITORY
 from diffusers import WanTransformer3DModel
 from safetensors.torch import load_file, save_file
 
@@ -133,6 +138,29 @@ def test_dry_run_prints_the_plan_and_loads_no_weights(random_teacher, tmp_path, 
     for heading in ("Model", "Memory", "Disk", "Work", "Time", "Cards", "Versions", "Files", "RAM"):
         assert any(line.startswith(heading) for line in shown.splitlines()), heading
     assert not (tmp_path / "out").exists()
+
+
+def test_the_plan_knows_what_the_warm_start_has_solved(small_config, tmp_path):
+    """Neither the disk nor the arithmetic of samples that are taken over is asked for."""
+    config = small_config(method="dmd", real_score="samples", num_trajectories=40)
+    solved = tmp_path / "first" / "trajectories" / "abc" / "00000.safetensors"
+    solved.parent.mkdir(parents=True)
+    warm = dataclasses.replace(config, init_student_from=str(tmp_path / "first"))
+    info = describe(config)
+    cost = memory.trace(memory.shape_of(config, info))
+    needs = [plan.disk_needs(c, info, cost)["for solved samples"] for c in (config, warm)]
+    assert needs[0] == needs[1] == 40 * (4 + 1) * 4 * math.prod(info.latent_shape(config))
+    solved.write_bytes(bytes(int(0.75 * 40 * 4 * 4 * math.prod(info.latent_shape(config)))))
+    assert plan.disk_needs(warm, info, cost)["for solved samples"] == needs[0] * (1 + 1) / (4 + 1)
+    assert memory.arithmetic(warm, info, cost)[0] == pytest.approx(memory.arithmetic(config, info, cost)[0] / 4)
+
+
+def test_a_console_without_the_characters_shows_escapes(random_teacher, tmp_path):
+    """As on Windows, where a pipe is cp1252 and Wan's negative prompt Chinese."""
+    command = [sys.executable, str(REPOSITORY / "train_distillation.py"), "--teacher_path", str(random_teacher),
+               "--method", "dmd", "--dry_run", "--output_dir", str(tmp_path / "out"), *CLIP]
+    ended = subprocess.run(command, env=os.environ | {"PYTHONIOENCODING": "cp1252"}, capture_output=True, check=False)
+    assert ended.returncode == 0 and b"--negative_prompt \\u8272" in ended.stdout, ended.stderr[-1000:]
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import math
 import re
+import sys
 import types
 import typing
 from dataclasses import dataclass, field
@@ -139,7 +140,7 @@ class Config:
     ema_decay: float | None = flag(None, "decay of the student's moving average, which is exported; 0 = off", OPTIMISER)
     ema_start: int | None = flag(None, "update from which the average is taken", OPTIMISER)
 
-    num_trajectories: int | None = flag(None, "samples to solve and store once", TRAJECTORY)
+    num_trajectories: int | None = flag(None, "samples to solve and store once, by any --method", TRAJECTORY)
 
     critic_warmup_steps: int | None = flag(None, "updates of each score alone before the first of the student", DMD)
     critic_updates: int | None = flag(None, "updates of each score before each of the student", DMD,
@@ -150,7 +151,7 @@ class Config:
         None, "what the student is matched with: the teacher's guided score (published), or that of samples it solved "
         "(a third adapter learns it)", DMD, choices=("guided", "samples"))
     score_sigma_max: float | None = flag(None, "largest sigma at which scores are compared", DMD)
-    score_draws: int | None = flag(None, "(sigma, noise) draws per rollout in the critic's loss", DMD)
+    score_draws: int | None = flag(None, "(sigma, noise) draws per sample in the scores' loss, high phase", DMD)
     real_score_guidance_scale: float | None = flag(
         None, "--real_score guided: guidance of the high teacher's score (default: the teacher's own)", DMD)
     real_score_guidance_scale_2: float | None = flag(
@@ -540,6 +541,13 @@ def _read_yaml(file: str) -> dict:
         flags = [f"--{item.name}" for item in dataclasses.fields(Config)]
         raise UsageError(f"--config {file}: {_unknown(unknown[0], flags)}")
     return {k: v for k, v in vars(known).items() if k != "config"}
+
+
+def speak_plainly() -> None:
+    """What stdout or stderr cannot encode, such as Wan's negative prompt in a Windows pipe, is shown as escapes."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # not where a caller has put something else in its place
+            stream.reconfigure(errors="backslashreplace")
 
 
 def one_line(error: BaseException) -> str:

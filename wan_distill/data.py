@@ -137,6 +137,11 @@ def split_prompts(config: Config, teacher) -> tuple[list[str], list[str]]:
     return [p for p in prompts if p not in set(held_out)] or held_out, held_out
 
 
+def sent(values: Tensor, device: torch.device) -> Tensor:
+    """`values` on `device`; the host does not wait for it (from pageable memory a large copy would)."""
+    return (values.pin_memory() if device.type == "cuda" else values).to(device, non_blocking=True)
+
+
 class PromptBank:
     """Embeddings of prompts, read from their cache when a batch asks for them.
 
@@ -175,7 +180,7 @@ class PromptBank:
         batch = rows[0].new_zeros(len(rows), self.length, rows[0].shape[1])
         for padded, row in zip(batch, rows, strict=True):
             padded[: row.shape[0]] = row
-        return batch.to(self.device, non_blocking=True)
+        return sent(batch, self.device)
 
     def _embedding(self, prompt: str) -> Tensor:
         if prompt not in self._held:

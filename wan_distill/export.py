@@ -125,8 +125,8 @@ def check_init(config: Config) -> None:
         try:
             read_metadata(file)
             with safe_open(file, framework="pt") as lora:
-                ranks = {name: lora.get_slice(name).get_shape()[0] for name in lora.offset_keys()
-                         if ".lora_down." in name}
+                names = [name for name in list(lora.keys()) if ".lora_down." in name]
+                ranks = {name: lora.get_slice(name).get_shape()[0] for name in names}
         except SafetensorError as error:
             raise UsageError(f"--init_student_from {file}: damaged ({error}); give another run's folder") from error
         modules = [DIFFUSERS_NAMES[name.split(".", 3)[3].split(".lora_")[0]] for name in ranks]

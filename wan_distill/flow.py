@@ -12,7 +12,7 @@ from torch import Tensor
 
 def per_sample(values: Tensor, like: Tensor) -> Tensor:
     """Views `values` [B] as [B, 1, 1, ...] on the device and in the dtype of `like` [B, ...]."""
-    return values.to(like).view(-1, *[1] * (like.ndim - 1))
+    return values.to(like.device, like.dtype, non_blocking=True).view(-1, *[1] * (like.ndim - 1))
 
 
 def add_noise(x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:

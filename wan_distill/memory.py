@@ -16,6 +16,7 @@ import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from diffusers import WanTransformer3DModel
@@ -226,6 +227,7 @@ def arithmetic(config: Config, info, cost: Trace) -> tuple[float, dict[str, tupl
     forward, update = cost.forward_flops * micro, cost.update_flops * micro
     guided = sum(2 if g != 1 else 1 for g in (config.guidance_scale, config.guidance_scale_2)) / 2
     solve = config.num_trajectories / config.train_batch_size * cost.forward_flops * config.teacher_steps * guided
+    solve *= 1 - solved_before(config, info)
     if config.method == "trajectory":
         return solve, {"student": (update, updates)}
     if config.method == "consistency":  # the guided teacher's step, and the student's own end point
@@ -240,6 +242,15 @@ def arithmetic(config: Config, info, cost: Trace) -> tuple[float, dict[str, tupl
     if sampled:
         return solve, costs | {"real_score": (score, times)}
     return solve * _anchor_share(config) * diversity, costs
+
+
+def solved_before(config: Config, info) -> float:
+    """The part of this run's trajectories that the one named by `--init_student_from` has, going by their size."""
+    if config.init_student_from is None:
+        return 0.0
+    files = (Path(config.init_student_from) / "trajectories").glob("*/*.safetensors")
+    found = sum(file.stat().st_size for file in files)
+    return min(1.0, found / (FP32 * config.num_trajectories * config.grid_steps * math.prod(info.latent_shape(config))))
 
 
 def _anchor_share(config: Config) -> float:

@@ -140,8 +140,11 @@ def disk_needs(config: Config, info, cost) -> dict[str, float]:
     tensors = roles * (1 + memory.ADAM_MOMENTS) + (config.ema_decay > 0)
     needs = {"for checkpoints": kept * len(config.experts) * tensors * memory.FP32 * cost.adapter,
              "for the exported LoRA files": len(config.experts) * memory.FP32 * cost.adapter}
-    whole = config.method != "dmd" or "real_score" in config.roles
-    solved = (config.grid_steps if whole else 1) + (config.method == "dmd")  # solutions or anchors, and hand-overs
+    if config.method != "dmd" or "real_score" in config.roles:
+        solved = config.grid_steps * (1 - memory.solved_before(config, info))
+    else:
+        solved = 1  # anchors
+    solved += len(config.sampling_steps) * (config.method == "dmd")  # hand-overs
     needs["for solved samples"] = config.num_trajectories * solved * latent
     if config.save_merged:
         needs["for the merged pipeline"] = len(info.experts) * cost.base_bytes

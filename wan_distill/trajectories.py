@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from wan_distill.checkpoint import write_atomically, write_tensors
 from wan_distill.config import Config, UsageError
-from wan_distill.data import PromptBank
+from wan_distill.data import PromptBank, sent
 from wan_distill.denoiser import Denoiser
 from wan_distill.export import load_student, student_file
 from wan_distill.metrics import progress_bar
@@ -208,7 +208,7 @@ class StoredSamples:
         """Latents [B, C, F, H, W] of samples `rows`, each at its own knot (or at 1: its noise)."""
         latents = [self.noise(row) if sigma == 1 else self._knot(row, self.knots.index(sigma))
                    for row, sigma in zip(rows, sigmas, strict=True)]
-        return torch.stack(latents).to(self.runtime.device, non_blocking=True)
+        return sent(torch.stack(latents), self.runtime.device)
 
     def prompt(self, rows: Sequence[int]) -> Tensor:
         """Embeddings [B, L, D] of the samples' prompts."""

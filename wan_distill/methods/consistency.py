@@ -88,7 +88,7 @@ class Consistency:
 
 
 def points_inside(start: float, end: float, solver_points: int, shift: float) -> tuple[float, ...]:
-    """The points of the teacher's shifted grid strictly between two student sigmas, with both of these."""
+    """Two student sigmas, and between them the points of a grid of `solver_points`, shifted as the student's is."""
     grid = sigma_grid(solver_points, shift)
     return (start, *(s for s in grid if end + 1e-9 < s < start - 1e-9), end)
 

@@ -1,8 +1,8 @@
 """Phased distribution matching: each expert learns to map its inputs to the teacher's distribution at its phase's end.
 
 DMD2 (arXiv 2405.14867) with the phases of Phased DMD (arXiv 2510.27684): the high expert maps noise to latents at the
-hand-over sigma, the low expert maps what the *distilled* high expert hands over to x0. No data, only prompts. Teacher,
-student and critic (`fake_score`) share one frozen base.
+hand-over sigma, the low expert maps what the *distilled* high expert hands over to x0. No videos, only prompts.
+Teacher, student and critic (`fake_score`) share one frozen base.
 
     generator:  g = (x0_fake - x0_real) / mean|x0 - x0_real|,   L = 1/2 |x0 - sg(x0 - g)|^2     (DMD, eq. 7 and 8)
     critic:     L = |v_fake(x_t) - v*|^2,   v* = flow.phase_velocity: the naive noise - x_s is biased when s > 0
@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from wan_distill import flow
+from wan_distill.data import sent
 from wan_distill.denoiser import Denoiser, Role
 from wan_distill.methods import Loss, Sources
 from wan_distill.runtime import generator, keyed_noise, keyed_order
@@ -91,7 +92,7 @@ class PhasedDMD:
         return self.config.critic_warmup_steps * len(self.scores) + student_updates * each
 
     def batch_at(self, step: int, micro_batch: int) -> Batch:
-        """Fresh noise (high) or stored hand-overs (low), and the step at which the rollout ends.
+        """Noise (high; of stored samples where a loss needs them) or hand-overs (low), and the rollout's last step.
 
         The grid and the exit are keyed by the update alone: all ranks agree without a word.
         """
@@ -108,7 +109,8 @@ class PhasedDMD:
             prompts = self.sources.prompts
             chosen = [prompts[keyed_order(config.seed, "prompts", position=p, size=len(prompts))] for p in positions]
             noise = torch.stack([keyed_noise(self.shape, config.seed, "dmd", p) for p in positions])
-            return Batch(noise.to(self.sources.runtime.device), self.sources.bank.batch(chosen), sigmas, exit, None, [])
+            noise = sent(noise, self.sources.runtime.device)
+            return Batch(noise, self.sources.bank.batch(chosen), sigmas, exit, None, [])
         key = "handovers" if self.inputs else "anchors"
         rows = [keyed_order(config.seed, key, position=p, size=len(stored)) for p in positions]
         anchor = self.anchors.at(rows, [self.anchors.knots[0]] * size) if self.anchors else None
@@ -147,7 +149,7 @@ class PhasedDMD:
         most = self.config.score_sigma_max
         low, high = (unshift(s, shift) for s in score_range(self.expert, self.config.boundary, end, most))
         sigma = flow.shift_sigmas(flow.uniform(low, high, len(x_end), rng), shift)
-        noise = torch.randn(x_end.shape, generator=rng).to(x_end.device)
+        noise = sent(torch.randn(x_end.shape, generator=rng), x_end.device)
         return flow.phase_add_noise(x_end, noise, sigma, end), sigma, noise
 
     def generator_loss(self, denoiser: Denoiser, batch: Batch, rng: torch.Generator) -> Loss:
