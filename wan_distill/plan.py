@@ -37,6 +37,9 @@ def describe_plan(config: Config, info, prompts: list[str], held_out: list[str])
         lines.append(f"  sigmas  {' | '.join(owners)} | {sigmas[-1]:.0f}")
     roles = ", ".join(config.roles).replace("fake_score", "critic (fake_score)")
     lines.append(f"Method    {config.method}; roles on one frozen base: teacher, {roles}")
+    if 1 in config.sampling_steps and config.boundary is not None and config.method != "trajectory":
+        lines.append("  note    a single step is the high expert's, whose range ends far above all detail: for that step "
+                     "--method trajectory is better by far (docs/methods.md)")
     if config.method == "dmd":
         lines += [f"  --{name} {getattr(config, name)}: {reason}" for name, reason in REASONS.items()]
     for expert in config.experts:
