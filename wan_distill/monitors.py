@@ -109,7 +109,7 @@ class Monitor:
                          f"{learner.done} updates; those are exported.")
         if not updates:
             self.runtime.say(f"Warning, {self.expert} expert: training brought it no nearer to the teacher than it "
-                             "began. Try --method trajectory, or a lower --learning_rate.")
+                             "began. Try a lower --learning_rate, or another --method.")
         return load_file(self.file)
 
     # ------------------------------------------------------------------------------------------------------- seeing

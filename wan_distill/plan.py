@@ -26,7 +26,8 @@ def describe_plan(config: Config, info, prompts: list[str], held_out: list[str])
         f"{config.guidance_scale:g} (high), {config.guidance_scale_2:g} (low)",
         f"Clip      {config.num_frames} frames of {config.height}x{config.width}, latents "
         f"{'x'.join(map(str, info.latent_shape(config)))}, text of {config.max_sequence_length} tokens",
-        f"Student   {' or '.join(map(str, config.sampling_steps))} steps, no guidance, shift {config.flow_shift:g}; "
+        f"Student   {' or '.join(map(str, config.sampling_steps))} step{'s' * (config.grid_steps > 1)}, "
+        f"no guidance, shift {config.flow_shift:g}; "
         + (f"LoRA rank {config.rank} on a frozen {config.mixed_precision.replace('no', 'fp32')} base"
            if config.student_layers is None else
            f"{config.student_layers} of the teacher's {info.transformer['num_layers']} blocks, all weights trained"),
@@ -38,7 +39,7 @@ def describe_plan(config: Config, info, prompts: list[str], held_out: list[str])
     roles = ", ".join(config.roles).replace("fake_score", "critic (fake_score)")
     lines.append(f"Method    {config.method}; roles on one frozen base: teacher, {roles}")
     if 1 in config.sampling_steps and config.boundary is not None and config.method != "trajectory":
-        lines.append("  note    a single step is the high expert's, whose range ends far above all detail: for that step "
+        lines.append("  note    a single step is the high expert's, whose range ends far above all detail: for it "
                      "--method trajectory is better by far (docs/methods.md)")
     if config.method == "dmd":
         lines += [f"  --{name} {getattr(config, name)}: {reason}" for name, reason in REASONS.items()]
@@ -186,7 +187,7 @@ def check_surroundings(config: Config, info) -> list[str]:
     check_tracker(config)
     check_processes(config, info)
     check_optional(config)
-    if config.init_student_from:
+    if config.init_student_from and not config.evaluate_only:
         from wan_distill.export import check_init
 
         check_init(config)
