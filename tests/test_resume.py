@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from wan_distill.config import RESUMABLE
 from wan_distill.export import LORA_FILE
 from wan_distill.methods import Loss
 from wan_distill.methods.trajectory import Trajectory
+from wan_distill.metrics import Metrics
 from wan_distill.runtime import Learner
 from wan_distill.trajectories import StoredSamples
 
@@ -351,3 +353,13 @@ def test_a_hub_teachers_samples_are_solved_once_though_its_files_arrive_one_by_o
     assert run("second", "dmd-samples", "--teacher_path", "someone/wan", "--init_student_from",
                str(tmp_path / "first"), "--diversity_weight", "0") == 0
     assert solved == [*first, ("handovers", 0, "high")]  # the warm start's samples are found
+
+
+def test_an_interval_that_a_stop_cuts_is_still_the_mean_of_all_ranks(tmp_path, monkeypatch):
+    runtime = SimpleNamespace(world=2, device=torch.device("cpu"), is_main=True)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda total: total.add_(3.0))  # what the other rank has
+    before, after = (Metrics(tmp_path / "metrics.jsonl", runtime) for _ in range(2))
+    before.add(loss=1.0)
+    after.resume(before.state(), "high", 1)  # 2 on both: the mean of 1 and 3
+    after.add(loss=5.0)  # 1 on the other
+    assert after.write(expert="high", step=2)["loss"] == (2 + 5 + 3) / 2 / 2

@@ -134,17 +134,20 @@ class Metrics:
     def _means(self) -> dict[str, float]:
         if not self.sums:
             return {}
+        return {name: total / self.counts[name] for name, total in self._totals().items()}
+
+    def _totals(self) -> dict[str, float]:
+        """The sums, averaged over ranks; all of them must ask."""
         names = sorted(self.sums)
-        means = torch.stack([self.sums[n].to(self.runtime.device) / self.counts[n] for n in names])
+        totals = torch.stack([self.sums[n].to(self.runtime.device) for n in names])
         if self.runtime.world > 1:
-            dist.all_reduce(means)
-            means /= self.runtime.world
-        return dict(zip(names, means.tolist(), strict=True))
+            dist.all_reduce(totals)
+            totals /= self.runtime.world
+        return dict(zip(names, totals.tolist(), strict=True))
 
     def state(self) -> dict:
-        """What has not been written yet, for a checkpoint."""
-        sums = {name: float(total) for name, total in self.sums.items()}
-        return dict(sums=sums, counts=dict(self.counts), seen=dict(self.seen))
+        """What has not been written yet, for a checkpoint; all ranks must ask."""
+        return dict(sums=self._totals() if self.sums else {}, counts=dict(self.counts), seen=dict(self.seen))
 
     def resume(self, state: dict, expert: str, step: int) -> None:
         """Goes on after `step` of `expert`: puts back `state`, drops lines that tell of later updates or are torn."""

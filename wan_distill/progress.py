@@ -75,11 +75,12 @@ class Progress:
         self.run = identity(self.config, sources.teacher.info, sources.prompts, self.runtime.world)
 
     def save(self, step: int) -> None:
-        """A checkpoint of everything after `step` updates; a no-op where it already exists."""
+        """A checkpoint of everything after `step` updates; a no-op where it already exists. All ranks call it."""
+        unwritten = self.metrics.state()
         if self.runtime.is_main and not (self.root / f"checkpoint-{step}").exists():
             state = dict(config=self.config.to_json(), expert=self.expert, run=self.run,
                          done={role: learner.done for role, learner in self.learners.items()},
-                         metrics=self.metrics.state())
+                         metrics=unwritten)
             checkpoint.save(self.root, step, {role: learner.tensors() for role, learner in self.learners.items()},
                             state, self.config.checkpoints_total_limit)
         self.runtime.state.wait_for_everyone()
