@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import random_transformer
+from conftest import REPOSITORY, random_transformer
+from diffusers import WanTransformer3DModel
 
 import train_distillation
 from wan_distill import memory
@@ -185,3 +188,55 @@ def test_a_run_with_a_quantised_base_trains_and_exports(small_config):
     lines = [json.loads(line) for line in (Path(config.output_dir) / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["student_gradient_norm"] > 0
     assert (Path(config.output_dir) / "student" / "transformer_2").is_dir()
+
+
+LOADING = """
+import json, sys, threading, time
+from pathlib import Path
+from types import SimpleNamespace
+import torch
+from diffusers import ContextParallelConfig, WanTransformer3DModel
+from wan_distill import quantise
+from wan_distill.config import Config
+from wan_distill.teacher import Teacher
+
+def private():  # memory of this process alone, in bytes: files that are mapped do not count
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.split("RssAnon:")[1].split()[0])
+
+def watch():
+    while watching:
+        seen.append(private())
+        time.sleep(0.0005)
+
+folder, kind, offload = Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "True"
+config = Config(teacher_path=str(folder), base_precision=kind, mixed_precision="bf16", offload=offload)
+runtime = SimpleNamespace(device=torch.device("cpu"), dtype=torch.bfloat16, sharded=False, together=False)
+teacher = Teacher(SimpleNamespace(source=str(folder), folder=folder), config, runtime)
+watching, seen, before = True, [], private()
+thread = threading.Thread(target=watch)
+thread.start()
+model = teacher.load_expert("high")
+watching = False
+thread.join()
+print(json.dumps(dict(held=private() - before, beyond=max(seen) - private())))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the memory of a process from /proc, which Linux alone has")
+def test_loading_holds_at_most_one_shard_beyond_what_stays(tmp_path):
+    """Shards stream straight to their dtype and place: 300 MB of float32 files, as bf16, quantised, offloaded."""
+    model = WanTransformer3DModel(num_attention_heads=8, attention_head_dim=128, in_channels=16, out_channels=16,
+                                  text_dim=64, freq_dim=64, ffn_dim=4096, num_layers=4)
+    model.save_pretrained(tmp_path / "transformer", max_shard_size="50MB")
+    shards = [file.stat().st_size for file in tmp_path.glob("transformer/*.safetensors")]
+    assert len(shards) >= 6
+    (tmp_path / "load.py").write_text(LOADING, encoding="utf-8")
+    # Left alone, glibc keeps what is freed, and how much is chance; from this size on it gives it back.
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "MALLOC_MMAP_THRESHOLD_": "65536"}
+    for kind, offload, share in (("bf16", False, 0.5), ("fp8", False, 0.3), ("bf16", True, 0.5)):
+        command = [sys.executable, str(tmp_path / "load.py"), str(tmp_path), kind, str(offload)]
+        ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert ended.returncode == 0, ended.stderr[-2000:]
+        found = json.loads(ended.stdout.splitlines()[-1])
+        assert found["beyond"] < max(shards) and found["held"] < 1.1 * share * sum(shards), (kind, offload, found)
