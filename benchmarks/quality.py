@@ -120,7 +120,7 @@ def run(recipe: str, steps: int, root: Path, extra: list[str]) -> dict:
     def solving(self, negative):
         before, started, name = counted[0], time.perf_counter(), self.folder.name
         solve(self, negative)
-        if counted[0] > before:  # noted at once: after an interruption the rest is added
+        if counted[0] > before:  # noted at once: the run may be interrupted before its line is written
             spent = [counted[0] - before, time.perf_counter() - started]
             known[name] = [a + b for a, b in zip(known.get(name, [0, 0]), spent, strict=True)]
             costs.write_text(json.dumps(known), encoding="utf-8")

@@ -248,6 +248,11 @@ class Config:
         """alpha of a role's adapter; its effect is scaled by alpha / rank."""
         return self.lora_alpha if role == "student" else self.fake_score_lora_alpha
 
+    @property
+    def base_key(self) -> dict:
+        """What tells a quantised teacher's stored samples from the plain one's, in the keys they are found by."""
+        return {} if self.base_precision == "bf16" else {"base": self.base_precision}
+
     def to_json(self) -> dict:
         """Plain values of every setting but the secret one, for run.json and for telling whether two runs agree."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()

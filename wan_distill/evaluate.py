@@ -116,9 +116,7 @@ class Evaluation:
         key = dict(teacher=self.teacher.info.fingerprint(), text=self.bank.key, prompts=self.prompts, row=vars(row),
                    seed=config.eval_seed, guidance=[config.guidance_scale, config.guidance_scale_2],
                    negative=config.negative_prompt, shape=self.teacher.info.latent_shape(config),
-                   boundary=config.boundary, dtype=config.mixed_precision)
-        if config.base_precision != "bf16":  # a quantised teacher's samples are its own
-            key["base"] = config.base_precision
+                   boundary=config.boundary, dtype=config.mixed_precision, **config.base_key)
         name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
         return self.folder / "evaluation" / f"{name}.safetensors"
 

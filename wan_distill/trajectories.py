@@ -84,9 +84,7 @@ class StoredSamples:
         self.shard_size = max(1, min(32, SHARD_BYTES // per_sample))
         key = dict(teacher=teacher.info.fingerprint(), text=bank.key, prompts=prompts, sigmas=self.sigmas,
                    knots=self.knots, shape=self.shape, seed=config.seed, dtype=config.mixed_precision,
-                   boundary=config.boundary, shard=self.shard_size)
-        if config.base_precision != "bf16":  # a quantised teacher's samples are its own
-            key["base"] = config.base_precision
+                   boundary=config.boundary, shard=self.shard_size, **config.base_key)
         if student:
             key["student"] = hashlib.sha256(student.read_bytes()).hexdigest()
         else:
