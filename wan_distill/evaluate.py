@@ -117,7 +117,7 @@ class Evaluation:
                    seed=config.eval_seed, guidance=[config.guidance_scale, config.guidance_scale_2],
                    negative=config.negative_prompt, shape=self.teacher.info.latent_shape(config),
                    boundary=config.boundary, dtype=config.mixed_precision, **config.base_key)
-        name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
+        name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
         return self.folder / "evaluation" / f"{name}.safetensors"
 
     @torch.no_grad()

@@ -89,7 +89,7 @@ class StoredSamples:
             key["student"] = hashlib.sha256(student.read_bytes()).hexdigest()
         else:
             key |= dict(negative=config.negative_prompt, guidance=[config.guidance_scale, config.guidance_scale_2])
-        digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
+        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
         self._open: dict[int, safe_open] = {}
         self.earlier = Path(config.init_student_from) / kind / digest if config.init_student_from else None
         self.folder = Path(config.output_dir) / kind / digest
