@@ -13,7 +13,9 @@ import sys
 import time
 from pathlib import Path
 
-from wan_distill.config import WAN_NEGATIVE_PROMPT, Config, UsageError, speak_plainly
+from wan_distill.errors import UsageError
+from wan_distill.settings.config import WAN_NEGATIVE_PROMPT, Config
+from wan_distill.system.console import speak_plainly
 
 SAME_SCHEDULE = ("teacher", "sampling_steps", "flow_shift", "boundary_ratio", "max_sequence_length")
 TEACHER_STEPS = 40  # Wan2.2's own
@@ -55,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Checks everything that can be refused without weights, then samples."""
-    from wan_distill.teacher import describe
+    from wan_distill.settings.description import describe
 
     videos = wanted(args)
     loras = find_loras(args.student)
@@ -69,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--steps {steps}: this student was trained for {trained} steps; use one of those")
     size = {key: getattr(args, key) or meta[key] for key in ("height", "width", "num_frames")}
 
-    from wan_distill.pictures import write_video
+    from wan_distill.system.pictures import write_video
 
     pipe = teacher = load(info, config, loras, args.offload)
     if args.compare and meta.get("student_layers"):  # there is no teacher beneath this student
@@ -93,7 +95,7 @@ def wanted(args: argparse.Namespace) -> list[tuple[str, int, Path]]:
         raise UsageError("--prompt: give one, or --vbench_prompts FILE, and not both")
     if args.prompt is not None:
         return [(args.prompt, args.seed, Path(args.out or "video.mp4"))]
-    from wan_distill.data import read_prompts
+    from wan_distill.data.prompts import read_prompts
 
     folder = Path(args.out or "vbench")
     return [(prompt, args.seed + i, folder / f"{file_name(prompt)}-{i}.mp4")
@@ -126,7 +128,7 @@ def beside_teacher(pipe, info, student, seconds: float, call: dict, seed: int):
 
 def find_loras(student: str) -> list[Path]:
     """The files of the experts meant by --student. Raises UsageError where there is none."""
-    from wan_distill.export import LORA_FILE, student_file
+    from wan_distill.layout import LORA_FILE, student_file
 
     if Path(student).is_dir():
         files = [file for expert in LORA_FILE if (file := student_file(student, expert)).exists()]
@@ -142,7 +144,7 @@ def find_loras(student: str) -> list[Path]:
 
 def check_schedules(loras: list[Path]) -> dict:
     """The metadata all `loras` share. Raises UsageError where they belong to different students."""
-    from wan_distill.export import read_metadata
+    from wan_distill.model.student_files import read_metadata
 
     metas = [read_metadata(file) for file in loras]
     for file, meta in zip(loras[1:], metas[1:], strict=True):
@@ -169,9 +171,11 @@ def load(info, config: Config, loras: list[Path], offload: bool):
     import torch
     from diffusers import WanPipeline
 
-    from wan_distill.export import load_student, read_metadata
-    from wan_distill.teacher import download
-    from wan_distill.umt5 import TextEncoderError, load_text_encoder, silence_tied_weight_report
+    from wan_distill.errors import TextEncoderError
+    from wan_distill.model.student_files import load_student, read_metadata
+    from wan_distill.settings.description import download
+    from wan_distill.umt5.repair import load_text_encoder
+    from wan_distill.umt5.silence import silence_tied_weight_report
 
     dtype = torch.float32 if info.embedded or not torch.cuda.is_available() else torch.bfloat16
     parts = ["text_encoder/*", "vae/*", "transformer*/*"]

@@ -16,8 +16,10 @@ import logging
 import sys
 from pathlib import Path
 
-from wan_distill.config import EMBEDDED_TEACHER
-from wan_distill.umt5 import EMBED, SHARED, TextEncoderError, Verdict
+from wan_distill.errors import TextEncoderError
+from wan_distill.settings.assets import EMBEDDED_TEACHER
+from wan_distill.umt5.inspect import EMBED, SHARED
+from wan_distill.umt5.verify import Verdict
 
 LOADERS = "transformers.modeling_utils"  # the logger that transformers 5 writes its report through
 REPORT = ("UMT5EncoderModel LOAD REPORT from: somewhere\nKey | Status |\n----+--------+\n"
@@ -31,7 +33,8 @@ def check(source: str | Path, *, revision: str | None = None, cache_dir: str | N
 
     Raises TextEncoderError where there is nothing to judge: no such folder, or pickles without permission.
     """
-    from wan_distill.umt5 import inspect_text_encoder, load_text_encoder, locate, refuse_pickle
+    from wan_distill.umt5.inspect import inspect_text_encoder, locate, refuse_pickle
+    from wan_distill.umt5.repair import load_text_encoder
 
     folder = locate(source, revision=revision, cache_dir=cache_dir)
     found = inspect_text_encoder(folder)
@@ -47,7 +50,7 @@ def check(source: str | Path, *, revision: str | None = None, cache_dir: str | N
 
 def shown_while_silenced(message: str) -> bool:
     """Whether a loader's `message` still reaches the log inside `silence_tied_weight_report`."""
-    from wan_distill.umt5 import silence_tied_weight_report
+    from wan_distill.umt5.silence import silence_tied_weight_report
 
     seen: list[str] = []
     handler = logging.Handler()
@@ -94,7 +97,8 @@ def main(argv: list[str] | None = None) -> int:
     where = dict(revision=args.revision, cache_dir=args.cache_dir)
     try:
         if args.repair:
-            from wan_distill.umt5 import locate, repair_on_disk
+            from wan_distill.umt5.inspect import locate
+            from wan_distill.umt5.repair import repair_on_disk
 
             encoder, verdict = None, repair_on_disk(locate(args.teacher_path, **where), args.repair)
         else:
@@ -113,7 +117,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def test_the_table_in_use_is_the_files():
-    from wan_distill.umt5 import verify
+    from wan_distill.umt5.verify import verify
 
     encoder, verdict = check(EMBEDDED_TEACHER)
     assert verdict.verdict == "PASS" and verdict.rows_compared == verdict.rows_total > 100

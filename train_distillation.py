@@ -15,16 +15,11 @@ import sys
 import traceback
 from pathlib import Path
 
-from wan_distill.config import (  # light
-    RESUMABLE,
-    Config,
-    Halted,
-    Stopped,
-    UsageError,
-    parse_args,
-    resolve,
-    speak_plainly,
-)
+from wan_distill.errors import RESUMABLE, Halted, Stopped, UsageError
+from wan_distill.settings.checks import resolve
+from wan_distill.settings.command_line import parse_args
+from wan_distill.settings.config import Config
+from wan_distill.system.console import speak_plainly
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -59,9 +54,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(config: Config) -> int:
     """The whole job, or the part of it that the flags ask for."""
-    from wan_distill.data import split_prompts
-    from wan_distill.plan import check_surroundings, describe_needs, describe_plan
-    from wan_distill.teacher import describe
+    from wan_distill.data.prompts import split_prompts
+    from wan_distill.planning.plan import describe_needs, describe_plan
+    from wan_distill.planning.preflight import check_surroundings
+    from wan_distill.settings.description import describe
 
     # 1. What is to be done? Everything that can be refused is refused here, before any weights load.
     info = describe(config)
@@ -73,18 +69,19 @@ def run(config: Config) -> int:
         return 0
     check_surroundings(config, info)
 
-    from wan_distill.evaluate import Evaluation, as_markdown
-    from wan_distill.export import export_student
-    from wan_distill.hub import push
-    from wan_distill.memory import explain_out_of_memory
-    from wan_distill.methods import Sources
-    from wan_distill.metrics import Tracker
-    from wan_distill.page import write_page
-    from wan_distill.previews import validation_prompts
-    from wan_distill.progress import check_resume, identity
-    from wan_distill.report import describe_results
-    from wan_distill.runtime import Runtime, claim
-    from wan_distill.teacher import Teacher, quiet_loading
+    from wan_distill.data.run import Sources
+    from wan_distill.model.loading import Teacher, quiet_loading
+    from wan_distill.planning.needs import explain_out_of_memory
+    from wan_distill.results.evaluation import Evaluation, as_markdown
+    from wan_distill.results.export import export_student
+    from wan_distill.results.hub import push
+    from wan_distill.results.page import write_page
+    from wan_distill.results.readme import describe_results
+    from wan_distill.system.files import claim
+    from wan_distill.system.runtime import Runtime
+    from wan_distill.training.metrics import Tracker
+    from wan_distill.training.previews import validation_prompts
+    from wan_distill.training.resume import check_resume, identity
 
     if not config.verbose_loading:
         quiet_loading()
@@ -133,9 +130,9 @@ def encode_prompts(config: Config, teacher, prompts: list[str], runtime):
     """
     import torch
 
-    from wan_distill.data import PromptBank
-    from wan_distill.metrics import progress_bar
-    from wan_distill.umt5 import recall, remember
+    from wan_distill.data.embeddings import PromptBank
+    from wan_distill.system.console import progress_bar
+    from wan_distill.umt5.verify import recall, remember
 
     def bank_of(verdict) -> PromptBank:
         key = dict(encoder=verdict.fingerprint, length=config.max_sequence_length, dtype=config.mixed_precision)
@@ -155,7 +152,7 @@ def encode_prompts(config: Config, teacher, prompts: list[str], runtime):
     runtime.say(*verdict.explain(), "")
     bank = bank_of(verdict)
     missing = bank.missing(prompts)
-    with progress_bar(len(missing), "prompts", "prompt", runtime) as bar:
+    with progress_bar(len(missing), "prompts", "prompt", runtime.is_main) as bar:
         for prompt in missing if runtime.is_main else []:
             with torch.no_grad():
                 padded, _ = pipeline.encode_prompt(
@@ -173,8 +170,10 @@ def load_encoder(config: Config, teacher, source: Path, runtime):
     """The teacher pipeline with its text encoder alone, loaded inside the filter, and the Verdict on that encoder."""
     from diffusers import WanPipeline
 
-    from wan_distill.export import scheduler_for
-    from wan_distill.umt5 import TextEncoderError, load_text_encoder, silence_tied_weight_report
+    from wan_distill.errors import TextEncoderError
+    from wan_distill.model.student_files import scheduler_for
+    from wan_distill.umt5.repair import load_text_encoder
+    from wan_distill.umt5.silence import silence_tied_weight_report
 
     try:
         with silence_tied_weight_report(config.verbose_loading):
@@ -193,15 +192,18 @@ def load_encoder(config: Config, teacher, source: Path, runtime):
 
 def train(config: Config, expert: str, sources, shown: list[str], tracker, runtime) -> None:
     """Trains one expert's student and writes it. Raises Stopped after a signal, with everything saved."""
-    from wan_distill.denoiser import Denoiser
-    from wan_distill.export import LORA_FILE, init_student, save_student
-    from wan_distill.methods import make_method
-    from wan_distill.metrics import Metrics, TrainingBar
-    from wan_distill.monitors import Monitor
-    from wan_distill.page import write_page
-    from wan_distill.previews import Previews
-    from wan_distill.progress import Progress
-    from wan_distill.runtime import make_learners, make_roles
+    from wan_distill.layout import LORA_FILE
+    from wan_distill.methods.registry import make_method
+    from wan_distill.model.adapters import make_roles
+    from wan_distill.model.denoiser import Denoiser
+    from wan_distill.model.student_files import init_student, save_student
+    from wan_distill.results.page import write_page
+    from wan_distill.system.console import TrainingBar
+    from wan_distill.training.learner import make_learners
+    from wan_distill.training.metrics import Metrics
+    from wan_distill.training.monitor import Monitor
+    from wan_distill.training.previews import Previews
+    from wan_distill.training.resume import Progress
 
     output_dir, info = Path(config.output_dir), sources.teacher.info
     method = make_method(expert, sources)
@@ -221,7 +223,7 @@ def train(config: Config, expert: str, sources, shown: list[str], tracker, runti
     if first == 0 and monitor.due(student):  # what a warm start begins with is a candidate too
         metrics.note(**monitor.look(denoiser, student))
 
-    with TrainingBar(expert, first, last, config, runtime) as bar:
+    with TrainingBar(expert, first, last, config, runtime.is_main) as bar:
         for step in range(first, last):
             if step == 0 and previews.due(step, last):
                 previews.write(denoiser, student, step)
@@ -251,7 +253,8 @@ def train(config: Config, expert: str, sources, shown: list[str], tracker, runti
 
 def update(config: Config, expert: str, step: int, method, denoiser, learner, progress) -> None:
     """One optimizer update of one role. A loss or gradient that is not finite never reaches the weights."""
-    from wan_distill.runtime import NonFiniteError, generator
+    from wan_distill.errors import NonFiniteError
+    from wan_distill.maths.randomness import generator
 
     runtime, seen, drawn = progress.runtime, [], method.drawn_at(step)
     with denoiser.training(learner.role):  # through backward: checkpointing recomputes with the active adapter

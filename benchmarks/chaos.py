@@ -35,22 +35,14 @@ sys.path[:0] = [str(Path(__file__).resolve().parent.parent / part) for part in (
 import conftest
 
 import train_distillation
-from wan_distill import (  # noqa: F401  all that a run imports late, so that forks are quick
-    checkpoint,
-    evaluate,
-    export,
-    metrics,
-    monitors,
-    page,
-    plan,
-    previews,
-    progress,
-    report,
-    trajectories,
-    umt5,
-)
-from wan_distill.config import REPOSITORY
+from wan_distill.data import samples  # noqa: F401  all that a run imports late, so that forks are quick
 from wan_distill.methods import consistency, dmd, trajectory  # noqa: F401
+from wan_distill.planning import plan, preflight  # noqa: F401
+from wan_distill.results import evaluation, export, hub, page, readme  # noqa: F401
+from wan_distill.settings.assets import REPOSITORY
+from wan_distill.system import files
+from wan_distill.training import checkpoint, metrics, monitor, previews, resume  # noqa: F401
+from wan_distill.umt5 import repair  # noqa: F401
 
 METHODS = ("trajectory", "dmd", "consistency")
 KILLS_A_RUN = 4
@@ -129,7 +121,7 @@ def die_in_save(rng: random.Random):
             inside[0] = False
 
     def prepare():
-        for module, name in ((os, "replace"), (os, "fsync"), (os, "open"), (checkpoint, "save_file"),
+        for module, name in ((os, "replace"), (os, "fsync"), (os, "open"), (files, "save_file"),
                              (shutil, "rmtree")):
             setattr(module, name, counting(getattr(module, name)))
         checkpoint.save = save
@@ -221,8 +213,8 @@ def full_disk(teacher: Path, root: Path, tally: Counter) -> None:
 
 def no_preflight() -> None:
     """The disk fills up later than the check before the run could see."""
-    train_distillation_checks = plan.check_surroundings
-    plan.check_surroundings = lambda config, info: train_distillation_checks and []
+    train_distillation_checks = preflight.check_surroundings
+    preflight.check_surroundings = lambda config, info: train_distillation_checks and []
 
 
 def read_only(teacher: Path, root: Path, tally: Counter) -> None:

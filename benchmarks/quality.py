@@ -26,14 +26,15 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import train_distillation
-from wan_distill import methods
-from wan_distill.config import Config, parse_args
-from wan_distill.denoiser import Denoiser
-from wan_distill.evaluate import COLUMNS
-from wan_distill.export import load_student
+from wan_distill.data.samples import StoredSamples, distilled_high
+from wan_distill.maths.randomness import generator
+from wan_distill.methods import registry
 from wan_distill.methods.dmd import Batch, PhasedDMD
-from wan_distill.runtime import generator
-from wan_distill.trajectories import StoredSamples, distilled_high
+from wan_distill.model.denoiser import Denoiser
+from wan_distill.model.student_files import load_student
+from wan_distill.results.evaluation import COLUMNS
+from wan_distill.settings.command_line import parse_args
+from wan_distill.settings.config import Config
 
 # As others do it: the guided score, and nobody who looks.
 NAIVE_FLAGS = ["--method", "dmd", "--real_score", "guided", "--diversity_weight", "0", "--monitor_steps", "0"]
@@ -105,7 +106,7 @@ def run(recipe: str, steps: int, root: Path, extra: list[str]) -> dict:
     for kind in SHARED:
         shutil.copytree(root / kind, folder / kind, dirs_exist_ok=True) if (root / kind).exists() else None
 
-    counted, forward, make, solve = [0], Denoiser._forward, methods.make_method, StoredSamples.solve
+    counted, forward, make, solve = [0], Denoiser._forward, registry.make_method, StoredSamples.solve
     costs, met = root / "solved.json", set()  # folder of solved samples -> [forwards, seconds] they took
     known = json.loads(costs.read_text(encoding="utf-8")) if costs.exists() else {}
     taken_over = [0, 0.0]
@@ -128,7 +129,7 @@ def run(recipe: str, steps: int, root: Path, extra: list[str]) -> dict:
             taken_over[:] = (a + b for a, b in zip(taken_over, known[name], strict=True))
         met.add(name)
 
-    Denoiser._forward, methods.make_method, StoredSamples.solve = counting, naive, solving
+    Denoiser._forward, registry.make_method, StoredSamples.solve = counting, naive, solving
     try:
         started = time.perf_counter()
         if train_distillation.main([*flags, "--no-evaluate"]) != 0:
@@ -137,7 +138,7 @@ def run(recipe: str, steps: int, root: Path, extra: list[str]) -> dict:
         if train_distillation.main([*flags, "--evaluate_only"]) != 0:
             raise SystemExit(f"{recipe} in {steps} steps could not be measured")
     finally:
-        Denoiser._forward, methods.make_method, StoredSamples.solve = forward, make, solve
+        Denoiser._forward, registry.make_method, StoredSamples.solve = forward, make, solve
     for kind in SHARED:
         shutil.copytree(folder / kind, root / kind, dirs_exist_ok=True) if (folder / kind).exists() else None
     result = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))

@@ -25,13 +25,17 @@ from diffusers import WanTransformer3DModel
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import train_distillation
-from wan_distill import memory
-from wan_distill.config import Config, resolve
-from wan_distill.denoiser import Denoiser, adapter_parameters, add_adapter
-from wan_distill.methods import Sources, make_method
-from wan_distill.metrics import Metrics
-from wan_distill.runtime import Runtime, make_learners
-from wan_distill.teacher import TeacherInfo
+from wan_distill.data.run import Sources
+from wan_distill.methods.registry import make_method
+from wan_distill.model.adapters import adapter_parameters, add_adapter
+from wan_distill.model.denoiser import Denoiser
+from wan_distill.planning import needs, trace
+from wan_distill.settings.checks import resolve
+from wan_distill.settings.config import Config
+from wan_distill.settings.description import TeacherInfo
+from wan_distill.system.runtime import Runtime
+from wan_distill.training.learner import make_learners
+from wan_distill.training.metrics import Metrics
 
 WAN = dict(in_channels=16, out_channels=16, patch_size=[1, 2, 2])
 MODELS = {
@@ -129,7 +133,7 @@ class Bench:
         dtype, before = self.runtime.dtype, torch.get_default_dtype()
         torch.set_default_dtype(dtype)
         with self.device:
-            model = WanTransformer3DModel(**{k: v for k, v in memory.shape_of(self.config, self.info).transformer})
+            model = WanTransformer3DModel(**{k: v for k, v in needs.shape_of(self.config, self.info).transformer})
         torch.set_default_dtype(before)
         return model.requires_grad_(False).eval()
 
@@ -191,7 +195,7 @@ class Bench:
         held = [*self.transformer.parameters(), *self.transformer.buffers(), *state, *averages]
         largest = 0
         for step in range(self.method.updates(1)):
-            with memory.Ledger(held) as ledger:
+            with trace.Ledger(held) as ledger:
                 self.update(step)
             largest = max(largest, ledger.peak)
         return largest + sum(t.untyped_storage().nbytes() for t in held)
@@ -208,7 +212,7 @@ class Bench:
                 ours[role].append(seconds)
                 bare[role].append(plain)
                 evaluations[role].append(sum(len(args[0]) for _, args in self.calls.seen))
-        rate = memory.matrix_rate(self.device, self.runtime.dtype)
+        rate = trace.matrix_rate(self.device, self.runtime.dtype)
         flops = self._flops()
         total = sum(map(sum, ours.values()))
         ratios = [o / b for role in ours for o, b in zip(ours[role], bare[role], strict=True)]
@@ -218,15 +222,15 @@ class Bench:
             seconds_per_update={role: statistics.median(values) for role, values in ours.items()},
             evaluations_per_update={role: statistics.mean(values) for role, values in evaluations.items()},
             flops_per_update=flops, matmul_rate=rate, matmul_share=share, peak_bytes=self.peak(),
-            predicted_peak_bytes=memory.estimate(self.config, self.info).peak, updates=updates,
+            predicted_peak_bytes=needs.estimate(self.config, self.info).peak, updates=updates,
             device=torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu", torch=torch.__version__,
             settings=dict(method=self.config.method, height=self.config.height, width=self.config.width,
                           num_frames=self.config.num_frames, batch=self.config.train_batch_size,
                           mixed_precision=self.config.mixed_precision))
 
     def _flops(self) -> dict[str, float]:
-        cost = memory.trace(memory.shape_of(self.config, self.info))
-        _, updates = memory.arithmetic(self.config, self.info, cost)
+        cost = trace.trace(needs.shape_of(self.config, self.info))
+        _, updates = needs.arithmetic(self.config, self.info, cost)
         return {role: flops for role, (flops, _) in updates.items()}
 
 

@@ -16,7 +16,9 @@ from transformers import UMT5Config, UMT5EncoderModel
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
-from wan_distill.config import EMBEDDED_TEACHER, Config, resolve  # noqa: E402
+from wan_distill.settings.assets import EMBEDDED_TEACHER
+from wan_distill.settings.checks import resolve
+from wan_distill.settings.config import Config
 
 TEXT_DIM = 16
 
@@ -77,7 +79,7 @@ SMALL = dict(height=32, width=32, num_frames=5, max_train_steps=2, train_batch_s
 @pytest.fixture
 def small_config(random_teacher, tmp_path):
     """Makes a resolved Config for the random teacher, a second or two of work."""
-    from wan_distill.teacher import describe
+    from wan_distill.settings.description import describe
 
     def make(**changes) -> Config:
         settings = SMALL | dict(teacher_path=str(random_teacher), output_dir=str(tmp_path / "out")) | changes

@@ -9,8 +9,12 @@ import pytest
 from conftest import REPOSITORY, write_pipeline
 
 import train_distillation
-from wan_distill.config import EMBEDDED_TEACHER, WAN_NEGATIVE_PROMPT, Config, UsageError, parse_args, resolve
-from wan_distill.teacher import describe
+from wan_distill.errors import UsageError
+from wan_distill.settings.assets import EMBEDDED_TEACHER
+from wan_distill.settings.checks import resolve
+from wan_distill.settings.command_line import parse_args
+from wan_distill.settings.config import WAN_NEGATIVE_PROMPT, Config
+from wan_distill.settings.description import describe
 
 
 def resolved(*flags: str) -> Config:

@@ -7,11 +7,12 @@ import torch
 from conftest import TEXT_DIM, random_transformer
 from diffusers import FlowMapEulerDiscreteScheduler, WanPipeline
 
-from wan_distill import flow
-from wan_distill.config import LORA_TARGETS
-from wan_distill.denoiser import Denoiser, adapter_parameters, add_adapter
-from wan_distill.sampling import at, euler, sample
-from wan_distill.schedule import expert_of, handover, knots_in, sigma_grid, steps_of
+from wan_distill.maths import flow
+from wan_distill.maths.flow import at, euler, sample
+from wan_distill.maths.sigmas import expert_of, handover, knots_in, sigma_grid, steps_of
+from wan_distill.model.adapters import adapter_parameters, add_adapter
+from wan_distill.model.denoiser import Denoiser
+from wan_distill.settings.config import LORA_TARGETS
 
 BOUNDARY = 0.875
 

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
-from wan_distill import metrics  # noqa: E402
+from wan_distill.training import metrics
 
 UPDATES = 10
 FLAGS = ["--height", "32", "--width", "32", "--num_frames", "5", "--train_batch_size", "1", "--sample_batch_size", "8",
@@ -119,9 +119,10 @@ SHARDED = """
 import sys
 import torch
 from diffusers import ContextParallelConfig, WanTransformer3DModel
-from wan_distill.denoiser import Denoiser, adapter_parameters, add_adapter
-from wan_distill.runtime import process_state
-from wan_distill.teacher import shard_base
+from wan_distill.model.adapters import adapter_parameters, add_adapter
+from wan_distill.model.denoiser import Denoiser
+from wan_distill.system.runtime import process_state
+from wan_distill.model.loading import shard_base
 
 process_state()
 torch.accelerator.device_count = lambda: 1
@@ -168,7 +169,7 @@ def test_a_shared_base_or_clip_gives_the_same_gradients(random_teacher, tmp_path
 FAILING = """
 import os, sys
 import train_distillation
-from wan_distill.runtime import Learner
+from wan_distill.training.learner import Learner
 update, calls = Learner.update, []
 
 def fail(self, runtime, loss):

@@ -7,10 +7,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from wan_distill.denoiser import adapter_parameters, add_adapter
-from wan_distill.export import LORA_FILE, ExportError, save_lora, verify_lora
-from wan_distill.runtime import Runtime
-from wan_distill.teacher import Teacher, describe
+from wan_distill.errors import ExportError
+from wan_distill.layout import LORA_FILE
+from wan_distill.model.adapters import adapter_parameters, add_adapter
+from wan_distill.model.loading import Teacher
+from wan_distill.model.student_files import save_lora, verify_lora
+from wan_distill.settings.description import describe
+from wan_distill.system.runtime import Runtime
 
 
 @pytest.fixture

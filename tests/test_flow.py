@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from wan_distill import flow
-from wan_distill.methods.dmd import critic_error, matching_gradient, score_range
+from wan_distill.maths import flow
+from wan_distill.maths.sigmas import score_range
+from wan_distill.methods.dmd import critic_error, matching_gradient
 
 MEAN, STD = 0.7, 0.3
 

@@ -19,12 +19,17 @@ from PIL import Image
 
 import train_distillation
 from train_distillation import encode_prompts, load_encoder
-from wan_distill.config import EMBEDDED_TEACHER, Config, resolve
-from wan_distill.denoiser import Denoiser
-from wan_distill.export import LORA_FILE, load_student, read_metadata
-from wan_distill.runtime import Runtime, keyed_noise
-from wan_distill.sampling import sample
-from wan_distill.teacher import Teacher, describe
+from wan_distill.layout import LORA_FILE
+from wan_distill.maths.flow import sample
+from wan_distill.maths.randomness import keyed_noise
+from wan_distill.model.denoiser import Denoiser
+from wan_distill.model.loading import Teacher
+from wan_distill.model.student_files import load_student, read_metadata
+from wan_distill.settings.assets import EMBEDDED_TEACHER
+from wan_distill.settings.checks import resolve
+from wan_distill.settings.config import Config
+from wan_distill.settings.description import describe
+from wan_distill.system.runtime import Runtime
 
 SHORT = ["--max_train_steps", "12", "--num_trajectories", "32", "--teacher_steps", "6", "--eval_samples", "48",
          "--checkpointing_steps", "6"]

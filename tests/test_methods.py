@@ -14,17 +14,26 @@ from conftest import TEXT_DIM, random_transformer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import train_distillation
-from wan_distill.config import EMBEDDED_TEACHER, LORA_TARGETS, UsageError
-from wan_distill.data import PromptBank
-from wan_distill.denoiser import Denoiser, adapter_parameters, add_adapter
-from wan_distill.evaluate import Evaluation, samplers
-from wan_distill.export import LORA_FILE, init_student, save_lora
-from wan_distill.methods import Sources, make_method
-from wan_distill.monitors import Monitor, energy_distance, relative, score, warnings
-from wan_distill.runtime import Runtime, generator, make_learners, make_roles
-from wan_distill.schedule import expert_of
-from wan_distill.teacher import Teacher, describe
-from wan_distill.trajectories import StoredSamples, trajectories
+from wan_distill.data.embeddings import PromptBank
+from wan_distill.data.run import Sources
+from wan_distill.data.samples import StoredSamples, trajectories
+from wan_distill.errors import UsageError
+from wan_distill.layout import LORA_FILE
+from wan_distill.maths.distances import energy_distance, relative, score
+from wan_distill.maths.randomness import generator
+from wan_distill.maths.sigmas import expert_of
+from wan_distill.methods.registry import make_method
+from wan_distill.model.adapters import adapter_parameters, add_adapter, make_roles
+from wan_distill.model.denoiser import Denoiser
+from wan_distill.model.loading import Teacher
+from wan_distill.model.student_files import init_student, save_lora
+from wan_distill.results.evaluation import Evaluation, samplers
+from wan_distill.settings.assets import EMBEDDED_TEACHER
+from wan_distill.settings.config import LORA_TARGETS
+from wan_distill.settings.description import describe
+from wan_distill.system.runtime import Runtime
+from wan_distill.training.learner import make_learners
+from wan_distill.training.monitor import Monitor, warnings
 
 RECORDED = Path(__file__).parent / "recorded"
 PROMPTS = ["a red circle", "a blue square", "a green dot"]
@@ -270,8 +279,9 @@ def test_the_diversity_loss_takes_the_first_step_from_the_matching_loss(sources)
 
 
 def test_the_low_phase_begins_where_the_distilled_high_expert_ends(sources):
-    from wan_distill.export import LORA_FILE, save_lora
-    from wan_distill.sampling import sample
+    from wan_distill.layout import LORA_FILE
+    from wan_distill.maths.flow import sample
+    from wan_distill.model.student_files import save_lora
 
     made = sources(method="dmd", diversity_weight=0.0)
     _, denoiser, learners = trained(made, "high", moved=0.05)

@@ -16,10 +16,13 @@ from diffusers import WanPipeline, WanTransformer3DModel
 
 import sample
 import train_distillation
-from wan_distill.config import EMBEDDED_TEACHER, Config, UsageError, resolve
-from wan_distill.export import LORA_FILE
-from wan_distill.runtime import keyed_noise
-from wan_distill.teacher import describe
+from wan_distill.errors import UsageError
+from wan_distill.layout import LORA_FILE
+from wan_distill.maths.randomness import keyed_noise
+from wan_distill.settings.assets import EMBEDDED_TEACHER
+from wan_distill.settings.checks import resolve
+from wan_distill.settings.config import Config
+from wan_distill.settings.description import describe
 
 SHAPES = {
     "wan2.1-t2v": dict(two_experts=False),
@@ -120,10 +123,11 @@ def test_a_shallower_student_that_cannot_be_is_refused(changes, said, small_conf
 
 def ours(config, info, folder: Path | None, noise: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
     """Our sampler's latents, of the student in `folder` or of the bare teacher."""
-    from wan_distill import sampling
-    from wan_distill.denoiser import Denoiser
-    from wan_distill.export import load_student, student_file
-    from wan_distill.schedule import SUBFOLDER
+    from wan_distill.layout import student_file
+    from wan_distill.maths import flow
+    from wan_distill.maths.sigmas import SUBFOLDER
+    from wan_distill.model.denoiser import Denoiser
+    from wan_distill.model.student_files import load_student
 
     experts = {}
     for expert in info.experts:
@@ -133,7 +137,7 @@ def ours(config, info, folder: Path | None, noise: torch.Tensor, prompt: torch.T
     denoiser = Denoiser(experts, config.boundary, info.expand_timesteps)
     role = "student" if folder else "teacher"
     with torch.no_grad():
-        return sampling.sample(lambda x, sigma: denoiser.velocity(x, sigma, prompt, role=role), noise, config.sigmas())
+        return flow.sample(lambda x, sigma: denoiser.velocity(x, sigma, prompt, role=role), noise, config.sigmas())
 
 
 def test_a_vae_of_16_pixels_a_latent_needs_sides_of_32(teachers, tmp_path):

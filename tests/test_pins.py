@@ -15,13 +15,17 @@ from conftest import REPOSITORY, SMALL
 from safetensors import safe_open
 
 import train_distillation
-from wan_distill.config import EMBEDDED_TEACHER, Config, build_parser, resolve
-from wan_distill.data import PromptBank
-from wan_distill.evaluate import Evaluation, samplers
-from wan_distill.methods import Sources
-from wan_distill.runtime import Runtime
-from wan_distill.teacher import Teacher, describe
-from wan_distill.trajectories import anchors, handovers, trajectories
+from wan_distill.data.embeddings import PromptBank
+from wan_distill.data.run import Sources
+from wan_distill.data.samples import anchors, handovers, trajectories
+from wan_distill.model.loading import Teacher
+from wan_distill.results.evaluation import Evaluation, samplers
+from wan_distill.settings.assets import EMBEDDED_TEACHER
+from wan_distill.settings.checks import resolve
+from wan_distill.settings.command_line import build_parser
+from wan_distill.settings.config import Config
+from wan_distill.settings.description import describe
+from wan_distill.system.runtime import Runtime
 
 RECORDED = Path(__file__).parent / "recorded"
 

@@ -17,11 +17,16 @@ from diffusers import WanTransformer3DModel
 from safetensors.torch import load_file, save_file
 
 import train_distillation
-from wan_distill import memory, plan
-from wan_distill.config import EMBEDDED_TEACHER, Config, UsageError, resolve
-from wan_distill.denoiser import Denoiser, adapter_parameters, add_adapter
-from wan_distill.runtime import Learner, Runtime
-from wan_distill.teacher import TeacherInfo, describe
+from wan_distill.errors import UsageError
+from wan_distill.model.adapters import adapter_parameters, add_adapter
+from wan_distill.model.denoiser import Denoiser
+from wan_distill.planning import needs, plan, preflight, trace
+from wan_distill.settings.assets import EMBEDDED_TEACHER
+from wan_distill.settings.checks import resolve
+from wan_distill.settings.config import Config
+from wan_distill.settings.description import TeacherInfo, describe
+from wan_distill.system.runtime import Runtime
+from wan_distill.training.learner import Learner
 
 A14B = dict(num_attention_heads=40, attention_head_dim=128, ffn_dim=13824, num_layers=40, text_dim=4096, freq_dim=256,
             in_channels=16, out_channels=16, patch_size=[1, 2, 2])
@@ -36,10 +41,10 @@ def teacher_of(transformer: dict, tmp_path, **changes) -> TeacherInfo:
     return TeacherInfo(**settings | changes)
 
 
-def measured_update(config: Config, info: TeacherInfo) -> memory.Ledger:
+def measured_update(config: Config, info: TeacherInfo) -> trace.Ledger:
     """A ledger of everything alive during two real updates, model and optimizer included."""
-    ledger = memory.Ledger()
-    shape = memory.shape_of(config, info)
+    ledger = trace.Ledger()
+    shape = needs.shape_of(config, info)
     with ledger:
         model = WanTransformer3DModel(**{k: v for k, v in shape.transformer}).requires_grad_(False)
         add_adapter(model, "student", rank=config.rank, alpha=config.lora_alpha, layers=config.lora_layers, seed=0)
@@ -64,7 +69,7 @@ def test_predicted_peak_of_a_middling_model_is_within_a_tenth_of_the_measured_on
     config = resolve(Config(teacher_path="random", method="trajectory", height=64, width=64, num_frames=17,
                             mixed_precision="no", rank=8, max_sequence_length=32,
                             gradient_checkpointing=checkpointing), info)
-    predicted = memory.estimate(config, info).peak
+    predicted = needs.estimate(config, info).peak
     measured = measured_update(config, info).peak
     assert predicted == pytest.approx(measured, rel=0.1)
 
@@ -73,7 +78,7 @@ def test_predicted_peak_of_the_embedded_teacher_is_within_a_tenth_of_the_measure
     config = Config(train_batch_size=8)
     info = describe(config)
     config = resolve(config, info)
-    assert memory.estimate(config, info).peak == pytest.approx(measured_update(config, info).peak, rel=0.1)
+    assert needs.estimate(config, info).peak == pytest.approx(measured_update(config, info).peak, rel=0.1)
 
 
 def test_the_graph_is_what_autograd_says_it_saves(tmp_path):
@@ -81,7 +86,7 @@ def test_the_graph_is_what_autograd_says_it_saves(tmp_path):
     info = teacher_of(MIDDLE, tmp_path)
     config = resolve(Config(teacher_path="random", method="trajectory", height=64, width=64, num_frames=17,
                             mixed_precision="no", rank=8, max_sequence_length=32, gradient_checkpointing=False), info)
-    shape = memory.shape_of(config, info)
+    shape = needs.shape_of(config, info)
     model = WanTransformer3DModel(**dict(shape.transformer)).requires_grad_(False)
     add_adapter(model, "student", rank=8, alpha=8, layers=config.lora_layers, seed=0)
     own = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers()]}
@@ -94,16 +99,16 @@ def test_the_graph_is_what_autograd_says_it_saves(tmp_path):
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         output = model(torch.randn(1, *shape.latents), torch.tensor([900.0]), torch.randn(1, 32, 64))
-    assert memory.trace(shape).graph == pytest.approx(sum(saved.values()), rel=0.1)
+    assert trace.trace(shape).graph == pytest.approx(sum(saved.values()), rel=0.1)
     del output
 
 
 def test_a14b_is_described_without_weights(tmp_path):
     info = teacher_of(A14B, tmp_path)
     config = resolve(Config(teacher_path="random"), info)
-    cost = memory.trace(memory.shape_of(config, info))
+    cost = trace.trace(needs.shape_of(config, info))
     assert cost.parameters == 14_288_491_584  # as the hosted files' headers sum to
-    assert memory.shape_of(config, info).tokens == 21 * 30 * 52
+    assert needs.shape_of(config, info).tokens == 21 * 30 * 52
     # Matrices act on every token (text keys and values: a few); attention adds two products of tokens^2 * width.
     tokens, width, layers = 32760, 5120, 40
     linear = 2 * tokens * layers * (6 * width**2 + 2 * width * 13824) + 2 * 512 * layers * 2 * width**2
@@ -112,18 +117,18 @@ def test_a14b_is_described_without_weights(tmp_path):
     assert cost.forward_flops == pytest.approx(linear + attention + adapters, rel=0.01)
     text = plan.describe_needs(config, info)
     assert "32760 tokens" in text and "14.3B parameters" in text and "141 GB   --base_precision bf16" in text
-    peaks = {p: memory.estimate(config, info, p).peak for p in ("bf16", "fp8", "nf4")}
+    peaks = {p: needs.estimate(config, info, p).peak for p in ("bf16", "fp8", "nf4")}
     assert peaks["bf16"] - peaks["fp8"] > 13e9 and peaks["fp8"] - peaks["nf4"] > 6e9
     # The default dmd update outgrows an 80 GB card, and the plan says what makes it fit.
     lighter = dataclasses.replace(config, score_draws=1, diversity_weight=0.0)
-    assert peaks["bf16"] > 80e9 > 76e9 > memory.estimate(lighter, info).peak
+    assert peaks["bf16"] > 80e9 > 76e9 > needs.estimate(lighter, info).peak
     assert "80 GB   --base_precision fp8 --num_frames 81 --score_draws 1 (peak" in text
 
 
 def test_what_fits_never_promises_more_than_the_card_has(tmp_path):
     info = teacher_of(A14B, tmp_path)
     config = resolve(Config(teacher_path="random"), info)
-    fits = plan.what_fits(config, info)
+    fits = needs.what_fits(config, info)
     assert list(fits) == [24, 48, 80, 141] and all(fits.values())
     for card, text in fits.items():
         assert float(text.split("peak ")[1].split()[0]) < card
@@ -147,12 +152,12 @@ def test_the_plan_knows_what_the_warm_start_has_solved(small_config, tmp_path):
     solved.parent.mkdir(parents=True)
     warm = dataclasses.replace(config, init_student_from=str(tmp_path / "first"))
     info = describe(config)
-    cost = memory.trace(memory.shape_of(config, info))
-    needs = [plan.disk_needs(c, info, cost)["for solved samples"] for c in (config, warm)]
-    assert needs[0] == needs[1] == 40 * (4 + 1) * 4 * math.prod(info.latent_shape(config))
+    cost = trace.trace(needs.shape_of(config, info))
+    sizes = [needs.disk_needs(c, info, cost)["for solved samples"] for c in (config, warm)]
+    assert sizes[0] == sizes[1] == 40 * (4 + 1) * 4 * math.prod(info.latent_shape(config))
     solved.write_bytes(bytes(int(0.75 * 40 * 4 * 4 * math.prod(info.latent_shape(config)))))
-    assert plan.disk_needs(warm, info, cost)["for solved samples"] == needs[0] * (1 + 1) / (4 + 1)
-    assert memory.arithmetic(warm, info, cost)[0] == pytest.approx(memory.arithmetic(config, info, cost)[0] / 4)
+    assert needs.disk_needs(warm, info, cost)["for solved samples"] == sizes[0] * (1 + 1) / (4 + 1)
+    assert needs.arithmetic(warm, info, cost)[0] == pytest.approx(needs.arithmetic(config, info, cost)[0] / 4)
 
 
 def test_a_console_without_the_characters_shows_escapes(random_teacher, tmp_path):
@@ -203,7 +208,7 @@ def test_weights_of_another_shape_are_named(broken):
 
 def test_too_little_disk_stops_the_run(broken, monkeypatch):
     usage = collections.namedtuple("usage", "total used free")
-    monkeypatch.setattr(plan.shutil, "disk_usage", lambda place: usage(10, 10, 0))
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda place: usage(10, 10, 0))
     assert "--output_dir" in broken()
 
 
@@ -216,8 +221,8 @@ def test_too_little_memory_stops_the_run(broken, monkeypatch):
 
 
 def test_an_old_package_stops_the_run(broken, monkeypatch):
-    real = plan.importlib.metadata.version
-    monkeypatch.setattr(plan.importlib.metadata, "version", lambda name: "0.1" if name == "diffusers" else real(name))
+    real = preflight.importlib.metadata.version
+    monkeypatch.setattr(preflight.importlib.metadata, "version", lambda name: "0.1" if name == "diffusers" else real(name))
     assert "diffusers 0.1: need >=" in broken()
 
 
@@ -225,7 +230,7 @@ def test_out_of_memory_says_what_to_try_by_saving(tmp_path):
     info = teacher_of(MIDDLE, tmp_path)
     config = resolve(Config(teacher_path="random", method="dmd", height=64, width=64, num_frames=17,
                             gradient_checkpointing=False, max_sequence_length=32), info)
-    with pytest.raises(UsageError) as raised, memory.explain_out_of_memory(config, info, "training the high expert"):
+    with pytest.raises(UsageError) as raised, needs.explain_out_of_memory(config, info, "training the high expert"):
         raise torch.OutOfMemoryError("CUDA out of memory")
     said = str(raised.value)
     assert "while training the high expert" in said and "--gradient_checkpointing saves about" in said

@@ -15,13 +15,16 @@ from conftest import REPOSITORY, random_transformer
 from diffusers import WanTransformer3DModel
 
 import train_distillation
-from wan_distill import memory
-from wan_distill.config import EMBEDDED_TEACHER, UsageError
-from wan_distill.denoiser import Denoiser, adapter_parameters, add_adapter
-from wan_distill.plan import check_optional
-from wan_distill.quantise import StoredLinear, dequantise, load_stored, quantise
-from wan_distill.runtime import Learner, Runtime
-from wan_distill.umt5 import weight_files
+from wan_distill.errors import UsageError
+from wan_distill.model.adapters import adapter_parameters, add_adapter
+from wan_distill.model.denoiser import Denoiser
+from wan_distill.model.quantise import StoredLinear, dequantise, load_stored, quantise
+from wan_distill.planning import needs
+from wan_distill.planning.preflight import check_optional
+from wan_distill.settings.assets import EMBEDDED_TEACHER
+from wan_distill.system.runtime import Runtime
+from wan_distill.system.weight_files import weight_files
+from wan_distill.training.learner import Learner
 
 # Cosine of the adapter's gradient with the plain one's: what a rounding of the base of this size leaves.
 AGREEMENT = {"int8": 0.999, "fp8": 0.99, "nf4": 0.95}
@@ -121,7 +124,7 @@ def test_rounding_error_and_size_are_as_documented(kind, error):
     again = dequantise(codes, scale, kind, (96, 160), weight)
     assert (again - weight).norm() / weight.norm() < error
     size = codes.numel() + 4 * scale.numel()
-    assert size == pytest.approx(weight.numel() * memory.BASE_BYTES[kind], rel=0.05)
+    assert size == pytest.approx(weight.numel() * needs.BASE_BYTES[kind], rel=0.05)
 
 
 def test_bf16_adapters_stay_float32_and_agree(stored):
@@ -196,9 +199,8 @@ from pathlib import Path
 from types import SimpleNamespace
 import torch
 from diffusers import ContextParallelConfig, WanTransformer3DModel
-from wan_distill import quantise
-from wan_distill.config import Config
-from wan_distill.teacher import Teacher
+from wan_distill.settings.config import Config
+from wan_distill.model.loading import Teacher
 
 def private():  # memory of this process alone, in bytes: files that are mapped do not count
     status = Path("/proc/self/status").read_text()

@@ -8,8 +8,8 @@ import types
 
 import pytest
 
-from wan_distill.config import UsageError
-from wan_distill.data import BUILT_IN_PROMPTS, read_prompts
+from wan_distill.data.prompts import BUILT_IN_PROMPTS, read_prompts
+from wan_distill.errors import UsageError
 
 TWO = ["a cat jumps", "a dog, running"]
 

@@ -11,11 +11,13 @@ from diffusers import FlowMapEulerDiscreteScheduler
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from wan_distill.config import UsageError, parse_args
-from wan_distill.data import MUSUBI_OPTION, PromptBank, read_prompts
-from wan_distill.flow import shift_sigmas
-from wan_distill.runtime import keyed_order, keyed_seed
-from wan_distill.schedule import expert_of, handover, knots_in, sigma_grid, steps_of
+from wan_distill.data.embeddings import PromptBank
+from wan_distill.data.prompts import MUSUBI_OPTION, read_prompts
+from wan_distill.errors import UsageError
+from wan_distill.maths.flow import shift_sigmas
+from wan_distill.maths.randomness import keyed_order, keyed_seed
+from wan_distill.maths.sigmas import expert_of, handover, knots_in, sigma_grid, steps_of
+from wan_distill.settings.command_line import parse_args
 
 quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 steps = st.integers(1, 16)
@@ -88,7 +90,7 @@ def test_the_teachers_grid_takes_up_the_students_sigmas(count, shift, teacher_st
 @quick
 @given(st.floats(0, 1), shifts)
 def test_the_two_forms_of_the_shift_agree(u, shift):
-    from wan_distill.schedule import shift_sigma
+    from wan_distill.maths.sigmas import shift_sigma
 
     assert float(shift_sigmas(torch.tensor(u, dtype=torch.float64), shift)) == pytest.approx(shift_sigma(u, shift))
 

@@ -9,10 +9,10 @@ import pytest
 from conftest import REPOSITORY
 
 import train_distillation
-from wan_distill import previews
-from wan_distill.page import write_page
-from wan_distill.runtime import Runtime
-from wan_distill.teacher import describe
+from wan_distill.results.page import write_page
+from wan_distill.settings.description import describe
+from wan_distill.system.runtime import Runtime
+from wan_distill.training import previews
 
 
 @pytest.fixture(scope="module")

@@ -17,14 +17,15 @@ from conftest import REPOSITORY, SMALL
 from safetensors.torch import load_file, save, save_file
 
 import train_distillation
-from wan_distill import checkpoint
-from wan_distill.config import RESUMABLE
-from wan_distill.export import LORA_FILE
-from wan_distill.methods import Loss
+from wan_distill.data.samples import StoredSamples
+from wan_distill.errors import RESUMABLE
+from wan_distill.layout import LORA_FILE
+from wan_distill.methods.base import Loss
 from wan_distill.methods.trajectory import Trajectory
-from wan_distill.metrics import Metrics
-from wan_distill.runtime import Learner
-from wan_distill.trajectories import StoredSamples
+from wan_distill.system import files
+from wan_distill.training import checkpoint
+from wan_distill.training.learner import Learner
+from wan_distill.training.metrics import Metrics
 
 METHODS = ("trajectory", "dmd", "dmd-samples", "consistency")
 
@@ -100,7 +101,7 @@ def test_a_second_signal_ends_at_once_and_the_last_checkpoint_stands(random_teac
     script.write_text("""
 import os, signal, sys, time
 import train_distillation
-from wan_distill import checkpoint
+from wan_distill.training import checkpoint
 real = checkpoint.write_tensors
 
 def slow(file, *rest):
@@ -297,7 +298,7 @@ def test_the_limit_prunes_only_after_the_new_one_is_whole(tmp_path, monkeypatch)
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(files, "save_file", full)
     with pytest.raises(OSError, match="space"):
         save_one(tmp_path, 4)
     assert [f.name for f in checkpoint.found(tmp_path)] == ["checkpoint-3", "checkpoint-2"]
@@ -310,7 +311,7 @@ def test_a_kill_at_any_moment_of_a_save_leaves_the_last_good_one(tmp_path, monke
     class Killed(BaseException):
         pass
 
-    module = checkpoint.shutil if point == "rmtree" else checkpoint.os
+    module = files.shutil if point == "rmtree" else files.os
     real = getattr(module, point)
     for survived in range(20):
         root = tmp_path / str(survived)

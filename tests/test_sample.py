@@ -11,11 +11,13 @@ import torch
 from conftest import REPOSITORY, write_pipeline
 from safetensors.torch import load_file, save_file
 
-from wan_distill import pictures
-from wan_distill.denoiser import adapter_parameters, add_adapter
-from wan_distill.export import LORA_FILE, METADATA_KEY, read_metadata, save_lora
-from wan_distill.runtime import Runtime
-from wan_distill.teacher import Teacher, describe
+from wan_distill.layout import LORA_FILE
+from wan_distill.model.adapters import adapter_parameters, add_adapter
+from wan_distill.model.loading import Teacher
+from wan_distill.model.student_files import METADATA_KEY, read_metadata, save_lora
+from wan_distill.settings.description import describe
+from wan_distill.system import pictures
+from wan_distill.system.runtime import Runtime
 
 sys.path.insert(0, str(REPOSITORY))
 import sample

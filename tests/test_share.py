@@ -16,7 +16,8 @@ from conftest import REPOSITORY, SMALL
 from safetensors.torch import load_file, save_file
 
 import train_distillation
-from wan_distill import export
+from wan_distill import layout
+from wan_distill.results import export as results_export
 
 sys.path.insert(0, str(REPOSITORY))
 import sample
@@ -98,7 +99,7 @@ def test_the_hub_gets_the_student_and_a_card_that_says_how_to_use_it(run, hub, t
     assert run("--push_to_hub", "--hub_model_id=student-of-mine", f"--hub_token={TOKEN}") == 0
     assert "Uploaded to http://127.0.0.1" in capsys.readouterr().out
     out = tmp_path / "out"
-    for name in export.LORA_FILE.values():
+    for name in layout.LORA_FILE.values():
         assert hub.files[name] == (out / name).read_bytes()
     assert {"scheduler/scheduler_config.json", "report.html", "run.json"} <= hub.files.keys()
     assert not [name for name in hub.files if name.startswith(("prompts/", "trajectories/", "high/", "low/"))]
@@ -154,7 +155,7 @@ def test_vbench_gets_its_names_and_an_interrupted_series_goes_on(run, tmp_path, 
 def test_a_merged_pipeline_that_is_not_the_student_is_refused(run, tmp_path, monkeypatch, capsys):
     assert run("--save_merged") == 0
     assert "student/transformer_2: loaded back; differs" in capsys.readouterr().out
-    real = export.WanTransformer3DModel.save_pretrained
+    real = results_export.WanTransformer3DModel.save_pretrained
 
     def forgetful(self, folder, **kwargs):
         real(self, folder, **kwargs)
@@ -163,7 +164,7 @@ def test_a_merged_pipeline_that_is_not_the_student_is_refused(run, tmp_path, mon
         weights["proj_out.weight"] = torch.randn_like(weights["proj_out.weight"])
         save_file(weights, file, {"format": "pt"})
 
-    monkeypatch.setattr(export.WanTransformer3DModel, "save_pretrained", forgetful)
+    monkeypatch.setattr(results_export.WanTransformer3DModel, "save_pretrained", forgetful)
     assert run("--save_merged") == 1
     assert "do not use it" in capsys.readouterr().err
     assert (tmp_path / "out" / "student" / "model_index.json").exists()  # the good one of before

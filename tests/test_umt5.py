@@ -19,7 +19,8 @@ from umt5_layouts import CONFIG, EMBED, LAYOUTS, SHARED, garbage, true_weights, 
 
 import test_umt5_weights as script
 import train_distillation
-from wan_distill import umt5
+from wan_distill import errors
+from wan_distill.umt5 import inspect, repair, silence, verify
 
 REFUSED = ("both healthy but different", "neither")
 IDS = torch.tensor([[5, 17, 60, 1], [9, 9, 44, 1]])
@@ -41,7 +42,7 @@ def reference_states() -> torch.Tensor:
 
 @pytest.mark.parametrize("name", [name for name in LAYOUTS if name not in REFUSED])
 def test_after_our_loader_the_embeddings_are_right(layout, name):
-    encoder, verdict = umt5.load_text_encoder(layout(name), allow_pickle=True)
+    encoder, verdict = repair.load_text_encoder(layout(name), allow_pickle=True)
     assert verdict.verdict == ("REPAIRED" if "poisoned" in name else "PASS")
     assert encoder.shared.weight is encoder.encoder.embed_tokens.weight
     assert verdict.rows_compared == verdict.rows_total == len(TRUE)
@@ -52,8 +53,8 @@ def test_after_our_loader_the_embeddings_are_right(layout, name):
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_nobody_can_repair_is_refused(layout, name):
-    with pytest.raises(umt5.TextEncoderError, match=r"original checkpoint|download"):
-        umt5.load_text_encoder(layout(name))
+    with pytest.raises(errors.TextEncoderError, match=r"original checkpoint|download"):
+        repair.load_text_encoder(layout(name))
 
 
 def test_a_file_whose_only_table_is_garbage_is_refused(layout, tmp_path):
@@ -61,22 +62,22 @@ def test_a_file_whose_only_table_is_garbage_is_refused(layout, tmp_path):
 
     folder = layout("shared only")
     save_file(true_weights() | {SHARED: garbage()}, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(umt5.TextEncoderError, match="no healthy token table"):
-        umt5.load_text_encoder(folder)
+    with pytest.raises(errors.TextEncoderError, match="no healthy token table"):
+        repair.load_text_encoder(folder)
 
 
 def test_evidence_names_what_is_wrong_with_a_table(layout):
-    encoder, _ = umt5.load_text_encoder(layout("shared only"))
-    assert umt5.unhealthy(TRUE) == "" and umt5.canary(encoder, TRUE) == ""
-    assert "NaN" in umt5.unhealthy(garbage())
-    assert "spread" in umt5.unhealthy(TRUE * 1e-30) and "spread" in umt5.unhealthy(TRUE * 1e9)
-    assert "constant" in umt5.unhealthy(TRUE.mean(1, keepdim=True).expand_as(TRUE))
-    assert "nearly equal" in umt5.canary(encoder, TRUE[:1].expand_as(TRUE))
-    assert "NaN" in umt5.canary(encoder, TRUE * float("nan"))
+    encoder, _ = repair.load_text_encoder(layout("shared only"))
+    assert verify.unhealthy(TRUE) == "" and verify.canary(encoder, TRUE) == ""
+    assert "NaN" in verify.unhealthy(garbage())
+    assert "spread" in verify.unhealthy(TRUE * 1e-30) and "spread" in verify.unhealthy(TRUE * 1e9)
+    assert "constant" in verify.unhealthy(TRUE.mean(1, keepdim=True).expand_as(TRUE))
+    assert "nearly equal" in verify.canary(encoder, TRUE[:1].expand_as(TRUE))
+    assert "NaN" in verify.canary(encoder, TRUE * float("nan"))
 
 
 def test_inspection_needs_neither_torch_nor_transformers(layout):
-    code = ("import sys, json\nfrom wan_distill.umt5 import inspect_text_encoder as look\n"
+    code = ("import sys, json\nfrom wan_distill.umt5.inspect import inspect_text_encoder as look\n"
             f"print(json.dumps([look(f).keys_in_file for f in {[str(layout(n)) for n in LAYOUTS]!r}]))\n"
             "assert not {'torch', 'transformers'} & set(sys.modules)")
     result = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
@@ -87,12 +88,12 @@ def test_inspection_needs_neither_torch_nor_transformers(layout):
 
 def test_a_table_that_is_not_the_files_is_seen(layout):
     folder = layout("shared only")
-    encoder, _ = umt5.load_text_encoder(folder)
+    encoder, _ = repair.load_text_encoder(folder)
     with torch.no_grad():
         encoder.shared.weight[41, 3] += 0.01
-    assert umt5.verify(encoder, folder).matches is False
-    umt5.repair(encoder, folder)
-    assert umt5.verify(encoder, folder).matches
+    assert verify.verify(encoder, folder).matches is False
+    repair.repair(encoder, folder)
+    assert verify.verify(encoder, folder).matches
 
 
 def test_what_transformers_5_0_does_is_repaired(layout):
@@ -100,7 +101,7 @@ def test_what_transformers_5_0_does_is_repaired(layout):
     folder = layout("shared only")
     encoder = UMT5EncoderModel.from_pretrained(folder)
     encoder.encoder.embed_tokens.weight = torch.nn.Parameter(garbage())
-    verdict = umt5.settle(encoder, umt5.inspect_text_encoder(folder))
+    verdict = repair.settle(encoder, inspect.inspect_text_encoder(folder))
     assert verdict.verdict == "REPAIRED" and torch.equal(encoder.encoder.embed_tokens.weight, TRUE)
 
 
@@ -108,54 +109,54 @@ def test_equal_but_separate_tables_are_tied(layout):
     folder = layout("shared only")
     encoder = UMT5EncoderModel.from_pretrained(folder)
     encoder.encoder.embed_tokens.weight = torch.nn.Parameter(TRUE.clone())
-    verdict = umt5.settle(encoder, umt5.inspect_text_encoder(folder))
+    verdict = repair.settle(encoder, inspect.inspect_text_encoder(folder))
     assert verdict.verdict == "REPAIRED" and encoder.shared.weight is encoder.encoder.embed_tokens.weight
 
 
 def test_a_wrong_class_is_refused(layout):
     folder = layout("shared only")
-    with pytest.raises(umt5.TextEncoderError, match="T5EncoderModel"):
-        umt5.verify(T5EncoderModel.from_pretrained(folder), folder)
+    with pytest.raises(errors.TextEncoderError, match="T5EncoderModel"):
+        verify.verify(T5EncoderModel.from_pretrained(folder), folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "t5"}))
-    with pytest.raises(umt5.TextEncoderError, match="UMT5"):
-        umt5.load_text_encoder(folder)
+    with pytest.raises(errors.TextEncoderError, match="UMT5"):
+        repair.load_text_encoder(folder)
 
 
 def test_meta_and_quantised_tables_are_said_to_be_unverifiable(layout):
     folder = layout("shared only")
     with torch.device("meta"):
         empty = UMT5EncoderModel(UMT5EncoderModel.config_class.from_pretrained(folder))
-    assert umt5.verify(empty, folder).matches is None and "meta" in umt5.verify(empty, folder).reason
-    encoder, _ = umt5.load_text_encoder(folder)
+    assert verify.verify(empty, folder).matches is None and "meta" in verify.verify(empty, folder).reason
+    encoder, _ = repair.load_text_encoder(folder)
     encoder.encoder.embed_tokens.weight = torch.nn.Parameter(TRUE.to(torch.int8), requires_grad=False)
-    assert umt5.verify(encoder, folder).matches is None and "quantised" in umt5.verify(encoder, folder).reason
+    assert verify.verify(encoder, folder).matches is None and "quantised" in verify.verify(encoder, folder).reason
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float8_e4m3fn])
 def test_rows_are_compared_at_the_loaded_dtype(layout, dtype):
     folder = layout("shared only")
-    encoder, _ = umt5.load_text_encoder(folder)
+    encoder, _ = repair.load_text_encoder(folder)
     encoder.encoder.embed_tokens.weight = torch.nn.Parameter(TRUE.to(dtype), requires_grad=False)
-    assert umt5.verify(encoder, folder).matches
+    assert verify.verify(encoder, folder).matches
 
 
 def test_accelerate_offloading_is_followed(layout):
     from accelerate import cpu_offload
 
     folder = layout("shared only")
-    encoder, verdict = umt5.load_text_encoder(folder)
+    encoder, verdict = repair.load_text_encoder(folder)
     cpu_offload(encoder, execution_device=torch.device("cpu"))
-    assert umt5.verify(encoder, folder).matches and umt5.fingerprint(encoder) == verdict.fingerprint
+    assert verify.verify(encoder, folder).matches and verify.fingerprint(encoder) == verdict.fingerprint
 
 
 def test_the_fingerprint_follows_the_table_and_nothing_else(layout):
-    loaded = [umt5.load_text_encoder(layout(name), allow_pickle=True) for name in LAYOUTS if name not in REFUSED]
+    loaded = [repair.load_text_encoder(layout(name), allow_pickle=True) for name in LAYOUTS if name not in REFUSED]
     assert len({verdict.fingerprint for _, verdict in loaded}) == 1
     encoder, verdict = loaded[0]
     with torch.no_grad():
         encoder.shared.weight[0, 0] += 1
-    assert umt5.fingerprint(encoder) != verdict.fingerprint
+    assert verify.fingerprint(encoder) != verdict.fingerprint
 
 
 # ---------------------------------------------------------------------------------------------------- the real size
@@ -171,9 +172,9 @@ def test_the_real_encoder_is_inspected_in_seconds(tmp_path):
         file.truncate(8 + len(header) + size)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "umt5", "architectures": ["UMT5EncoderModel"]}))
     started = time.perf_counter()
-    found = umt5.inspect_text_encoder(tmp_path)
+    found = inspect.inspect_text_encoder(tmp_path)
     assert found.keys_in_file == "shared only" and time.perf_counter() - started < 2
-    rows = umt5.rows_to_compare(tuple(shape), 2)
+    rows = inspect.rows_to_compare(tuple(shape), 2)
     assert 4000 < len(rows) < 0.1 * shape[0] and rows[0] == 0 and rows[-1] == shape[0] - 1
 
 
@@ -181,14 +182,14 @@ def test_the_real_encoder_is_inspected_in_seconds(tmp_path):
 
 
 def test_silencing_ends_with_its_block_even_after_an_error():
-    with pytest.raises(RuntimeError), umt5.silence_tied_weight_report():
+    with pytest.raises(RuntimeError), silence.silence_tied_weight_report():
         raise RuntimeError
-    assert logged(script.REPORT) and warnings.showwarning is not umt5._show_unless_report
+    assert logged(script.REPORT) and warnings.showwarning is not silence._show_unless_report
 
 
 def test_silencing_is_for_the_calling_thread_only():
     seen = {}
-    with umt5.silence_tied_weight_report():
+    with silence.silence_tied_weight_report():
         thread = threading.Thread(target=lambda: seen.update(other=logged(script.REPORT)))
         thread.start()
         thread.join()
@@ -203,7 +204,7 @@ def test_the_warnings_path_is_covered_too():
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         warnings.showwarning = lambda message, *_: shown.append(str(message))
-        with umt5.silence_tied_weight_report():
+        with silence.silence_tied_weight_report():
             warnings.warn(newly, stacklevel=1)
             warnings.warn(newly.replace("embed_tokens", "block.0"), stacklevel=1)
             warnings.warn("something else", stacklevel=1)
@@ -211,7 +212,7 @@ def test_the_warnings_path_is_covered_too():
 
 
 def test_verbose_shows_everything():
-    with umt5.silence_tied_weight_report(verbose=True):
+    with silence.silence_tied_weight_report(verbose=True):
         assert logged(script.REPORT)
 
 
@@ -236,9 +237,9 @@ def test_repair_writes_a_clean_copy_and_leaves_the_source_alone(layout, tmp_path
     before = {f.name: f.read_bytes() for f in source.iterdir()}
     assert script.main(["--teacher_path", str(source), "--repair", str(tmp_path / "clean")]) == 0
     assert {f.name: f.read_bytes() for f in source.iterdir()} == before
-    found = umt5.inspect_text_encoder(tmp_path / "clean")
+    found = inspect.inspect_text_encoder(tmp_path / "clean")
     assert found.keys_in_file == "shared only" and found.tie_word_embeddings is True
-    assert torch.equal(umt5.read_rows(found.tables[SHARED]), TRUE)
+    assert torch.equal(verify.read_rows(found.tables[SHARED]), TRUE)
     assert script.main(["--teacher_path", str(source), "--repair", str(tmp_path / "clean")]) == 2  # never overwrites
 
 
@@ -263,8 +264,8 @@ def test_a_damaged_file_is_refused(layout):
     folder = layout("shared only")
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(umt5.TextEncoderError, match="truncated"):
-        umt5.inspect_text_encoder(folder)
+    with pytest.raises(errors.TextEncoderError, match="truncated"):
+        inspect.inspect_text_encoder(folder)
 
 
 # ------------------------------------------------------------------------------------------- in the training script

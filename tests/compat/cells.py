@@ -12,12 +12,14 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent.parent), str(HERE.parent)]
 
-import torch  # noqa: E402
-import transformers  # noqa: E402
-from transformers import UMT5EncoderModel  # noqa: E402
-from umt5_layouts import LAYOUTS, SHARED, true_weights, write_layout  # noqa: E402
+import torch
+import transformers
+from transformers import UMT5EncoderModel
+from umt5_layouts import LAYOUTS, SHARED, true_weights, write_layout
 
-from wan_distill import umt5  # noqa: E402
+from wan_distill import errors
+from wan_distill.system import weight_files
+from wan_distill.umt5 import inspect, repair, verify
 
 IDS = torch.tensor([[5, 17, 60, 44, 1], [9, 9, 44, 2, 1]])
 PATHS = ("plain", "bf16", "device_map", "low_cpu_mem off", "meta + assign", "pipeline load", "pipeline save, reload",
@@ -47,7 +49,7 @@ def on_meta(folder: Path) -> UMT5EncoderModel:
     with torch.device("meta"):
         encoder = UMT5EncoderModel(UMT5EncoderModel.config_class.from_pretrained(folder))
     weights = {}
-    for file in umt5.weight_files(folder):
+    for file in weight_files.weight_files(folder):
         weights |= load_file(file) if file.suffix == ".safetensors" else torch.load(file, weights_only=True)
     encoder.load_state_dict(weights, strict=False, assign=True)
     return encoder.eval()
@@ -84,25 +86,25 @@ def as_stock(path: str, folder: Path) -> UMT5EncoderModel:
     return afterwards(path, encoder)
 
 
-def as_ours(path: str, folder: Path) -> tuple[UMT5EncoderModel, umt5.Verdict]:
+def as_ours(path: str, folder: Path) -> tuple[UMT5EncoderModel, verify.Verdict]:
     """The same path with our verification: inside the loader, or on what the user's own code loaded."""
     options = {"bf16": dict(torch_dtype=torch.bfloat16), "device_map": dict(device_map="cpu"),
                "low_cpu_mem off": dict(low_cpu_mem_usage=False)}.get(path, {})
     if path == "meta + assign":
-        encoder, found = on_meta(folder), umt5.inspect_text_encoder(folder)
-        return encoder, umt5.settle(encoder, found)
+        encoder, found = on_meta(folder), inspect.inspect_text_encoder(folder)
+        return encoder, repair.settle(encoder, found)
     if path.startswith("pipeline"):
         pipe = pipeline(folder)
-        verdict = umt5.settle(pipe.text_encoder, umt5.inspect_text_encoder(folder))
+        verdict = repair.settle(pipe.text_encoder, inspect.inspect_text_encoder(folder))
         if path == "pipeline save, reload":
             saved = Path(tempfile.mkdtemp())
             pipe.text_encoder.save_pretrained(saved)
-            return umt5.load_text_encoder(saved)[0], verdict
+            return repair.load_text_encoder(saved)[0], verdict
         return pipe.text_encoder.eval(), verdict
-    encoder, verdict = umt5.load_text_encoder(folder, allow_pickle=True, **options)
+    encoder, verdict = repair.load_text_encoder(folder, allow_pickle=True, **options)
     encoder = afterwards(path, encoder)
     if path != "torch.compile":  # a compiled module is the same module underneath
-        assert umt5.verify(encoder, folder, umt5.trusted_key(umt5.inspect_text_encoder(folder))).matches
+        assert verify.verify(encoder, folder, verify.trusted_key(inspect.inspect_text_encoder(folder))).matches
     return encoder, verdict
 
 
@@ -134,7 +136,7 @@ def stock_cell(path: str, folder: Path, expected: torch.Tensor, tolerance: float
 def our_cell(path: str, folder: Path, expected: torch.Tensor) -> dict:
     try:
         encoder, verdict = as_ours(path, folder)
-    except umt5.TextEncoderError as error:
+    except errors.TextEncoderError as error:
         return dict(verdict="BROKEN", why=str(error).split(": ", 1)[1])
     return dict(verdict=verdict.verdict, error=float((states(encoder) - expected).abs().max()))
 

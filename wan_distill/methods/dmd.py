@@ -25,17 +25,17 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from wan_distill import flow
-from wan_distill.data import sent
-from wan_distill.denoiser import Denoiser, Role
-from wan_distill.methods import Loss, Sources
-from wan_distill.runtime import generator, keyed_noise, keyed_order
-from wan_distill.sampling import at, sample
-from wan_distill.schedule import Expert
-from wan_distill.trajectories import anchors, handovers, stretch, trajectories
+from wan_distill.data.run import Sources
+from wan_distill.data.samples import anchors, handovers, trajectories
+from wan_distill.maths import flow
+from wan_distill.maths.flow import at, sample
+from wan_distill.maths.randomness import generator, keyed_noise, keyed_order
+from wan_distill.maths.sigmas import Expert, score_range, stretch, unshift
+from wan_distill.methods.base import Loss
+from wan_distill.model.denoiser import Denoiser
+from wan_distill.settings.recipes import Role
+from wan_distill.system.runtime import sent
 
-# Sigmas at which scores are compared: never outside the range its teacher expert was trained on.
-SCORE_MARGIN = 0.02
 NORMALISER_FLOOR = 1e-4
 
 
@@ -193,16 +193,6 @@ class PhasedDMD:
         return Loss(critic_error(velocity, flow.phase_velocity(x_end, noise, sigma, end), sigma, end))
 
 
-def score_range(expert: Expert, boundary: float | None, end: float, most: float) -> tuple[float, float]:
-    """Sigmas at which this expert's scores are compared: its teacher's own range, clear of the phase's end."""
-    low, high = SCORE_MARGIN, most
-    if boundary is not None and expert == "high":
-        low = boundary
-    elif boundary is not None:
-        high = min(most, boundary - 1e-6)  # the boundary itself belongs to the high expert
-    return max(low, end + SCORE_MARGIN) if end > 0 else low, high
-
-
 def critic_error(velocity: Tensor, target: Tensor, sigma: Tensor, end: float) -> Tensor:
     """Mean of clamp(1 / beta^2, 0, 10) * |beta * (velocity - target)|^2 (Phased DMD's stable form).
 
@@ -213,11 +203,6 @@ def critic_error(velocity: Tensor, target: Tensor, sigma: Tensor, end: float) ->
         return error.mean()
     _, beta = flow.phase_coefficients(sigma, end)
     return (flow.per_sample((10 * beta**2).clamp_max(1), error) * error).mean()
-
-
-def unshift(sigma: float, shift: float) -> float:
-    """The inverse of `schedule.shift_sigma`."""
-    return sigma / (shift - (shift - 1) * sigma)
 
 
 def matching_gradient(x0: Tensor, x0_real: Tensor, x0_fake: Tensor) -> Tensor:

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import torch
 
-from wan_distill import flow
-from wan_distill.denoiser import Denoiser, Role
-from wan_distill.methods import Loss, Sources
-from wan_distill.runtime import keyed_order
-from wan_distill.schedule import Expert, steps_of
-from wan_distill.trajectories import trajectories
+from wan_distill.data.run import Sources
+from wan_distill.data.samples import trajectories
+from wan_distill.maths import flow
+from wan_distill.maths.randomness import keyed_order
+from wan_distill.maths.sigmas import Expert, steps_of
+from wan_distill.methods.base import Loss
+from wan_distill.model.denoiser import Denoiser
+from wan_distill.settings.recipes import Role
 
 
 class Trajectory:

@@ -1,0 +1,1 @@
+"""What training reads: prompts, their embeddings, and samples that were solved before."""

@@ -1,0 +1,1 @@
+"""Tensors and floats only: no settings, devices, ranks or files."""

@@ -1,0 +1,1 @@
+"""One expert's training: who learns, what is kept, what is watched."""

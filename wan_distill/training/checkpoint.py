@@ -1,0 +1,116 @@
+"""Checkpoints that survive a kill at any instruction: a new folder, fsync, rename, move LATEST, only then prune.
+
+    <root>/checkpoint-200/state.json     step, settings, and the SHA-256 of every file
+    <root>/checkpoint-200/*.safetensors  tensors, one file per role
+    <root>/LATEST                        the name of the newest complete folder
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from wan_distill.system.files import _remove, _sha256, _sync, write_atomically, write_tensors
+
+STATE = "state.json"
+WRITTEN = dict(step=int, sha256=dict, config=dict)
+Tensors = dict[str, dict[str, Tensor]]
+
+
+class DamagedCheckpoint(Exception):
+    """A checkpoint that is incomplete or whose bytes are not those that were written."""
+
+
+def save(root: Path, step: int, tensors: Tensors, state: dict, keep: int | None) -> Path:
+    """Writes `checkpoint-<step>` below `root`, points LATEST to it, then prunes to `keep` checkpoints."""
+    final = root / f"checkpoint-{step}"
+    partial = root / f".partial-{step}"
+    _remove(partial)
+    partial.mkdir(parents=True)
+    for name, group in tensors.items():
+        write_tensors(partial / f"{name}.safetensors", group)
+    hashes = {file.name: _sha256(file) for file in sorted(partial.glob("*.safetensors"))}
+    state = state | {"step": step, "sha256": hashes}
+    state["sha256_state"] = _state_hash(state)
+    write_atomically(partial / STATE, json.dumps(state, indent=1).encode())
+    _sync(partial)
+    _remove(final)  # only ever a damaged one: a good one would have been resumed from
+    os.replace(partial, final)
+    _sync(root)
+    verify(final)
+    write_atomically(root / "LATEST", final.name.encode())
+    _sync(root)
+    for old in (found(root)[keep:] if keep else []):
+        _remove(old)
+    return final
+
+
+def found(root: Path) -> list[Path]:
+    """Checkpoint folders below `root`, the highest step first."""
+    folders = [f for f in root.glob("checkpoint-*") if f.is_dir() and f.name.split("-")[1].isdecimal()]
+    return sorted(folders, key=lambda f: -int(f.name.split("-")[1]))
+
+
+def latest(root: Path, say: Callable[[str], None] = print) -> Path | None:
+    """The newest checkpoint that is whole; damaged ones are passed over, saying so."""
+    for folder in found(root):
+        try:
+            verify(folder)
+        except DamagedCheckpoint as damage:
+            say(f"{damage}; going back to the one before")
+            continue
+        return folder
+    return None
+
+
+def set_aside(root: Path, step: int) -> list[Path]:
+    """Renames checkpoints after `step`, so that training anew from there neither trusts nor destroys them."""
+    moved = []
+    for folder in found(root):
+        if int(folder.name.split("-")[1]) > step:
+            count = sum(1 for _ in root.glob(f"set-aside-*-{folder.name}"))
+            moved.append(folder.rename(root / f"set-aside-{count}-{folder.name}"))
+    return moved
+
+
+def read_state(folder: Path) -> dict:
+    """What `state.json` of a checkpoint says. Raises DamagedCheckpoint."""
+    try:
+        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        if not all(isinstance(state[key], kind) for key, kind in WRITTEN.items()):
+            raise ValueError(f"{STATE} holds something else")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedCheckpoint(f"{folder} is incomplete ({type(error).__name__}: {error})") from error
+    return state
+
+
+def verify(folder: Path) -> dict:
+    """The state of a whole checkpoint. Raises DamagedCheckpoint."""
+    state = read_state(folder)
+    if _state_hash(state) != state.get("sha256_state"):
+        raise DamagedCheckpoint(f"{folder} is damaged ({STATE} changed since it was written)")
+    try:
+        damaged = [name for name, digest in state["sha256"].items() if _sha256(folder / name) != digest]
+    except OSError as error:
+        raise DamagedCheckpoint(f"{folder} is incomplete ({error})") from error
+    if damaged:
+        raise DamagedCheckpoint(f"{folder} is damaged ({', '.join(damaged)} changed since it was written)")
+    return state
+
+
+def load(folder: Path) -> tuple[Tensors, dict]:
+    """Tensors by file name, and the state. Raises DamagedCheckpoint."""
+    state = verify(folder)
+    return {Path(name).stem: load_file(folder / name) for name in state["sha256"]}, state
+
+
+def _state_hash(state: dict) -> str:
+    """SHA-256 of all that a state says but this hash."""
+    rest = {key: value for key, value in state.items() if key != "sha256_state"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()

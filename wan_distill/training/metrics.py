@@ -1,0 +1,108 @@
+"""metrics.jsonl, and the trackers people already have."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from wan_distill.settings.config import Config
+from wan_distill.system.files import write_atomically
+from wan_distill.system.runtime import Runtime
+
+
+class Tracker:
+    """The tracker that `--report_to` names, through accelerate; metrics of both experts on one axis."""
+
+    def __init__(self, config: Config, runtime: Runtime):
+        self.tracker = None
+        if config.report_to == "none" or not runtime.is_main:
+            return
+        from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+        kind = LOGGER_TYPE_TO_CLASS[config.report_to]
+        place = dict(logging_dir=str(Path(config.output_dir) / "logs")) if kind.requires_logging_directory else {}
+        self.tracker = kind(config.tracker_project_name, **place)
+        self.tracker.start()
+        settings = {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in config.to_json().items()}
+        self.tracker.store_init_configuration(settings)
+
+    def log(self, line: dict, offset: int) -> None:
+        """One line of metrics.jsonl; `offset` is the number of updates that came before this expert's."""
+        if self.tracker:
+            values = {f"{line['expert']}/{k}": v for k, v in line.items() if k not in ("expert", "step")}
+            self.tracker.log(values, step=offset + line["step"])
+
+    def finish(self) -> None:
+        if self.tracker:
+            self.tracker.finish()
+
+
+class Metrics:
+    """Appends one JSON line per logging interval to metrics.jsonl: means over its micro-batches, of all ranks."""
+
+    def __init__(self, file: Path, runtime: Runtime):
+        self.file = file
+        self.runtime = runtime
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
+        self.seen: dict[str, float] = {}
+        self.started = time.perf_counter()
+
+    def add(self, **values: Tensor | float) -> None:
+        """Records scalars, the same names on all ranks, without waiting for the device."""
+        for name, value in values.items():
+            value = value.detach().double() if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+            self.sums[name] = self.sums.get(name, 0) + value
+            self.counts[name] = self.counts.get(name, 0) + 1
+
+    def note(self, **values: float) -> None:
+        """Values for the next line that only the main process has, as they are."""
+        self.seen |= values
+
+    def write(self, **context) -> dict:
+        """Writes the means since the last line, with `context` first, and returns the line."""
+        now = time.perf_counter()
+        line = context | self._means() | self.seen | dict(seconds=round(now - self.started, 4))
+        self.sums, self.counts, self.seen, self.started = {}, {}, {}, now
+        if self.runtime.is_main:
+            with self.file.open("a", encoding="utf-8") as out:
+                out.write(json.dumps(line) + "\n")
+        return line
+
+    def _means(self) -> dict[str, float]:
+        if not self.sums:
+            return {}
+        return {name: total / self.counts[name] for name, total in self._totals().items()}
+
+    def _totals(self) -> dict[str, float]:
+        """The sums, averaged over ranks; all of them must ask."""
+        names = sorted(self.sums)
+        totals = torch.stack([self.sums[n].to(self.runtime.device) for n in names])
+        if self.runtime.world > 1:
+            dist.all_reduce(totals)
+            totals /= self.runtime.world
+        return dict(zip(names, totals.tolist(), strict=True))
+
+    def state(self) -> dict:
+        """What has not been written yet, for a checkpoint; all ranks must ask."""
+        return dict(sums=self._totals() if self.sums else {}, counts=dict(self.counts), seen=dict(self.seen))
+
+    def resume(self, state: dict, expert: str, step: int) -> None:
+        """Goes on after `step` of `expert`: puts back `state`, drops lines that tell of later updates or are torn."""
+        self.sums = {name: torch.tensor(total, dtype=torch.float64) for name, total in state.get("sums", {}).items()}
+        self.counts, self.seen = dict(state.get("counts", {})), dict(state.get("seen", {}))
+        if not self.runtime.is_main or not self.file.exists():
+            return
+        kept = [line for line in read_lines(self.file) if line["expert"] != expert or line["step"] <= step]
+        write_atomically(self.file, "".join(json.dumps(line) + "\n" for line in kept).encode())
+
+
+def read_lines(file: Path) -> list[dict]:
+    """The whole lines of a metrics.jsonl; a last one that a kill tore is left out."""
+    text = file.read_text(encoding="utf-8") if file.exists() else ""
+    return [json.loads(line) for line in text.splitlines() if line.endswith("}")]
