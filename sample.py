@@ -1,8 +1,9 @@
 #!/usr/bin/env python
 """A prompt in, a video out, with a distilled student; its schedule is read from the student itself.
 
-    python sample.py --student outputs/tiny_wan22-trajectory-4steps --prompt "a red ball moves right"
-    python sample.py --student high_noise_lora.safetensors,low_noise_lora.safetensors --prompt "..." --compare
+python sample.py --student outputs/tiny_wan22-trajectory-4steps --prompt "a red ball moves right"
+python sample.py --student high_noise_lora.safetensors,low_noise_lora.safetensors --prompt "..."
+--compare
 """
 
 from __future__ import annotations
@@ -23,25 +24,59 @@ TEACHER_STEPS = 40  # Wan2.2's own
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="sample.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="exit codes: 0 done, 2 bad input (one line says what to change)")
+        prog="sample.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="exit codes: 0 done, 2 bad input (one line says what to change)",
+    )
     add = parser.add_argument
-    add("--student", required=True, help="output folder of a run, or its LoRA files separated by commas")
+    add(
+        "--student",
+        required=True,
+        help="output folder of a run, or its LoRA files separated by commas",
+    )
     add("--prompt", help="what to show")
-    add("--vbench_prompts", metavar="FILE", help="instead: every prompt of a file, --samples videos each, into the "
-        "folder --out under the names VBench reads")
-    add("--samples", type=int, default=5, help="videos a prompt with --vbench_prompts (default 5, as VBench wants)")
-    add("--out", help="where the video goes (default video.mp4; with --vbench_prompts the folder vbench)")
-    add("--teacher_path", help="hub id or folder of the teacher (default: the one the student was made from)")
-    add("--steps", type=int, help="one of the step counts the student was trained for (default: the largest)")
+    add(
+        "--vbench_prompts",
+        metavar="FILE",
+        help="instead: every prompt of a file, --samples videos each, into the "
+        "folder --out under the names VBench reads",
+    )
+    add(
+        "--samples",
+        type=int,
+        default=5,
+        help="videos a prompt with --vbench_prompts (default 5, as VBench wants)",
+    )
+    add(
+        "--out",
+        help="where the video goes (default video.mp4; with --vbench_prompts the folder vbench)",
+    )
+    add(
+        "--teacher_path",
+        help="hub id or folder of the teacher (default: the one the student was made from)",
+    )
+    add(
+        "--steps",
+        type=int,
+        help="one of the step counts the student was trained for (default: the largest)",
+    )
     add("--height", type=int, help="pixels (default: as trained)")
     add("--width", type=int, help="pixels (default: as trained)")
     add("--num_frames", type=int, help="frames, 4k+1 (default: as trained)")
     add("--seed", type=int, default=0, help="seed of the noise (default 0)")
     add("--fps", type=int, default=16, help="frames a second (default 16)")
-    add("--compare", action="store_true", help="also let the guided teacher sample, and put it on the left")
+    add(
+        "--compare",
+        action="store_true",
+        help="also let the guided teacher sample, and put it on the left",
+    )
     add("--offload", action="store_true", help="keep only the part at work on the GPU")
-    add("--allow_other_teacher", action="store_true", help="use the LoRAs on a teacher they were not made for")
+    add(
+        "--allow_other_teacher",
+        action="store_true",
+        help="use the LoRAs on a teacher they were not made for",
+    )
     return parser
 
 
@@ -57,18 +92,20 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Checks everything that can be refused without weights, then samples."""
-    from wan_distill.settings.description import describe
+    from wan_distill.settings.description import read_teacher
 
     videos = wanted(args)
     loras = find_loras(args.student)
     meta = check_schedules(loras)
     config = Config(teacher_path=args.teacher_path or meta["teacher"])
-    info = describe(config)
+    info = read_teacher(config)
     check_teacher(info, meta, args.allow_other_teacher)
     steps = args.steps or max(meta["sampling_steps"])
     if steps not in meta["sampling_steps"]:
         trained = " or ".join(map(str, meta["sampling_steps"]))
-        raise UsageError(f"--steps {steps}: this student was trained for {trained} steps; use one of those")
+        raise UsageError(
+            f"--steps {steps}: this student was trained for {trained} steps; use one of those"
+        )
     size = {key: getattr(args, key) or meta[key] for key in ("height", "width", "num_frames")}
 
     from wan_distill.system.pictures import write_video
@@ -98,8 +135,11 @@ def wanted(args: argparse.Namespace) -> list[tuple[str, int, Path]]:
     from wan_distill.data.prompts import read_prompts
 
     folder = Path(args.out or "vbench")
-    return [(prompt, args.seed + i, folder / f"{file_name(prompt)}-{i}.mp4")
-            for prompt in read_prompts(args.vbench_prompts) for i in range(args.samples)]
+    return [
+        (prompt, args.seed + i, folder / f"{file_name(prompt)}-{i}.mp4")
+        for prompt in read_prompts(args.vbench_prompts)
+        for i in range(args.samples)
+    ]
 
 
 def file_name(prompt: str) -> str:
@@ -118,8 +158,15 @@ def beside_teacher(pipe, info, student, seconds: float, call: dict, seed: int):
     adapters = any(pipe.get_list_adapters().values())
     if adapters:
         pipe.disable_lora()
-    teacher, slow = timed(pipe, seed, defaults["teacher_shift"], num_inference_steps=TEACHER_STEPS, **guidance, **call,
-                          negative_prompt="" if info.embedded else WAN_NEGATIVE_PROMPT)
+    teacher, slow = timed(
+        pipe,
+        seed,
+        defaults["teacher_shift"],
+        num_inference_steps=TEACHER_STEPS,
+        **guidance,
+        **call,
+        negative_prompt="" if info.embedded else WAN_NEGATIVE_PROMPT,
+    )
     if adapters:
         pipe.enable_lora()
     print(f"teacher: {TEACHER_STEPS} guided steps, {slow:.2f} s; speed-up {slow / seconds:.1f}x")
@@ -133,7 +180,9 @@ def find_loras(student: str) -> list[Path]:
     if Path(student).is_dir():
         files = [file for expert in LORA_FILE if (file := student_file(student, expert)).exists()]
         if not files:
-            raise UsageError(f"--student {student}: holds none of {', '.join(LORA_FILE.values())}; train first")
+            raise UsageError(
+                f"--student {student}: holds none of {', '.join(LORA_FILE.values())}; train first"
+            )
         return files
     files = [Path(name) for name in student.split(",")]
     for file in files:
@@ -148,12 +197,17 @@ def check_schedules(loras: list[Path]) -> dict:
 
     metas = [read_metadata(file) for file in loras]
     for file, meta in zip(loras[1:], metas[1:], strict=True):
-        differing = [f"{k} {meta[k]} against {metas[0][k]}" for k in SAME_SCHEDULE if meta[k] != metas[0][k]]
+        differing = [
+            f"{k} {meta[k]} against {metas[0][k]}" for k in SAME_SCHEDULE if meta[k] != metas[0][k]
+        ]
         if meta["expert"] == metas[0]["expert"]:
             differing.append(f"both are for the {meta['expert']} expert")
         if differing:
-            raise UsageError(f"--student {file}: belongs to another student than {loras[0]} ({'; '.join(differing)}); "
-                             "give the two files of one run")
+            raise UsageError(
+                f"--student {file}: belongs to another student than {loras[0]} "
+                f"({'; '.join(differing)}); "
+                "give the two files of one run"
+            )
     return metas[0]
 
 
@@ -162,8 +216,11 @@ def check_teacher(info, meta: dict, allow_other: bool) -> None:
     same_hub_id = info.source == meta["teacher"] and not Path(info.source).is_dir()
     if allow_other or same_hub_id or info.fingerprint() == meta["teacher_fingerprint"]:
         return
-    raise UsageError(f"--teacher_path {info.source}: this student was made from {meta['teacher']}, and these files are "
-                     "not known to be the same; give that one, or --allow_other_teacher to try it anyway")
+    raise UsageError(
+        f"--teacher_path {info.source}: this student was made from {meta['teacher']}, and these "
+        "files are "
+        "not known to be the same; give that one, or --allow_other_teacher to try it anyway"
+    )
 
 
 def load(info, config: Config, loras: list[Path], offload: bool):
@@ -179,7 +236,11 @@ def load(info, config: Config, loras: list[Path], offload: bool):
 
     dtype = torch.float32 if info.embedded or not torch.cuda.is_available() else torch.bfloat16
     parts = ["text_encoder/*", "vae/*", "transformer*/*"]
-    folder = info.folder if Path(info.source).is_dir() else download(info.source, info.commit, config.cache_dir, parts)
+    folder = (
+        info.folder
+        if Path(info.source).is_dir()
+        else download(info.source, info.commit, config.cache_dir, parts)
+    )
     try:
         with silence_tied_weight_report(False):
             encoder, _ = load_text_encoder(folder, torch_dtype=dtype)
@@ -192,8 +253,12 @@ def load(info, config: Config, loras: list[Path], offload: bool):
         if meta.get("student_layers"):
             load_student(getattr(pipe, meta["subfolder"]), file)
         else:
-            pipe.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=meta["expert"],
-                                   load_into_transformer_2=meta["expert"] == "low")
+            pipe.load_lora_weights(
+                str(file.parent),
+                weight_name=file.name,
+                adapter_name=meta["expert"],
+                load_into_transformer_2=meta["expert"] == "low",
+            )
     if offload and torch.cuda.is_available():
         pipe.enable_model_cpu_offload()
     else:
@@ -202,7 +267,9 @@ def load(info, config: Config, loras: list[Path], offload: bool):
 
 
 def timed(pipe, seed: int, shift: float, **call):
-    """Frames [F, H, W, 3] in [0, 1] of one clip from `seed`, and the seconds they took, decoding included."""
+    """Frames [F, H, W, 3] in [0, 1] of one clip from `seed`, and the seconds they took, decoding
+    included.
+    """
     import torch
     from diffusers import FlowMapEulerDiscreteScheduler
 

@@ -22,16 +22,24 @@ from wan_distill.umt5.inspect import EMBED, SHARED
 from wan_distill.umt5.verify import Verdict
 
 LOADERS = "transformers.modeling_utils"  # the logger that transformers 5 writes its report through
-REPORT = ("UMT5EncoderModel LOAD REPORT from: somewhere\nKey | Status |\n----+--------+\n"
-          "encoder.embed_tokens.weight | MISSING |\n\nNotes:\n- MISSING: newly initialized")
+REPORT = (
+    "UMT5EncoderModel LOAD REPORT from: somewhere\nKey | Status |\n----+--------+\n"
+    "encoder.embed_tokens.weight | MISSING |\n\nNotes:\n- MISSING: newly initialized"
+)
 OTHER = REPORT.replace("encoder.embed_tokens.weight", "encoder.final_layer_norm.weight")
 
 
-def check(source: str | Path, *, revision: str | None = None, cache_dir: str | None = None,
-          allow_pickle: bool = False) -> tuple[object | None, Verdict]:
+def check(
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    cache_dir: str | None = None,
+    allow_pickle: bool = False,
+) -> tuple[object | None, Verdict]:
     """The loaded encoder (None when broken) and the verdict on the text encoder of `source`.
 
-    Raises TextEncoderError where there is nothing to judge: no such folder, or pickles without permission.
+    Raises TextEncoderError where there is nothing to judge: no such folder, or pickles without
+    permission.
     """
     from wan_distill.umt5.inspect import inspect_text_encoder, locate, refuse_pickle
     from wan_distill.umt5.repair import load_text_encoder
@@ -44,8 +52,16 @@ def check(source: str | Path, *, revision: str | None = None, cache_dir: str | N
         return load_text_encoder(folder, allow_pickle=allow_pickle)
     except TextEncoderError as error:
         reason, _, remedy = str(error).rpartition("; " if "; " in str(error) else ": ")
-        return None, Verdict("BROKEN", reason, remedy, found.keys_in_file, 0, 0, found.transformers,
-                             loads_right_on=found.loads_right_on)
+        return None, Verdict(
+            "BROKEN",
+            reason,
+            remedy,
+            found.keys_in_file,
+            0,
+            0,
+            found.transformers,
+            loads_right_on=found.loads_right_on,
+        )
 
 
 def shown_while_silenced(message: str) -> bool:
@@ -69,26 +85,54 @@ def shown_while_silenced(message: str) -> bool:
 
 def tell(encoder, verdict: Verdict) -> None:
     """The readable verdict."""
-    print(f"file       holds {verdict.keys_in_file}; loads right on transformers {verdict.loads_right_on} "
-          f"(installed: {verdict.transformers})")
+    print(
+        f"file       holds {verdict.keys_in_file}; loads right on transformers "
+        f"{verdict.loads_right_on} "
+        f"(installed: {verdict.transformers})"
+    )
     if encoder is not None:
         one = encoder.shared.weight is encoder.encoder.embed_tokens.weight
-        print(f"tying      {SHARED} and {EMBED} are {'one parameter' if one else 'two parameters'} in memory")
-        print(f"rows       {verdict.rows_compared} of {verdict.rows_total} compared with the file: equal")
-        print(f"silencing  hides the tied-weight report: {not shown_while_silenced(REPORT)}; "
-              f"hides a report of another missing key: {not shown_while_silenced(OTHER)}")
-    print(f"{verdict.verdict}: {verdict.reason}" + (f"\n           {verdict.remedy}" if verdict.remedy else ""))
+        print(
+            f"tying      {SHARED} and {EMBED} are {'one parameter' if one else 'two parameters'} "
+            "in memory"
+        )
+        print(
+            f"rows       {verdict.rows_compared} of {verdict.rows_total} compared with the file: "
+            "equal"
+        )
+        print(
+            f"silencing  hides the tied-weight report: {not shown_while_silenced(REPORT)}; "
+            f"hides a report of another missing key: {not shown_while_silenced(OTHER)}"
+        )
+    print(
+        f"{verdict.verdict}: {verdict.reason}"
+        + (f"\n           {verdict.remedy}" if verdict.remedy else "")
+    )
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="test_umt5_weights.py", description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--teacher_path", default=str(EMBEDDED_TEACHER), help="hub id, pipeline or text encoder folder")
-    parser.add_argument("--repair", metavar="OUT", help="write a clean copy of the text encoder to this new folder")
-    parser.add_argument("--json", action="store_true", help="print the verdict as JSON and nothing else")
+    parser = argparse.ArgumentParser(
+        prog="test_umt5_weights.py",
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--teacher_path",
+        default=str(EMBEDDED_TEACHER),
+        help="hub id, pipeline or text encoder folder",
+    )
+    parser.add_argument(
+        "--repair", metavar="OUT", help="write a clean copy of the text encoder to this new folder"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print the verdict as JSON and nothing else"
+    )
     parser.add_argument("--revision", help="branch, tag or commit on the hub")
     parser.add_argument("--cache_dir", help="where hub files are kept")
-    parser.add_argument("--allow_pickle", action="store_true", help="also read .bin weights, if you trust them")
+    parser.add_argument(
+        "--allow_pickle", action="store_true", help="also read .bin weights, if you trust them"
+    )
     return parser
 
 
@@ -113,7 +157,7 @@ def main(argv: list[str] | None = None) -> int:
     return 1 if verdict.verdict == "BROKEN" else 0
 
 
-# --------------------------------------------------------------------------------------- the same checks, for pytest
+# ---------------------------------------------------------------------- the same checks, for pytest
 
 
 def test_the_table_in_use_is_the_files():
@@ -132,7 +176,9 @@ def test_both_names_are_one_parameter():
 def test_only_the_tied_weight_report_is_hidden():
     assert not shown_while_silenced(REPORT)
     assert shown_while_silenced(OTHER)
-    assert shown_while_silenced(REPORT.replace("\n\nNotes", "\nencoder.block.0.x | UNEXPECTED |\n\nNotes"))
+    assert shown_while_silenced(
+        REPORT.replace("\n\nNotes", "\nencoder.block.0.x | UNEXPECTED |\n\nNotes")
+    )
 
 
 def test_the_script_says_pass(capsys):

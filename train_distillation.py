@@ -4,8 +4,9 @@
     python train_distillation.py                                                     the embedded tiny teacher
     python train_distillation.py --teacher_path Wan-AI/Wan2.2-T2V-A14B-Diffusers     the real one
 
-Reads from top to bottom: parse, load the teacher quietly and tell the truth about its text encoder, encode the
-prompts once, train one expert after the other, export, measure, report. To resume, run the same command again.
+Reads from top to bottom: parse, load the teacher quietly and tell the truth about its text encoder,
+encode the prompts once, train one expert after the other, export, measure, report. To resume, run
+the same command again.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from wan_distill.system.console import speak_plainly
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit code: 0 done, 2 bad input, 75 stopped by a signal with everything saved (run again to go on)."""
+    """Exit code: 0 done, 2 bad input, 75 stopped by a signal with everything saved (run again to go
+    on).
+    """
     argv = sys.argv[1:] if argv is None else argv
     speak_plainly()
     try:
@@ -42,13 +45,21 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:  # a full or read-only disk; whatever was complete is still there
         if "--debug" in argv or error.filename is None:
             raise
-        print(f"error: {error.filename}: {error.strerror}; what was complete is kept: once there is room and "
-              "permission, run the same command to go on", file=sys.stderr)
+        print(
+            f"error: {error.filename}: {error.strerror}; what was complete is kept: once there is "
+            "room and "
+            "permission, run the same command to go on",
+            file=sys.stderr,
+        )
         return 1
     except Exception as error:
         if "WORLD_SIZE" in os.environ:  # which of many: the others only see that a peer is gone
-            print(f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} failed: {type(error).__name__}: {error}",
-                  file=sys.stderr, flush=True)
+            print(
+                f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} failed: "
+                f"{type(error).__name__}: {error}",
+                file=sys.stderr,
+                flush=True,
+            )
         raise
 
 
@@ -57,15 +68,20 @@ def run(config: Config) -> int:
     from wan_distill.data.prompts import split_prompts
     from wan_distill.planning.plan import describe_needs, describe_plan
     from wan_distill.planning.preflight import check_surroundings
-    from wan_distill.settings.description import describe
+    from wan_distill.settings.description import read_teacher
 
-    # 1. What is to be done? Everything that can be refused is refused here, before any weights load.
-    info = describe(config)
+    # 1. What is to be done? Everything that can be refused is refused here, before any weights
+    # load.
+    info = read_teacher(config)
     config = resolve(config, info)
     prompts, held_out = split_prompts(config, info)
     if config.dry_run:
-        print(describe_plan(config, info, prompts, held_out), describe_needs(config, info),
-              *check_surroundings(config, info), sep="\n")
+        print(
+            describe_plan(config, info, prompts, held_out),
+            describe_needs(config, info),
+            *check_surroundings(config, info),
+            sep="\n",
+        )
         return 0
     check_surroundings(config, info)
 
@@ -87,13 +103,15 @@ def run(config: Config) -> int:
         quiet_loading()
     claim(Path(config.output_dir))
     runtime = Runtime(config)
-    check_resume(config, identity(config, info, prompts, runtime.world), runtime.say)
+    check_resume(config, identity(config, info, prompts, runtime.sample_groups), runtime.say)
     plan = describe_plan(config, info, prompts, held_out)
     runtime.say(plan, "")
 
     # 2. The teacher's text encoder: loaded quietly, verified against its file, used once, let go.
     teacher, shown = Teacher(info, config, runtime), validation_prompts(config, held_out)
-    bank, verdict = encode_prompts(config, teacher, [*prompts, *held_out, *shown, config.negative_prompt], runtime)
+    bank, verdict = encode_prompts(
+        config, teacher, [*prompts, *held_out, *shown, config.negative_prompt], runtime
+    )
     if runtime.is_main:
         (Path(config.output_dir) / "plan.txt").write_text(plan + "\n", encoding="utf-8")
     negative = bank.batch([config.negative_prompt])
@@ -119,12 +137,16 @@ def run(config: Config) -> int:
         write_page(Path(config.output_dir), config, info)
         if config.push_to_hub:
             print(f"Uploaded to {push(config, info, evaluation)}")
-        print(f"Done: {Path(config.output_dir).resolve()} (report.html shows it, README.md how to use the student)")
+        print(
+            f"Done: {Path(config.output_dir).resolve()} (report.html shows it, README.md how to "
+            "use the student)"
+        )
     return 0
 
 
 def encode_prompts(config: Config, teacher, prompts: list[str], runtime):
-    """Encodes each distinct prompt once, with the teacher's verified text encoder, which is then let go.
+    """Encodes each distinct prompt once, with the teacher's verified text encoder, which is then
+    let go.
 
     Where all of them are in the cache of this very encoder it is not loaded at all.
     """
@@ -135,7 +157,11 @@ def encode_prompts(config: Config, teacher, prompts: list[str], runtime):
     from wan_distill.umt5.verify import recall, remember
 
     def bank_of(verdict) -> PromptBank:
-        key = dict(encoder=verdict.fingerprint, length=config.max_sequence_length, dtype=config.mixed_precision)
+        key = dict(
+            encoder=verdict.fingerprint,
+            length=config.max_sequence_length,
+            dtype=config.mixed_precision,
+        )
         return PromptBank(folder, key, config.max_sequence_length, runtime.device)
 
     folder = Path(config.output_dir) / "prompts"
@@ -143,8 +169,11 @@ def encode_prompts(config: Config, teacher, prompts: list[str], runtime):
     files = teacher.info.fingerprint(("text_encoder", "tokenizer"))
     known = None if config.verbose_loading else recall(note, files)
     if known and not bank_of(known).missing(prompts):
-        runtime.say(*known.explain(), "So an earlier run found; every prompt is in the cache and the encoder is not "
-                    "loaded.", "")
+        runtime.say(
+            *known.explain(),
+            "So an earlier run found; every prompt is in the cache and the encoder is not loaded.",
+            "",
+        )
         runtime.state.wait_for_everyone()
         return bank_of(known), known
 
@@ -156,8 +185,11 @@ def encode_prompts(config: Config, teacher, prompts: list[str], runtime):
         for prompt in missing if runtime.is_main else []:
             with torch.no_grad():
                 padded, _ = pipeline.encode_prompt(
-                    prompt, do_classifier_free_guidance=False, max_sequence_length=config.max_sequence_length,
-                    device=runtime.device)
+                    prompt,
+                    do_classifier_free_guidance=False,
+                    max_sequence_length=config.max_sequence_length,
+                    device=runtime.device,
+                )
             bank.store(prompt, padded[0])
             bar.update()
     if runtime.is_main:
@@ -167,7 +199,9 @@ def encode_prompts(config: Config, teacher, prompts: list[str], runtime):
 
 
 def load_encoder(config: Config, teacher, source: Path, runtime):
-    """The teacher pipeline with its text encoder alone, loaded inside the filter, and the Verdict on that encoder."""
+    """The teacher pipeline with its text encoder alone, loaded inside the filter, and the Verdict
+    on that encoder.
+    """
     from diffusers import WanPipeline
 
     from wan_distill.errors import TextEncoderError
@@ -178,20 +212,33 @@ def load_encoder(config: Config, teacher, source: Path, runtime):
     try:
         with silence_tied_weight_report(config.verbose_loading):
             encoder, verdict = load_text_encoder(
-                source, torch_dtype=runtime.dtype, allow_pickle=config.allow_pickle, verbose=config.verbose_loading)
+                source,
+                torch_dtype=runtime.dtype,
+                allow_pickle=config.allow_pickle,
+                verbose=config.verbose_loading,
+            )
             pipeline = WanPipeline.from_pretrained(
-                teacher.info.folder, text_encoder=encoder.to(runtime.device), vae=None, transformer=None,
-                transformer_2=None, scheduler=scheduler_for(config))
+                teacher.info.folder,
+                text_encoder=encoder.to(runtime.device),
+                vae=None,
+                transformer=None,
+                transformer_2=None,
+                scheduler=scheduler_for(config),
+            )
     except TextEncoderError as error:
         raise UsageError(f"--teacher_path {teacher.info.source}: {error}") from error
     except Exception as error:  # damaged tokenizers fail in any way
-        raise UsageError(f"--teacher_path {teacher.info.source}: its pipeline does not load "
-                         f"({' '.join(str(error).split())}); download it again") from error
+        raise UsageError(
+            f"--teacher_path {teacher.info.source}: its pipeline does not load "
+            f"({' '.join(str(error).split())}); download it again"
+        ) from error
     return pipeline, verdict
 
 
 def train(config: Config, expert: str, sources, shown: list[str], tracker, runtime) -> None:
-    """Trains one expert's student and writes it. Raises Stopped after a signal, with everything saved."""
+    """Trains one expert's student and writes it. Raises Stopped after a signal, with everything
+    saved.
+    """
     from wan_distill.layout import LORA_FILE
     from wan_distill.methods.registry import make_method
     from wan_distill.model.adapters import make_roles
@@ -207,14 +254,19 @@ def train(config: Config, expert: str, sources, shown: list[str], tracker, runti
 
     output_dir, info = Path(config.output_dir), sources.teacher.info
     method = make_method(expert, sources)
-    monitor, previews = Monitor(expert, sources, output_dir / expert), Previews(expert, sources, shown)
+    monitor, previews = (
+        Monitor(expert, sources, output_dir / expert),
+        Previews(expert, sources, shown),
+    )
     transformer = sources.teacher.load_expert(expert)
     parameters = make_roles(transformer, method, config, expert)
     if config.init_student_from:
         init_student(transformer, Path(config.init_student_from) / LORA_FILE[expert])
     if config.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()
-    denoiser = Denoiser({expert: transformer}, config.boundary, info.expand_timesteps, bool(config.student_layers))
+    denoiser = Denoiser(
+        {expert: transformer}, config.boundary, info.expand_timesteps, bool(config.student_layers)
+    )
     learners = make_learners(method, parameters, config)
     student, metrics = learners["student"], Metrics(output_dir / "metrics.jsonl", runtime)
     progress = Progress(expert, sources, output_dir / expert, learners, metrics)
@@ -234,7 +286,9 @@ def train(config: Config, expert: str, sources, shown: list[str], tracker, runti
             if role == "student" and monitor.due(student, last=done == last):
                 metrics.note(**monitor.look(denoiser, student))
             if done % config.logging_steps == 0 or done == last:
-                line = metrics.write(expert=expert, step=done, learning_rate=student.learning_rate())
+                line = metrics.write(
+                    expert=expert, step=done, learning_rate=student.learning_rate()
+                )
                 bar.tell(line)
                 tracker.log(line, config.experts.index(expert) * last)
             if previews.due(done, last):
@@ -244,7 +298,10 @@ def train(config: Config, expert: str, sources, shown: list[str], tracker, runti
             if done % config.checkpointing_steps == 0 or done == last or stopping:
                 progress.save(done)
             if stopping:
-                raise Stopped(f"Stopped after update {done} of the {expert} expert. Run the same command to go on.")
+                raise Stopped(
+                    f"Stopped after update {done} of the {expert} expert. Run the same command to "
+                    "go on."
+                )
 
     if runtime.is_main:
         save_student(output_dir, monitor.exported(student), config, info, expert)
@@ -252,17 +309,25 @@ def train(config: Config, expert: str, sources, shown: list[str], tracker, runti
 
 
 def update(config: Config, expert: str, step: int, method, denoiser, learner, progress) -> None:
-    """One optimizer update of one role. A loss or gradient that is not finite never reaches the weights."""
+    """One optimizer update of one role. A loss or gradient that is not finite never reaches the
+    weights.
+    """
     from wan_distill.errors import NonFiniteError
     from wan_distill.maths.randomness import generator
 
     runtime, seen, drawn = progress.runtime, [], method.drawn_at(step)
-    with denoiser.training(learner.role):  # through backward: checkpointing recomputes with the active adapter
+    with denoiser.training(
+        learner.role
+    ):  # through backward: checkpointing recomputes with the active adapter
         for micro in range(config.gradient_accumulation_steps):
             index = runtime.micro_batch(drawn, micro)
             with runtime.autocast():
-                loss = method.loss(learner.role, denoiser, method.batch_at(drawn, index),
-                                   generator(config.seed, expert, index))
+                loss = method.loss(
+                    learner.role,
+                    denoiser,
+                    method.batch_at(drawn, index),
+                    generator(config.seed, expert, index),
+                )
             (loss.value / config.gradient_accumulation_steps).backward()
             seen.append({f"{learner.role}_loss": loss.value.detach(), **loss.metrics})
     try:

@@ -1,12 +1,13 @@
 #!/usr/bin/env python
-"""What a run survives: kills, full and read-only disks, a dead rank, malformed input. Prints a tally.
+"""What a run survives: kills, full and read-only disks, a dead rank, malformed input. Prints a
+tally.
 
     python benchmarks/chaos.py                         100 kills, 300 malformed inputs: about 15 minutes on two cores
     python benchmarks/chaos.py --kills 9 --inputs 30   a taste
 
-Linux: runs are forked from one process that has everything imported, and the full disk is a small tmpfs (needs root;
-without it that part says so and counts as not shown). Every undisturbed result is compared by content: LoRA files, last
-checkpoints, logged losses, best weights.
+Linux: runs are forked from one process that has everything imported, and the full disk is a small
+tmpfs (needs root; without it that part says so and counts as not shown). Every undisturbed result
+is compared by content: LoRA files, last checkpoints, logged losses, best weights.
 """
 
 from __future__ import annotations
@@ -47,11 +48,30 @@ from wan_distill.umt5 import repair  # noqa: F401
 METHODS = ("trajectory", "dmd", "consistency")
 KILLS_A_RUN = 4
 CRASH = 70  # exit code of a forked run that ended in a traceback
-SETTINGS = dict(height=32, width=32, num_frames=5, max_train_steps=12, train_batch_size=2, num_trajectories=64,
-                teacher_steps=8, rank=4, max_sequence_length=12, negative_prompt="", mixed_precision="no",
-                checkpointing_steps=3, validation_steps=0, monitor_steps=3, logging_steps=2, critic_warmup_steps=2,
-                critic_updates=1, score_draws=1, diversity_weight=0.0, ema_decay=0.5, ema_start=1,
-                sample_batch_size=8)
+SETTINGS = dict(
+    height=32,
+    width=32,
+    num_frames=5,
+    max_train_steps=12,
+    train_batch_size=2,
+    num_trajectories=64,
+    teacher_steps=8,
+    rank=4,
+    max_sequence_length=12,
+    negative_prompt="",
+    mixed_precision="no",
+    checkpointing_steps=3,
+    validation_steps=0,
+    monitor_steps=3,
+    logging_steps=2,
+    critic_warmup_steps=2,
+    critic_updates=1,
+    score_draws=1,
+    diversity_weight=0.0,
+    ema_decay=0.5,
+    ema_start=1,
+    sample_batch_size=8,
+)
 
 
 def flags(teacher: Path, output_dir: Path, **changes) -> list[str]:
@@ -88,19 +108,25 @@ def outcome(folder: Path) -> str:
     for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*/best.safetensors")]):
         digest.update(file.name.encode() + file.read_bytes())
     for expert in ("high", "low"):
-        for file in sorted(checkpoint.latest(folder / expert, lambda _: None).glob("*.safetensors")):
+        for file in sorted(
+            checkpoint.latest(folder / expert, lambda _: None).glob("*.safetensors")
+        ):
             for name, tensor in sorted(load_file(file).items()):
                 digest.update(name.encode() + tensor.numpy().tobytes())
     for line in metrics.read_lines(folder / "metrics.jsonl"):
-        digest.update(json.dumps({k: v for k, v in line.items() if k != "seconds"}, sort_keys=True).encode())
+        digest.update(
+            json.dumps({k: v for k, v in line.items() if k != "seconds"}, sort_keys=True).encode()
+        )
     return digest.hexdigest()
 
 
-# ----------------------------------------------------------------------------------------------------------- kills
+# -------------------------------------------------------------------------------------------- kills
 
 
 def die_in_save(rng: random.Random):
-    """A preparation of a fork: SIGKILL at a random call to the file system inside a save of a checkpoint."""
+    """A preparation of a fork: SIGKILL at a random call to the file system inside a save of a
+    checkpoint.
+    """
     target, real_save = rng.randrange(1, 60), checkpoint.save
     calls, inside = [0], [False]
 
@@ -111,6 +137,7 @@ def die_in_save(rng: random.Random):
                 if calls[0] == target:
                     os.kill(os.getpid(), signal.SIGKILL)
             return real(*args, **kwargs)
+
         return call
 
     def save(*args, **kwargs):
@@ -121,8 +148,13 @@ def die_in_save(rng: random.Random):
             inside[0] = False
 
     def prepare():
-        for module, name in ((os, "replace"), (os, "fsync"), (os, "open"), (files, "save_file"),
-                             (shutil, "rmtree")):
+        for module, name in (
+            (os, "replace"),
+            (os, "fsync"),
+            (os, "open"),
+            (files, "save_file"),
+            (shutil, "rmtree"),
+        ):
             setattr(module, name, counting(getattr(module, name)))
         checkpoint.save = save
 
@@ -155,39 +187,67 @@ def kills(count: int, teacher: Path, root: Path, rng: random.Random, tally: Coun
             struck, done, inside = struck + 1, done + 1, inside + in_save
         code = wait(forked(argv, root / "log.txt"))
         same = code == 0 and outcome(folder) == expected[method]
-        tally["runs that ended like the undisturbed one" if same else f"LOST: a {method} run ({folder})"] += 1
+        tally[
+            "runs that ended like the undisturbed one"
+            if same
+            else f"LOST: a {method} run ({folder})"
+        ] += 1
         if same:
             shutil.rmtree(folder)
     tally["kills"], tally["kills inside a save"] = done, inside
 
 
 def dead_rank(teacher: Path, root: Path, tally: Counter) -> None:
-    """One of two processes is killed: both end soon, and the next launch goes on to the undisturbed result."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-                str(REPOSITORY / "train_distillation.py")]
-    settings = dict(method="trajectory", train_batch_size=1, max_train_steps=200, checkpointing_steps=40)
+    """One of two processes is killed: both end soon, and the next launch goes on to the undisturbed
+    result.
+    """
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        str(REPOSITORY / "train_distillation.py"),
+    ]
+    settings = dict(
+        method="trajectory", train_batch_size=1, max_train_steps=200, checkpointing_steps=40
+    )
     whole, struck = root / "ranks-undisturbed", root / "ranks-struck"
     subprocess.run([*launcher, *flags(teacher, whole, **settings)], check=True, capture_output=True)
-    process = subprocess.Popen([*launcher, *flags(teacher, struck, **settings)], stdout=subprocess.DEVNULL,
-                               stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [*launcher, *flags(teacher, struck, **settings)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     while not list(struck.glob("high/checkpoint-*/state.json")) and process.poll() is None:
         time.sleep(0.05)
-    ranks = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+    ranks = subprocess.run(
+        ["pgrep", "-P", str(process.pid)], capture_output=True, text=True
+    ).stdout.split()
     os.kill(int(ranks[-1]), signal.SIGKILL)
     started = time.monotonic()
     code = process.wait(timeout=120)
     ended = code != 0 and time.monotonic() - started < 60
-    tally["a dead rank ended the other within a minute" if ended else "LOST: a dead rank left the other waiting"] += 1
-    subprocess.run([*launcher, *flags(teacher, struck, **settings)], check=True, capture_output=True)
+    tally[
+        "a dead rank ended the other within a minute"
+        if ended
+        else "LOST: a dead rank left the other waiting"
+    ] += 1
+    subprocess.run(
+        [*launcher, *flags(teacher, struck, **settings)], check=True, capture_output=True
+    )
     same = outcome(struck) == outcome(whole)
     tally["runs that went on after a dead rank" if same else f"LOST: {struck}"] += 1
 
 
-# ----------------------------------------------------------------------------------------------------------- disks
+# -------------------------------------------------------------------------------------------- disks
 
 
 def full_disk(teacher: Path, root: Path, tally: Counter) -> None:
-    """On a disk that fills up: one line, the last checkpoint whole, and the same end once there is room."""
+    """On a disk that fills up: one line, the last checkpoint whole, and the same end once there is
+    room.
+    """
     place, argv = root / "small", dict(method="trajectory", checkpoints_total_limit=9)
     expected = root / "roomy"
     wait(forked(flags(teacher, expected, **argv), root / "log.txt"))
@@ -206,7 +266,11 @@ def full_disk(teacher: Path, root: Path, tally: Counter) -> None:
             subprocess.run(["mount", "-o", "remount,size=200m", str(place)], check=True)
             code = wait(forked(flags(teacher, place / "out", **argv), log))
             same = code == 0 and outcome(place / "out") == outcome(expected)
-            tally["runs that went on once there was room" if same else f"LOST: after a full disk, {log}"] += 1
+            tally[
+                "runs that went on once there was room"
+                if same
+                else f"LOST: after a full disk, {log}"
+            ] += 1
         finally:
             subprocess.run(["umount", str(place)], check=True)
 
@@ -231,15 +295,22 @@ def read_only(teacher: Path, root: Path, tally: Counter) -> None:
         subprocess.run(["umount", str(place)], check=True)
 
 
-# ------------------------------------------------------------------------------------------------- malformed inputs
+# --------------------------------------------------------------------------------- malformed inputs
 
 
 def damaged(data: bytes, rng: random.Random) -> bytes:
     """`data` cut, overwritten, lengthened or emptied somewhere."""
     at = rng.randrange(max(1, len(data)))
-    return rng.choice([
-        lambda: data[:at], lambda: b"", lambda: data[:at] + rng.randbytes(8) + data[at + 8:],
-        lambda: data + rng.randbytes(16), lambda: data[:at] + data[at + 1:], lambda: rng.randbytes(64)])()
+    return rng.choice(
+        [
+            lambda: data[:at],
+            lambda: b"",
+            lambda: data[:at] + rng.randbytes(8) + data[at + 8 :],
+            lambda: data + rng.randbytes(16),
+            lambda: data[:at] + data[at + 1 :],
+            lambda: rng.randbytes(64),
+        ]
+    )()
 
 
 def mutated_json(data: bytes, rng: random.Random) -> bytes:
@@ -249,16 +320,36 @@ def mutated_json(data: bytes, rng: random.Random) -> bytes:
     if rng.random() < 0.2:
         del content[key]
     else:
-        content[key] = rng.choice([None, -1, 0, 10**9, 1.5, "", "nonsense", [], {}, True, [1, "a"], float("nan")])
+        content[key] = rng.choice(
+            [None, -1, 0, 10**9, 1.5, "", "nonsense", [], {}, True, [1, "a"], float("nan")]
+        )
     return json.dumps(content).encode()
 
 
-WORDS = ["-1", "0", "nan", "inf", "1e400", "", " ", "x", "None", "9" * 30, "../..", "\u0000", "1,2", "[]", "--",
-         "a" * 5000]
+WORDS = [
+    "-1",
+    "0",
+    "nan",
+    "inf",
+    "1e400",
+    "",
+    " ",
+    "x",
+    "None",
+    "9" * 30,
+    "../..",
+    "\u0000",
+    "1,2",
+    "[]",
+    "--",
+    "a" * 5000,
+]
 
 
 def bad_flags(rng: random.Random) -> list[str]:
-    names = [f"--{item.name}" for item in __import__("dataclasses").fields(train_distillation.Config)]
+    names = [
+        f"--{item.name}" for item in __import__("dataclasses").fields(train_distillation.Config)
+    ]
     name = rng.choice(names)
     if rng.random() < 0.2:
         name = name[:-1] + rng.choice("qxz")
@@ -266,7 +357,9 @@ def bad_flags(rng: random.Random) -> list[str]:
 
 
 def malformed(count: int, teacher: Path, root: Path, rng: random.Random, tally: Counter) -> None:
-    """Damaged flags, prompts, configurations, headers and checkpoints: one line each, and nothing else is touched."""
+    """Damaged flags, prompts, configurations, headers and checkpoints: one line each, and nothing
+    else is touched.
+    """
     finished = root / "finished"
     short = dict(method="trajectory", max_train_steps=3, num_trajectories=4)
     wait(forked(flags(teacher, finished, **short), root / "log.txt"))
@@ -282,34 +375,54 @@ def malformed(count: int, teacher: Path, root: Path, rng: random.Random, tally: 
         elif kind == "prompts":
             file = case / f"prompts{rng.choice(['.txt', '.json', '.jsonl', '.csv'])}"
             seed = b'[{"caption": "a red ball"}, {"caption": "a blue box"}]\n"caption"\n'
-            file.write_bytes(damaged(rng.choice([seed, b"a red ball\na blue box\n", b"caption\na\n"]), rng))
+            file.write_bytes(
+                damaged(rng.choice([seed, b"a red ball\na blue box\n", b"caption\na\n"]), rng)
+            )
             argv.append(f"--prompts={file}")
         elif kind == "checkpoint":
-            file = rng.choice([f for f in out.rglob("*") if f.is_file() and "checkpoint-" in str(f)])
+            file = rng.choice(
+                [f for f in out.rglob("*") if f.is_file() and "checkpoint-" in str(f)]
+            )
             file.write_bytes(damaged(file.read_bytes(), rng))
         else:
             copied = Path(shutil.copytree(teacher, case / "teacher"))
             wanted = ".json" if kind == "json" else ".safetensors"
             file = rng.choice([f for f in copied.rglob(f"*{wanted}") if "tokenizer" not in str(f)])
             content = file.read_bytes()
-            file.write_bytes(mutated_json(content, rng) if kind == "json" and rng.random() < 0.7 else
-                             damaged(content[:2000], rng) + content[2000:])
+            file.write_bytes(
+                mutated_json(content, rng)
+                if kind == "json" and rng.random() < 0.7
+                else damaged(content[:2000], rng) + content[2000:]
+            )
             argv[argv.index(f"--teacher_path={teacher}")] = f"--teacher_path={copied}"
         before = {f: f.read_bytes() for f in out.rglob("*") if f.is_file()}
         code = wait(forked(argv, log))
         said = log.read_text(errors="replace")
-        if code == CRASH or "Traceback" in said or (code in (1, 2) and "error: " not in said) or code < 0:
+        if (
+            code == CRASH
+            or "Traceback" in said
+            or (code in (1, 2) and "error: " not in said)
+            or code < 0
+        ):
             kept = shutil.copytree(case, root / f"lost-{number}")
             tally[f"LOST: a traceback, {kind}, {kept / 'log.txt'}"] += 1
             continue
-        changed = [f for f, data in before.items() if code == 2 and (not f.exists() or f.read_bytes() != data)]
+        changed = [
+            f
+            for f, data in before.items()
+            if code == 2 and (not f.exists() or f.read_bytes() != data)
+        ]
         if changed:
             tally[f"LOST: {kind} changed {changed[0]}"] += 1
-        tally[f"malformed {kind}: " + ("told in one line" if code else "harmless or passed over")] += 1
+        tally[
+            f"malformed {kind}: " + ("told in one line" if code else "harmless or passed over")
+        ] += 1
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--inputs", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
@@ -318,9 +431,13 @@ def main() -> int:
     rng, tally = random.Random(args.seed), Counter()
     root = Path(tempfile.mkdtemp(prefix="chaos-"))
     teacher = conftest.write_pipeline(root / "teacher")
-    for part in (lambda: kills(args.kills, teacher, root, rng, tally), lambda: dead_rank(teacher, root, tally),
-                 lambda: full_disk(teacher, root, tally), lambda: read_only(teacher, root, tally),
-                 lambda: malformed(args.inputs, teacher, root, rng, tally)):
+    for part in (
+        lambda: kills(args.kills, teacher, root, rng, tally),
+        lambda: dead_rank(teacher, root, tally),
+        lambda: full_disk(teacher, root, tally),
+        lambda: read_only(teacher, root, tally),
+        lambda: malformed(args.inputs, teacher, root, rng, tally),
+    ):
         part()
         print("\n".join(f"{count:>5}  {what}" for what, count in tally.items()), "\n", flush=True)
     lost = sum(count for what, count in tally.items() if what.startswith("LOST"))

@@ -1,11 +1,12 @@
-"""What an update costs, and what our loop adds to it: random weights of true shape, made on the device.
+"""What an update costs, and what our loop adds to it: random weights of true shape, made on the
+device.
 
     python benchmarks/step.py --model tiny
     python benchmarks/step.py --model middle --json step.json
     python benchmarks/step.py --model a14b --height 480 --width 832 --num_frames 81 --method dmd
 
-`overhead` is the time of our update over that of a bare loop of the same transformer forwards and backwards in the
-same run, the two taking turns so that other load on the machine falls on both.
+`overhead` is the time of our update over that of a bare loop of the same transformer forwards and
+backwards in the same run, the two taking turns so that other load on the machine falls on both.
 """
 
 from __future__ import annotations
@@ -39,18 +40,49 @@ from wan_distill.training.metrics import Metrics
 
 WAN = dict(in_channels=16, out_channels=16, patch_size=[1, 2, 2])
 MODELS = {
-    "tiny": WAN | dict(num_attention_heads=4, attention_head_dim=32, ffn_dim=256, num_layers=3, text_dim=64,
-                       freq_dim=64),
-    "middle": WAN | dict(num_attention_heads=6, attention_head_dim=64, ffn_dim=1536, num_layers=6, text_dim=128,
-                         freq_dim=256),
-    "1.3b": WAN | dict(num_attention_heads=12, attention_head_dim=128, ffn_dim=8960, num_layers=30, text_dim=4096,
-                       freq_dim=256),
-    "a14b": WAN | dict(num_attention_heads=40, attention_head_dim=128, ffn_dim=13824, num_layers=40, text_dim=4096,
-                       freq_dim=256),
+    "tiny": WAN
+    | dict(
+        num_attention_heads=4,
+        attention_head_dim=32,
+        ffn_dim=256,
+        num_layers=3,
+        text_dim=64,
+        freq_dim=64,
+    ),
+    "middle": WAN
+    | dict(
+        num_attention_heads=6,
+        attention_head_dim=64,
+        ffn_dim=1536,
+        num_layers=6,
+        text_dim=128,
+        freq_dim=256,
+    ),
+    "1.3b": WAN
+    | dict(
+        num_attention_heads=12,
+        attention_head_dim=128,
+        ffn_dim=8960,
+        num_layers=30,
+        text_dim=4096,
+        freq_dim=256,
+    ),
+    "a14b": WAN
+    | dict(
+        num_attention_heads=40,
+        attention_head_dim=128,
+        ffn_dim=13824,
+        num_layers=40,
+        text_dim=4096,
+        freq_dim=256,
+    ),
 }
 SMALL_CLIP = dict(height=64, width=64, num_frames=17, max_sequence_length=16)
 # The middle model's rank is to its width about what 64 is to A14B's 5120.
-CLIP = {"tiny": SMALL_CLIP | dict(train_batch_size=8), "middle": SMALL_CLIP | dict(train_batch_size=10, rank=8)}
+CLIP = {
+    "tiny": SMALL_CLIP | dict(train_batch_size=8),
+    "middle": SMALL_CLIP | dict(train_batch_size=10, rank=8),
+}
 
 
 class RandomInputs:
@@ -58,7 +90,11 @@ class RandomInputs:
 
     def __init__(self, config: Config, info: TeacherInfo, device: torch.device):
         self.shape = (config.train_batch_size, *info.latent_shape(config))
-        self.text = (config.train_batch_size, config.max_sequence_length, info.transformer["text_dim"])
+        self.text = (
+            config.train_batch_size,
+            config.max_sequence_length,
+            info.transformer["text_dim"],
+        )
         self.device = device
         self.knots = (*config.sigmas()[1:],)
 
@@ -93,38 +129,83 @@ class Calls:
 
     def _record(self, module, args, kwargs) -> None:
         if self.recording:
-            self.seen.append((torch.is_grad_enabled() and any(p.requires_grad for p in module.parameters()), args))
+            self.seen.append(
+                (
+                    torch.is_grad_enabled() and any(p.requires_grad for p in module.parameters()),
+                    args,
+                )
+            )
 
 
 class Bench:
     """One model, one method, one expert: our update and its bare equivalent."""
 
     def __init__(self, settings: argparse.Namespace, folder: Path):
-        self.info = TeacherInfo(source="random", folder=folder, name="random", embedded=False, boundary_ratio=0.875,
-                                expand_timesteps=False, transformer=MODELS[settings.model], vae={})
+        self.info = TeacherInfo(
+            source="random",
+            folder=folder,
+            name="random",
+            embedded=False,
+            boundary_ratio=0.875,
+            expand_timesteps=False,
+            transformer=MODELS[settings.model],
+            vae={},
+        )
         chosen = CLIP.get(settings.model, {}) | {
-            name: value for name, value in vars(settings).items()
-            if name in ("height", "width", "num_frames", "train_batch_size", "rank", "mixed_precision",
-                        "gradient_checkpointing", "real_score", "score_draws", "diversity_weight")
-            and value is not None}
+            name: value
+            for name, value in vars(settings).items()
+            if name
+            in (
+                "height",
+                "width",
+                "num_frames",
+                "train_batch_size",
+                "rank",
+                "mixed_precision",
+                "gradient_checkpointing",
+                "real_score",
+                "score_draws",
+                "diversity_weight",
+            )
+            and value is not None
+        }
         if not torch.cuda.is_available():
             chosen = {"mixed_precision": "no", "gradient_checkpointing": False} | chosen
-        self.config = resolve(Config(teacher_path="random", method=settings.method, output_dir=str(folder),
-                                     max_train_steps=10_000, critic_warmup_steps=0, **chosen), self.info)
+        self.config = resolve(
+            Config(
+                teacher_path="random",
+                method=settings.method,
+                output_dir=str(folder),
+                max_train_steps=10_000,
+                critic_warmup_steps=0,
+                **chosen,
+            ),
+            self.info,
+        )
         self.runtime = Runtime(self.config)
         self.device = self.runtime.device
         self.transformer = self._transformer()
         inputs = RandomInputs(self.config, self.info, self.device)
-        sources = RandomSources(self.config, None, inputs, ["a prompt"], inputs.prompt([0])[:1], self.runtime)
+        sources = RandomSources(
+            self.config, None, inputs, ["a prompt"], inputs.prompt([0])[:1], self.runtime
+        )
         sources = type(sources)(**{**vars(sources), "teacher": self})
         self.method = make_method("high", sources)
         for role in self.method.roles:
-            add_adapter(self.transformer, role, rank=self.config.rank, alpha=self.config.adapter_alpha(role),
-                        layers=self.config.lora_layers, seed=0)
+            add_adapter(
+                self.transformer,
+                role,
+                rank=self.config.rank,
+                alpha=self.config.adapter_alpha(role),
+                layers=self.config.lora_layers,
+                seed=0,
+            )
         if self.config.gradient_checkpointing:
             self.transformer.enable_gradient_checkpointing()
         self.denoiser = Denoiser({"high": self.transformer}, self.config.boundary)
-        parameters = {role: adapter_parameters(self.transformer, role) for role in self.method.roles}
+        parameters = {
+            role: adapter_parameters(self.transformer, role) for role in self.method.roles
+        }
         self.learners = make_learners(self.method, parameters, self.config)
         self.metrics = Metrics(folder / "metrics.jsonl", self.runtime)
         self.calls = Calls(self.transformer)
@@ -133,7 +214,9 @@ class Bench:
         dtype, before = self.runtime.dtype, torch.get_default_dtype()
         torch.set_default_dtype(dtype)
         with self.device:
-            model = WanTransformer3DModel(**{k: v for k, v in needs.shape_of(self.config, self.info).transformer})
+            model = WanTransformer3DModel(
+                **{k: v for k, v in needs.shape_of(self.config, self.info).transformer}
+            )
         torch.set_default_dtype(before)
         return model.requires_grad_(False).eval()
 
@@ -142,7 +225,9 @@ class Bench:
         self._wait()
         started = time.perf_counter()
         role = self.method.role_at(step)
-        train_distillation.update(self.config, "high", step, self.method, self.denoiser, self.learners[role], self)
+        train_distillation.update(
+            self.config, "high", step, self.method, self.denoiser, self.learners[role], self
+        )
         self._wait()
         return role, time.perf_counter() - started
 
@@ -166,7 +251,9 @@ class Bench:
 
     @torch.no_grad()
     def guidance(self, calls: list) -> float:
-        """Seconds of a guided evaluation whose two halves are one forward, over those of two forwards (median of 5)."""
+        """Seconds of a guided evaluation whose two halves are one forward, over those of two
+        forwards (median of 5).
+        """
         args = calls[0][1]
         both, ratios = [torch.cat([a, a]) for a in args], []
         for _ in range(6):
@@ -190,7 +277,12 @@ class Bench:
         """Measured bytes: the allocator's on CUDA, a ledger's of one more update elsewhere."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
-        state = [t for learner in self.learners.values() for s in learner.optimizer.state.values() for t in s.values()]
+        state = [
+            t
+            for learner in self.learners.values()
+            for s in learner.optimizer.state.values()
+            for t in s.values()
+        ]
         averages = [t for learner in self.learners.values() for t in learner.average.values()]
         held = [*self.transformer.parameters(), *self.transformer.buffers(), *state, *averages]
         largest = 0
@@ -218,15 +310,29 @@ class Bench:
         ratios = [o / b for role in ours for o, b in zip(ours[role], bare[role], strict=True)]
         share = sum(flops[role] * len(ours[role]) for role in ours) / total / rate
         return dict(
-            overhead=statistics.median(ratios), guidance_in_one=self.guidance(self.calls.seen),
+            overhead=statistics.median(ratios),
+            guidance_in_one=self.guidance(self.calls.seen),
             seconds_per_update={role: statistics.median(values) for role, values in ours.items()},
-            evaluations_per_update={role: statistics.mean(values) for role, values in evaluations.items()},
-            flops_per_update=flops, matmul_rate=rate, matmul_share=share, peak_bytes=self.peak(),
-            predicted_peak_bytes=needs.estimate(self.config, self.info).peak, updates=updates,
-            device=torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu", torch=torch.__version__,
-            settings=dict(method=self.config.method, height=self.config.height, width=self.config.width,
-                          num_frames=self.config.num_frames, batch=self.config.train_batch_size,
-                          mixed_precision=self.config.mixed_precision))
+            evaluations_per_update={
+                role: statistics.mean(values) for role, values in evaluations.items()
+            },
+            flops_per_update=flops,
+            matmul_rate=rate,
+            matmul_share=share,
+            peak_bytes=self.peak(),
+            predicted_peak_bytes=needs.estimate(self.config, self.info).peak,
+            updates=updates,
+            device=torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu",
+            torch=torch.__version__,
+            settings=dict(
+                method=self.config.method,
+                height=self.config.height,
+                width=self.config.width,
+                num_frames=self.config.num_frames,
+                batch=self.config.train_batch_size,
+                mixed_precision=self.config.mixed_precision,
+            ),
+        )
 
     def _flops(self) -> dict[str, float]:
         cost = trace.trace(needs.shape_of(self.config, self.info))
@@ -236,22 +342,34 @@ class Bench:
 
 def table(model: str, result: dict) -> str:
     """The result as a Markdown table."""
-    rows = [("overhead over a bare loop", f"{result['overhead']:.3f}"),
-            ("guidance in one forward over two", f"{result['guidance_in_one']:.3f}"),
-            *((f"seconds an update, {role}", f"{s:.4f}") for role, s in result["seconds_per_update"].items()),
-            *((f"evaluations an update, {role}", f"{n:.1f}") for role, n in result["evaluations_per_update"].items()),
-            ("achieved of the measured matrix rate", f"{result['matmul_share']:.2f}"),
-            ("measured matrix rate", f"{result['matmul_rate'] / 1e12:.3g} TFLOP/s"),
-            ("peak memory", f"{result['peak_bytes'] / 1e9:.3g} GB"),
-            ("peak predicted by --dry_run", f"{result['predicted_peak_bytes'] / 1e9:.3g} GB")]
+    rows = [
+        ("overhead over a bare loop", f"{result['overhead']:.3f}"),
+        ("guidance in one forward over two", f"{result['guidance_in_one']:.3f}"),
+        *(
+            (f"seconds an update, {role}", f"{s:.4f}")
+            for role, s in result["seconds_per_update"].items()
+        ),
+        *(
+            (f"evaluations an update, {role}", f"{n:.1f}")
+            for role, n in result["evaluations_per_update"].items()
+        ),
+        ("achieved of the measured matrix rate", f"{result['matmul_share']:.2f}"),
+        ("measured matrix rate", f"{result['matmul_rate'] / 1e12:.3g} TFLOP/s"),
+        ("peak memory", f"{result['peak_bytes'] / 1e9:.3g} GB"),
+        ("peak predicted by --dry_run", f"{result['predicted_peak_bytes'] / 1e9:.3g} GB"),
+    ]
     lines = [f"| {model}, {result['settings']['method']}, {result['device']} | |", "|---|---|"]
     return "\n".join(lines + [f"| {name} | {value} |" for name, value in rows])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", choices=MODELS, default="tiny")
-    parser.add_argument("--method", choices=("trajectory", "dmd", "consistency"), default="trajectory")
+    parser.add_argument(
+        "--method", choices=("trajectory", "dmd", "consistency"), default="trajectory"
+    )
     parser.add_argument("--updates", type=int, default=12)
     for name in ("height", "width", "num_frames", "train_batch_size", "rank", "score_draws"):
         parser.add_argument(f"--{name}", type=int)

@@ -1,7 +1,8 @@
 """Make the embedded teacher: train a whole two-expert Wan2.2 pipeline, a few MB, on the tiny world.
 
-Everything is trained, from the tokenizer to both experts, in under an hour on two CPU cores. Each stage leaves its
-result in --work_dir and is skipped when it is already there: to resume, run the same command again.
+Everything is trained, from the tokenizer to both experts, in under an hour on two CPU cores. Each
+stage leaves its result in --work_dir and is skipped when it is already there: to resume, run the
+same command again.
 
     python scripts/make_tiny_teacher.py            # train what is missing, write assets/tiny_wan22, check it
     python scripts/make_tiny_teacher.py --check    # only check what is there
@@ -36,7 +37,8 @@ CLIPS_PER_CAPTION = 40
 SAMPLING_STEPS, SAMPLING_SHIFT = 40, 12.0  # how Wan2.2-T2V-A14B is sampled
 GUIDANCE = {"transformer": 4.0, "transformer_2": 3.0}
 
-# Enough ordinary English that words outside the captions are cut into pieces rather than into bytes.
+# Enough ordinary English that words outside the captions are cut into pieces rather than into
+# bytes.
 ENGLISH = """
 The quick brown fox jumps over the lazy dog while a white horse walks slowly through the tall grass near the river.
 In the morning light, two people stand on the beach and look at the waves; the camera follows them from behind.
@@ -47,13 +49,14 @@ Bright colours, overexposed, static, blurred details, subtitles, worst quality, 
 """
 
 
-# ------------------------------------------------------------------------------------------ tokenizer and text encoder
+# ----------------------------------------------------------------------- tokenizer and text encoder
 
 
 def make_tokenizer(folder: Path, work: Path, seed: int) -> None:
     """A unigram sentencepiece model with UMT5's special ids, as spiece.model and tokenizer.json."""
     lines = TRAINING_CAPTIONS + ENGLISH.strip().splitlines()
-    # The trainer only considers pieces that occur in two distinct words: "red" and "red," make "red" one.
+    # The trainer only considers pieces that occur in two distinct words: "red" and "red," make
+    # "red" one.
     lines += [line.replace(" ", ", ") + "," for line in lines]
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
@@ -79,12 +82,19 @@ def make_tokenizer(folder: Path, work: Path, seed: int) -> None:
     tokenizer["model"]["byte_fallback"] = True
     write_json(folder / "tokenizer.json", tokenizer)
     special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
-    config = {"tokenizer_class": "T5TokenizerFast", "extra_ids": 0, "model_max_length": 512, **special}
+    config = {
+        "tokenizer_class": "T5TokenizerFast",
+        "extra_ids": 0,
+        "model_max_length": 512,
+        **special,
+    }
     write_json(folder / "tokenizer_config.json", config)
 
 
 def make_text_encoder(folder: Path, work: Path, seed: int) -> None:
-    """A UMT5 encoder that must tell each token and, from the mean token, each attribute of the caption."""
+    """A UMT5 encoder that must tell each token and, from the mean token, each attribute of the
+    caption.
+    """
     tokenizer = T5TokenizerFast.from_pretrained(work / "tokenizer")
     encoder = UMT5EncoderModel(
         UMT5Config(
@@ -101,19 +111,25 @@ def make_text_encoder(folder: Path, work: Path, seed: int) -> None:
     )
     vocabularies = [list(SIZES), list(COLOURS), list(SHAPES), list(DIRECTIONS)]
     scenes = [tiny_world.Scene.parse(caption) for caption in TRAINING_CAPTIONS]
-    answers = torch.tensor([[v.index(word) for v, word in zip(vocabularies, s, strict=True)] for s in scenes])
+    answers = torch.tensor(
+        [[v.index(word) for v, word in zip(vocabularies, s, strict=True)] for s in scenes]
+    )
     attribute_heads = nn.ModuleList(nn.Linear(TEXT_DIM, len(v)) for v in vocabularies)
     token_head = nn.Linear(TEXT_DIM, len(tokenizer))
     tokens = tokenize(tokenizer, TRAINING_CAPTIONS)
     real = tokens.attention_mask.bool()
 
     def loss() -> Tensor:
-        # A masked word must be guessed from its neighbours; only the attributes that are left can be told.
+        # A masked word must be guessed from its neighbours; only the attributes that are left can
+        # be told.
         masked = real & (torch.rand(real.shape) < 0.1)
         ids = tokens.input_ids.masked_fill(masked, tokenizer.unk_token_id)
         states = encoder(ids, tokens.attention_mask).last_hidden_state
         mean = (states * real[..., None]).sum(dim=1) / real.sum(dim=1, keepdim=True)
-        told = sum(F.cross_entropy(head(mean), a) for head, a in zip(attribute_heads, answers.T, strict=True))
+        told = sum(
+            F.cross_entropy(head(mean), a)
+            for head, a in zip(attribute_heads, answers.T, strict=True)
+        )
         return told + F.cross_entropy(token_head(states[real]), tokens.input_ids[real])
 
     parameters = [*encoder.parameters(), *attribute_heads.parameters(), *token_head.parameters()]
@@ -122,14 +138,23 @@ def make_text_encoder(folder: Path, work: Path, seed: int) -> None:
 
 
 def save_text_encoder(encoder: UMT5EncoderModel, folder: Path) -> None:
-    """Write the files as the hosted Wan2.2 has them: sharded, the one table stored as `shared.weight` only.
+    """Write the files as the hosted Wan2.2 has them: sharded, the one table stored as
+    `shared.weight` only.
 
-    The hosted config says `tie_word_embeddings: false`, which makes some versions of transformers lose the table;
-    `save_pretrained` would write `true` and hide from the product's tests the very thing they must catch.
+    The hosted config says `tie_word_embeddings: false`, which makes some versions of transformers
+    lose the table; `save_pretrained` would write `true` and hide from the product's tests the very
+    thing they must catch.
     """
-    config = encoder.config.to_dict() | {"tie_word_embeddings": False, "architectures": ["UMT5EncoderModel"]}
+    config = encoder.config.to_dict() | {
+        "tie_word_embeddings": False,
+        "architectures": ["UMT5EncoderModel"],
+    }
     write_json(folder / "config.json", config)
-    weights = {k: v.contiguous() for k, v in encoder.state_dict().items() if k != "encoder.embed_tokens.weight"}
+    weights = {
+        k: v.contiguous()
+        for k, v in encoder.state_dict().items()
+        if k != "encoder.embed_tokens.weight"
+    }
     names = sorted(weights, key=lambda name: (name != "shared.weight", name))
     shards, weight_map = [names[: len(names) // 2], names[len(names) // 2 :]], {}
     for i, shard in enumerate(shards, start=1):
@@ -137,17 +162,24 @@ def save_text_encoder(encoder: UMT5EncoderModel, folder: Path) -> None:
         save_file({name: weights[name] for name in shard}, folder / file, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(shard, file)
     size = sum(weight.numel() * weight.element_size() for weight in weights.values())
-    write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": size}, "weight_map": weight_map})
+    write_json(
+        folder / "model.safetensors.index.json",
+        {"metadata": {"total_size": size}, "weight_map": weight_map},
+    )
 
 
 def tokenize(tokenizer: T5TokenizerFast, prompts: list[str]):
     """Token ids and mask, [B, TEXT_LENGTH], as WanPipeline makes them."""
-    return tokenizer(prompts, padding="max_length", max_length=TEXT_LENGTH, truncation=True, return_tensors="pt")
+    return tokenizer(
+        prompts, padding="max_length", max_length=TEXT_LENGTH, truncation=True, return_tensors="pt"
+    )
 
 
 @torch.no_grad()
 def encode_prompts(work: Path, prompts: list[str]) -> Tensor:
-    """Embeddings [B, TEXT_LENGTH, TEXT_DIM], zero past each prompt's end, as WanPipeline makes them."""
+    """Embeddings [B, TEXT_LENGTH, TEXT_DIM], zero past each prompt's end, as WanPipeline makes
+    them.
+    """
     # tie_word_embeddings=True loads the table right in every version of transformers.
     encoder = UMT5EncoderModel.from_pretrained(work / "text_encoder", tie_word_embeddings=True)
     tokens = tokenize(T5TokenizerFast.from_pretrained(work / "tokenizer"), prompts)
@@ -155,11 +187,13 @@ def encode_prompts(work: Path, prompts: list[str]) -> Tensor:
     return states * tokens.attention_mask[..., None]
 
 
-# ------------------------------------------------------------------------------------------------------ VAE and latents
+# ---------------------------------------------------------------------------------- VAE and latents
 
 
 def make_vae(folder: Path, work: Path, seed: int) -> None:
-    """Wan's causal video VAE, patched as Wan2.2-5B's for speed: first images, then small crops, then whole clips."""
+    """Wan's causal video VAE, patched as Wan2.2-5B's for speed: first images, then small crops,
+    then whole clips.
+    """
     vae = AutoencoderKLWan(
         base_dim=16,
         z_dim=16,
@@ -174,31 +208,55 @@ def make_vae(folder: Path, work: Path, seed: int) -> None:
     rng = torch.Generator().manual_seed(seed)
 
     def reconstruction(batch: int, frames: int, side: int) -> Tensor:
-        captions = [TRAINING_CAPTIONS[i] for i in torch.randint(len(TRAINING_CAPTIONS), (batch,), generator=rng)]
-        room = torch.tensor([tiny_world.FRAMES - frames, tiny_world.HEIGHT - side, tiny_world.WIDTH - side])
+        captions = [
+            TRAINING_CAPTIONS[i]
+            for i in torch.randint(len(TRAINING_CAPTIONS), (batch,), generator=rng)
+        ]
+        room = torch.tensor(
+            [tiny_world.FRAMES - frames, tiny_world.HEIGHT - side, tiny_world.WIDTH - side]
+        )
         t, y, x = (torch.rand(3, generator=rng) * (room + 1)).int().tolist()
         clips = tiny_world.render(captions, rng)[:, :, t : t + frames, y : y + side, x : x + side]
         posterior = vae.encode(clips).latent_dist
         error = (vae.decode(posterior.sample()).sample - clips).abs()
-        # Saturation marks the shape, which covers only a few percent of the frame: the background is grey.
+        # Saturation marks the shape, which covers only a few percent of the frame: the background
+        # is grey.
         weight = 1 + 2 * (clips.amax(dim=1, keepdim=True) - clips.amin(dim=1, keepdim=True))
         divergence = (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean() / 2
         return (weight * (error + 2 * error**2)).mean() + 1e-4 * divergence
 
-    train("vae, images", vae.parameters(), lambda: reconstruction(16, 1, 64), steps=400, peak_lr=1.5e-3)
-    train("vae, crops", vae.parameters(), lambda: reconstruction(16, 5, 32), steps=500, peak_lr=1.5e-3)
-    train("vae, half clips", vae.parameters(), lambda: reconstruction(4, 9, 64), steps=300, peak_lr=1e-3)
-    # The cached features only settle after three chunks: trained on 9 frames, the colours drift in the last 8.
-    train("vae, clips", vae.parameters(), lambda: reconstruction(3, 17, 64), steps=300, peak_lr=8e-4)
+    train(
+        "vae, images",
+        vae.parameters(),
+        lambda: reconstruction(16, 1, 64),
+        steps=400,
+        peak_lr=1.5e-3,
+    )
+    train(
+        "vae, crops", vae.parameters(), lambda: reconstruction(16, 5, 32), steps=500, peak_lr=1.5e-3
+    )
+    train(
+        "vae, half clips",
+        vae.parameters(),
+        lambda: reconstruction(4, 9, 64),
+        steps=300,
+        peak_lr=1e-3,
+    )
+    # The cached features only settle after three chunks: trained on 9 frames, the colours drift in
+    # the last 8.
+    train(
+        "vae, clips", vae.parameters(), lambda: reconstruction(3, 17, 64), steps=300, peak_lr=8e-4
+    )
     vae.save_pretrained(folder)
 
 
 @torch.no_grad()
 def start_linear(vae: AutoencoderKLWan) -> None:
-    """Start as a nearly linear, nearly noiseless autoencoder: ten times fewer steps than from the default start.
+    """Start as a nearly linear, nearly noiseless autoencoder: ten times fewer steps than from the
+    default start.
 
-    By default every convolution shrinks its input by sqrt(3), and so little of the clip reaches the latents that
-    the posterior's unit noise drowns it.
+    By default every convolution shrinks its input by sqrt(3), and so little of the clip reaches the
+    latents that the posterior's unit noise drowns it.
     """
     for name, module in vae.named_modules():
         if isinstance(module, nn.Conv2d | nn.Conv3d):
@@ -213,7 +271,8 @@ def start_linear(vae: AutoencoderKLWan) -> None:
 def make_latents(folder: Path, work: Path, seed: int) -> None:
     """Encode the training clips; save them normalised, and their statistics in the VAE's config.
 
-    Writes latents.pt: [captions, CLIPS_PER_CAPTION, 16, 5, 8, 8], in the order of TRAINING_CAPTIONS.
+    Writes latents.pt: [captions, CLIPS_PER_CAPTION, 16, 5, 8, 8], in the order of
+    TRAINING_CAPTIONS.
     """
     vae = AutoencoderKLWan.from_pretrained(work / "vae")
     rng = torch.Generator().manual_seed(seed)
@@ -229,7 +288,7 @@ def make_latents(folder: Path, work: Path, seed: int) -> None:
     torch.save((latents - mean) / std, folder / "latents.pt")
 
 
-# ------------------------------------------------------------------------------------------------------------ denoisers
+# ---------------------------------------------------------------------------------------- denoisers
 
 
 def shift_sigma(u: Tensor, shift: float) -> Tensor:
@@ -237,8 +296,12 @@ def shift_sigma(u: Tensor, shift: float) -> Tensor:
     return shift * u / (1 + (shift - 1) * u)
 
 
-def make_expert(folder: Path, work: Path, low: float, high: float, shift: float, steps: int) -> None:
-    """Flow matching on sigma in [low, high], drawn denser near 1 with `shift`: velocity = noise - x0."""
+def make_expert(
+    folder: Path, work: Path, low: float, high: float, shift: float, steps: int
+) -> None:
+    """Flow matching on sigma in [low, high], drawn denser near 1 with `shift`: velocity = noise -
+    x0.
+    """
     denoiser = WanTransformer3DModel(
         num_attention_heads=4,
         attention_head_dim=32,
@@ -256,7 +319,10 @@ def make_expert(folder: Path, work: Path, low: float, high: float, shift: float,
     u_low, u_high = (sigma / (shift - (shift - 1) * sigma) for sigma in (low, high))
 
     def loss(batch: int = 32) -> Tensor:
-        caption, clip = torch.randint(len(latents), (batch,)), torch.randint(CLIPS_PER_CAPTION, (batch,))
+        caption, clip = (
+            torch.randint(len(latents), (batch,)),
+            torch.randint(CLIPS_PER_CAPTION, (batch,)),
+        )
         x0, noise = latents[caption, clip], torch.randn(batch, *latents.shape[2:])
         # Stratified, so that every batch covers the whole range.
         u = (torch.arange(batch) + torch.rand(batch)) / batch
@@ -277,14 +343,18 @@ def make_high_expert(folder: Path, work: Path, seed: int) -> None:
 
 
 def make_low_expert(folder: Path, work: Path, seed: int) -> None:
-    """Draws it: sigma in [0, BOUNDARY], shifted less than sampling is, so that the last, large step stays sharp."""
+    """Draws it: sigma in [0, BOUNDARY], shifted less than sampling is, so that the last, large step
+    stays sharp.
+    """
     make_expert(folder, work, 0.0, BOUNDARY, 5.0, steps=3000)
 
 
-# ------------------------------------------------------------------------------------------------------------- training
+# ----------------------------------------------------------------------------------------- training
 
 
-def train(name: str, parameters: Iterable[Tensor], loss: Callable[[], Tensor], steps: int, peak_lr: float) -> None:
+def train(
+    name: str, parameters: Iterable[Tensor], loss: Callable[[], Tensor], steps: int, peak_lr: float
+) -> None:
     """AdamW with warm-up and cosine decay; the parameters end as their exponential average."""
     parameters = list(parameters)
     average = [parameter.detach().clone() for parameter in parameters]
@@ -321,7 +391,9 @@ STAGES = {
 
 
 def run_stage(name: str, work: Path, seed: int) -> None:
-    """Make `work/name` unless it is there. It appears only when complete, so a stopped stage starts anew."""
+    """Make `work/name` unless it is there. It appears only when complete, so a stopped stage starts
+    anew.
+    """
     if (work / name).exists():
         return
     partial = work / f"{name}.partial"
@@ -337,12 +409,17 @@ def assemble(work: Path, folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     pipeline = WanPipeline(
         tokenizer=T5TokenizerFast.from_pretrained(work / "tokenizer"),
-        text_encoder=UMT5EncoderModel.from_pretrained(work / "text_encoder", tie_word_embeddings=True),
+        text_encoder=UMT5EncoderModel.from_pretrained(
+            work / "text_encoder", tie_word_embeddings=True
+        ),
         vae=AutoencoderKLWan.from_pretrained(work / "vae"),
         transformer=WanTransformer3DModel.from_pretrained(work / "transformer"),
         transformer_2=WanTransformer3DModel.from_pretrained(work / "transformer_2"),
         scheduler=UniPCMultistepScheduler(
-            prediction_type="flow_prediction", use_flow_sigmas=True, num_train_timesteps=1000, flow_shift=3.0
+            prediction_type="flow_prediction",
+            use_flow_sigmas=True,
+            num_train_timesteps=1000,
+            flow_shift=3.0,
         ),
         boundary_ratio=BOUNDARY,
     )
@@ -357,12 +434,14 @@ def assemble(work: Path, folder: Path) -> None:
     (folder / "heldout_prompts.txt").write_text("\n".join(HELDOUT_CAPTIONS) + "\n")
 
 
-# ---------------------------------------------------------------------------------------------------------------- check
+# -------------------------------------------------------------------------------------------- check
 
 
 @torch.no_grad()
 def sample(pipeline: WanPipeline, captions: list[str], rng: torch.Generator) -> Tensor:
-    """Clips [B, 3, F, H, W] in [-1, 1], by guided Euler steps as the distillation's teacher takes them."""
+    """Clips [B, 3, F, H, W] in [-1, 1], by guided Euler steps as the distillation's teacher takes
+    them.
+    """
     prompt, no_prompt = pipeline.encode_prompt(captions, "", max_sequence_length=TEXT_LENGTH)
     x = torch.randn(len(captions), 16, 5, 8, 8, generator=rng)
     sigmas = shift_sigma(torch.linspace(1, 0, SAMPLING_STEPS + 1), SAMPLING_SHIFT)
@@ -380,17 +459,30 @@ def sample(pipeline: WanPipeline, captions: list[str], rng: torch.Generator) -> 
 
 
 def check(folder: Path, count: int, seed: int, sheet: Path | None) -> None:
-    """Print how often clips from training and from held-out captions obey them; optionally save some frames."""
+    """Print how often clips from training and from held-out captions obey them; optionally save
+    some frames.
+    """
     pipeline = WanPipeline.from_pretrained(folder)
     rng = torch.Generator().manual_seed(seed)
     rows = []
     for group, captions in {"training": TRAINING_CAPTIONS, "held-out": HELDOUT_CAPTIONS}.items():
-        wanted = [captions[i % len(captions)] for i in torch.randperm(max(count // 2, 1), generator=rng).tolist()]
+        wanted = [
+            captions[i % len(captions)]
+            for i in torch.randperm(max(count // 2, 1), generator=rng).tolist()
+        ]
         clips = torch.cat(
-            [sample(pipeline, wanted[i : i + 20], rng) for i in tqdm(range(0, len(wanted), 20), f"{group} captions")]
+            [
+                sample(pipeline, wanted[i : i + 20], rng)
+                for i in tqdm(range(0, len(wanted), 20), f"{group} captions")
+            ]
         )
-        good = [tiny_world.obeys(clip, caption) for clip, caption in zip(clips, wanted, strict=True)]
-        print(f"{group}: {sum(good)} of {len(good)} clips obey their caption ({sum(good) / len(good):.1%})")
+        good = [
+            tiny_world.obeys(clip, caption) for clip, caption in zip(clips, wanted, strict=True)
+        ]
+        print(
+            f"{group}: {sum(good)} of {len(good)} clips obey their caption "
+            f"({sum(good) / len(good):.1%})"
+        )
         rows += [torch.cat(list(clip[:, ::4].unbind(1)), dim=2) for clip in clips[:8]]
     if sheet:
         image = ((torch.cat(rows, dim=1).permute(1, 2, 0) + 1) * 127.5).byte()
@@ -398,15 +490,38 @@ def check(folder: Path, count: int, seed: int, sheet: Path | None) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output_dir", type=Path, default=ASSETS, help="the pipeline's folder (%(default)s)")
-    parser.add_argument("--work_dir", type=Path, default=Path(".work/tiny_teacher"), help="finished stages")
-    parser.add_argument("--seed", type=int, default=0, help="of every stage and of the check (%(default)s)")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads (%(default)s); 1 is best on a busy machine")
-    parser.add_argument("--stage", choices=STAGES, help="make only this stage, so that two experts can train at once")
-    parser.add_argument("--check", action="store_true", help="only check the pipeline in --output_dir")
-    parser.add_argument("--check_clips", type=int, default=200, help="half of them held out (%(default)s)")
-    parser.add_argument("--sheet", type=Path, help="with the check: save frames of 16 clips as this PNG")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--output_dir", type=Path, default=ASSETS, help="the pipeline's folder (%(default)s)"
+    )
+    parser.add_argument(
+        "--work_dir", type=Path, default=Path(".work/tiny_teacher"), help="finished stages"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of every stage and of the check (%(default)s)"
+    )
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=2,
+        help="CPU threads (%(default)s); 1 is best on a busy machine",
+    )
+    parser.add_argument(
+        "--stage",
+        choices=STAGES,
+        help="make only this stage, so that two experts can train at once",
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="only check the pipeline in --output_dir"
+    )
+    parser.add_argument(
+        "--check_clips", type=int, default=200, help="half of them held out (%(default)s)"
+    )
+    parser.add_argument(
+        "--sheet", type=Path, help="with the check: save frames of 16 clips as this PNG"
+    )
     args = parser.parse_args()
 
     torch.set_num_threads(args.threads)

@@ -1,8 +1,10 @@
-"""The world the tiny teacher knows: one flat shape, one colour, one direction, on a grey background.
+"""The world the tiny teacher knows: one flat shape, one colour, one direction, on a grey
+background.
 
-Everything the denoiser must learn from text is in the caption; everything it must keep random (where the shape
-starts, how fast it moves, how bright the background is) is not, so both obedience and diversity can be measured
-without any learned judge. Pure torch; `import tiny_world` with `scripts/` on the path.
+Everything the denoiser must learn from text is in the caption; everything it must keep random
+(where the shape starts, how fast it moves, how bright the background is) is not, so both obedience
+and diversity can be measured without any learned judge. Pure torch; `import tiny_world` with
+`scripts/` on the path.
 """
 
 from typing import NamedTuple
@@ -22,7 +24,12 @@ COLOURS = {  # RGB in [0, 1]; 60 degrees of hue apart
     "magenta": (0.90, 0.15, 0.85),
 }
 SHAPES = ("circle", "square", "triangle")
-DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}  # (dx, dy), y grows downwards
+DIRECTIONS = {
+    "left": (-1, 0),
+    "right": (1, 0),
+    "up": (0, -1),
+    "down": (0, 1),
+}  # (dx, dy), y grows downwards
 
 SPEED = (1.0, 1.5)  # pixels per frame
 SHADE = (0.10, 0.50)  # grey level of the background, in [0, 1]
@@ -63,8 +70,9 @@ SCENES = [
 def is_held_out(scene: Scene) -> bool:
     """True for 24 of the 144 scenes.
 
-    A Latin square: each (size, shape, direction) misses exactly one colour, so every pair of attribute values still
-    occurs in training and a held-out caption asks only for a new combination.
+    A Latin square: each (size, shape, direction) misses exactly one colour, so every pair of
+    attribute values still occurs in training and a held-out caption asks only for a new
+    combination.
     """
     size, colour = list(SIZES).index(scene.size), list(COLOURS).index(scene.colour)
     shape, direction = SHAPES.index(scene.shape), list(DIRECTIONS).index(scene.direction)
@@ -76,7 +84,9 @@ HELDOUT_CAPTIONS = [scene.caption for scene in SCENES if is_held_out(scene)]
 
 
 def render(captions: list[str], rng: torch.Generator) -> Tensor:
-    """Draw one random clip per caption: [B, 3, FRAMES, HEIGHT, WIDTH] in [-1, 1], edges anti-aliased."""
+    """Draw one random clip per caption: [B, 3, FRAMES, HEIGHT, WIDTH] in [-1, 1], edges
+    anti-aliased.
+    """
     scenes = [Scene.parse(caption) for caption in captions]
     radius = torch.tensor([SIZES[scene.size] for scene in scenes])
     colour = torch.tensor([COLOURS[scene.colour] for scene in scenes])
@@ -110,7 +120,9 @@ def _coverage(shape: Tensor, centre: Tensor, radius: Tensor) -> Tensor:
 
 
 class Observation(NamedTuple):
-    """What a clip shows, measured without any network. `colour` and `direction` are None if nothing clear is there."""
+    """What a clip shows, measured without any network. `colour` and `direction` are None if nothing
+    clear is there.
+    """
 
     colour: str | None
     direction: str | None
@@ -121,7 +133,9 @@ class Observation(NamedTuple):
 
 
 def observe(clip: Tensor) -> Observation:
-    """Look at one clip [3, F, H, W] in [-1, 1]: what differs from the background, and where does it go?"""
+    """Look at one clip [3, F, H, W] in [-1, 1]: what differs from the background, and where does it
+    go?
+    """
     pixels = (clip.float().clamp(-1, 1) + 1) / 2
     background = pixels.flatten(1).median(dim=1).values
     blob = (pixels - background[:, None, None, None]).norm(dim=0) > 0.25  # [F, H, W]
@@ -131,17 +145,26 @@ def observe(clip: Tensor) -> Observation:
 
     seen = pixels[:, blob].median(dim=1).values
     colour = min(COLOURS, key=lambda name: (seen - torch.tensor(COLOURS[name])).norm())
-    first, last = (frame.nonzero().float().mean(dim=0).flip(0) + 0.5 for frame in (blob[0], blob[-1]))
+    first, last = (
+        frame.nonzero().float().mean(dim=0).flip(0) + 0.5 for frame in (blob[0], blob[-1])
+    )
     travel = last - first
     along = {name: (travel * torch.tensor(step)).sum().item() for name, step in DIRECTIONS.items()}
     direction = max(along, key=along.get)
     moved = along[direction] > 6  # the slowest shape moves 16 pixels
     return Observation(
-        colour, direction if moved else None, tuple(first.tolist()), tuple(travel.tolist()), area.mean().item(), shade
+        colour,
+        direction if moved else None,
+        tuple(first.tolist()),
+        tuple(travel.tolist()),
+        area.mean().item(),
+        shade,
     )
 
 
 def obeys(clip: Tensor, caption: str) -> bool:
-    """True if the clip [3, F, H, W] in [-1, 1] shows the caption's colour moving in the caption's direction."""
+    """True if the clip [3, F, H, W] in [-1, 1] shows the caption's colour moving in the caption's
+    direction.
+    """
     scene, seen = Scene.parse(caption), observe(clip)
     return (seen.colour, seen.direction) == (scene.colour, scene.direction)

@@ -9,7 +9,7 @@ from diffusers import FlowMapEulerDiscreteScheduler, WanPipeline
 
 from wan_distill.maths import flow
 from wan_distill.maths.flow import at, euler, sample
-from wan_distill.maths.sigmas import expert_of, handover, knots_in, sigma_grid, steps_of
+from wan_distill.maths.sigmas import expert_of, handover, insert_sigmas, sigma_grid, steps_of
 from wan_distill.model.adapters import adapter_parameters, add_adapter
 from wan_distill.model.denoiser import Denoiser
 from wan_distill.settings.config import LORA_TARGETS
@@ -36,7 +36,9 @@ def inputs(batch: int = 2, sigma: float = 0.9):
 
 
 def gradients_after_scores(denoiser: Denoiser, role: str) -> dict[str, torch.Tensor | None]:
-    """Gradients after `role` ran with gradient, the other roles without, and only then backward: DMD's order."""
+    """Gradients after `role` ran with gradient, the other roles without, and only then backward:
+    DMD's order.
+    """
     x, sigma, prompt = inputs()
     with denoiser.training(role):
         velocity = denoiser.velocity(x, sigma, prompt, role=role)
@@ -53,7 +55,9 @@ def test_the_trained_role_and_no_other_gets_gradients(role, checkpointing):
     denoiser = two_role_denoiser(checkpointing)
     gradients = gradients_after_scores(denoiser, role)
     trained = set(adapter_parameters(denoiser.experts["high"], role))
-    assert len(trained) == 2 * len(LORA_TARGETS) * 2 + 2 * 4 * 2  # two layers; attention targets occur twice
+    assert (
+        len(trained) == 2 * len(LORA_TARGETS) * 2 + 2 * 4 * 2
+    )  # two layers; attention targets occur twice
     for name, gradient in gradients.items():
         if name in trained:
             assert gradient is not None and gradient.abs().max() > 0, name
@@ -79,7 +83,9 @@ def test_teacher_is_the_base_and_roles_differ():
         teacher, student, fake = (denoiser.velocity(x, sigma, prompt, role=role) for role in roles)
         base = random_transformer(0, layers=2)(x, 1000 * sigma.float(), prompt).sample
     torch.testing.assert_close(teacher, base, rtol=0, atol=0)
-    assert not any(p.requires_grad for p in denoiser.experts["high"].parameters())  # nothing is in training
+    assert not any(
+        p.requires_grad for p in denoiser.experts["high"].parameters()
+    )  # nothing is in training
     assert (student - teacher).abs().max() > 1e-3 and (student - fake).abs().max() > 1e-3
 
 
@@ -90,7 +96,9 @@ def test_a_role_switch_is_undone_after_an_error():
     with pytest.raises(RuntimeError), denoiser.training("student"):
         denoiser.velocity(x[:, :3], sigma, prompt, role="student")
     assert not any(p.requires_grad for p in denoiser.experts["high"].parameters())
-    torch.testing.assert_close(denoiser.velocity(x, sigma, prompt, role="teacher"), before, rtol=0, atol=0)
+    torch.testing.assert_close(
+        denoiser.velocity(x, sigma, prompt, role="teacher"), before, rtol=0, atol=0
+    )
 
 
 def test_gradients_of_a_role_out_of_training_are_refused():
@@ -111,7 +119,7 @@ def test_guidance_is_the_pipelines():
     torch.testing.assert_close(guided, uncond + 4.0 * (cond - uncond), rtol=1e-5, atol=1e-5)
 
 
-# ------------------------------------------------------------------------------------------------------ experts
+# ------------------------------------------------------------------------------------------ experts
 
 
 def test_sigmas_on_both_sides_of_the_boundary_are_refused():
@@ -125,15 +133,24 @@ def test_sigmas_on_both_sides_of_the_boundary_are_refused():
 
 @pytest.mark.parametrize("shift, steps", [(5, 2), (5, 3), (5, 4), (5, 8), (7, 4)])
 def test_routing_is_the_pipelines_also_at_exactly_the_boundary(random_teacher, shift, steps):
-    """Shift 7 with 4 steps puts a step at sigma 0.875 exactly; the pipeline gives it to `transformer`."""
+    """Shift 7 with 4 steps puts a step at sigma 0.875 exactly; the pipeline gives it to
+    `transformer`.
+    """
     pipe = WanPipeline.from_pretrained(random_teacher)
     pipe.set_progress_bar_config(disable=True)
     pipe.scheduler = FlowMapEulerDiscreteScheduler(shift=shift)
     called = []
     pipe.transformer.register_forward_hook(lambda *_: called.append("high"))
     pipe.transformer_2.register_forward_hook(lambda *_: called.append("low"))
-    pipe(prompt_embeds=torch.zeros(1, 4, TEXT_DIM), height=32, width=32, num_frames=5, num_inference_steps=steps,
-         guidance_scale=1.0, output_type="latent")
+    pipe(
+        prompt_embeds=torch.zeros(1, 4, TEXT_DIM),
+        height=32,
+        width=32,
+        num_frames=5,
+        num_inference_steps=steps,
+        guidance_scale=1.0,
+        output_type="latent",
+    )
     sigmas = sigma_grid(steps, shift)
     assert called == [expert_of(s, BOUNDARY) for s in sigmas[:-1]]
     if shift == 7:
@@ -143,7 +160,10 @@ def test_routing_is_the_pipelines_also_at_exactly_the_boundary(random_teacher, s
 def test_the_default_grid_and_its_handover():
     sigmas = sigma_grid(4, 5.0)
     assert sigmas == pytest.approx((1, 0.9375, 5 / 6, 0.625, 0))
-    assert steps_of("high", sigmas, BOUNDARY) == [0, 1] and steps_of("low", sigmas, BOUNDARY) == [2, 3]
+    assert steps_of("high", sigmas, BOUNDARY) == [0, 1] and steps_of("low", sigmas, BOUNDARY) == [
+        2,
+        3,
+    ]
     for even in (2, 4, 6, 8):
         assert handover(sigma_grid(even, 5.0), BOUNDARY) == pytest.approx(5 / 6)
 
@@ -157,11 +177,15 @@ def test_the_exported_scheduler_gives_our_sigmas(steps):
 
 def test_student_sigmas_become_solver_points_at_no_extra_cost():
     teacher, student = sigma_grid(40, 12.0), sigma_grid(4, 5.0)
-    merged = knots_in(student, teacher)
-    assert len(merged) == len(teacher) and set(student) <= set(merged) and sorted(merged, reverse=True) == list(merged)
+    merged = insert_sigmas(student, teacher)
+    assert (
+        len(merged) == len(teacher)
+        and set(student) <= set(merged)
+        and sorted(merged, reverse=True) == list(merged)
+    )
 
 
-# ---------------------------------------------------------------------------------------- closed-form Gaussian data
+# ------------------------------------------------------------------------ closed-form Gaussian data
 
 
 MEAN, STD = 0.7, 0.3
@@ -181,17 +205,27 @@ def gaussian_path(noise: torch.Tensor, sigma: float) -> torch.Tensor:
 
 
 def test_euler_follows_the_closed_form_path():
-    noise = torch.randn(4, 1, 1, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(
+        4, 1, 1, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    )
     errors = []
     for steps in (100, 200):
         solved = list(euler(gaussian_velocity, noise, sigma_grid(steps, 3.0)))
-        errors.append(max(float((x - gaussian_path(noise, s)).abs().max())
-                          for x, s in zip(solved, sigma_grid(steps, 3.0)[1:], strict=True)))
-    assert errors[1] < 0.02 and errors[0] / errors[1] == pytest.approx(2, rel=0.1)  # a first-order solver
+        errors.append(
+            max(
+                float((x - gaussian_path(noise, s)).abs().max())
+                for x, s in zip(solved, sigma_grid(steps, 3.0)[1:], strict=True)
+            )
+        )
+    assert errors[1] < 0.02 and errors[0] / errors[1] == pytest.approx(
+        2, rel=0.1
+    )  # a first-order solver
 
 
 def test_one_student_step_with_the_trajectory_target_lands_on_the_path():
-    noise = torch.randn(3, 1, 1, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(
+        3, 1, 1, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    )
     sigmas = sigma_grid(4, 5.0)
 
     def student(x, sigma):
@@ -206,4 +240,6 @@ def test_velocity_and_x0_are_two_views_of_one_thing():
     x, sigma, _ = inputs(sigma=0.3)
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(9))
     noisy = flow.add_noise(x, noise, sigma)
-    torch.testing.assert_close(flow.x0_from_velocity(noisy, noise - x, sigma), x, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        flow.x0_from_velocity(noisy, noise - x, sigma), x, rtol=1e-5, atol=1e-6
+    )

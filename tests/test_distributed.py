@@ -1,7 +1,9 @@
-"""Two processes do exactly what one does with twice the accumulation, and one that fails ends them all.
+"""Two processes do exactly what one does with twice the accumulation, and one that fails ends them
+all.
 
-    python -m pytest tests/test_distributed.py                 one method, one expert, under torchrun
-    python tests/test_distributed.py                           all methods, torchrun and accelerate launch, a failure
+python -m pytest tests/test_distributed.py                 one method, one expert, under torchrun
+python tests/test_distributed.py                           all methods, torchrun and accelerate
+launch, a failure
 """
 
 from __future__ import annotations
@@ -22,29 +24,89 @@ sys.path.insert(0, str(REPOSITORY))
 from wan_distill.training import metrics
 
 UPDATES = 10
-FLAGS = ["--height", "32", "--width", "32", "--num_frames", "5", "--train_batch_size", "1", "--sample_batch_size", "8",
-         "--num_trajectories", "8", "--teacher_steps", "6", "--rank", "4", "--max_sequence_length", "12",
-         "--negative_prompt", "", "--mixed_precision", "no", "--checkpointing_steps", "100", "--lr_warmup_steps", "1",
-         "--lr_scheduler", "constant", "--logging_steps", "2",
-         "--prompts", str(REPOSITORY / "assets" / "tiny_wan22" / "prompts.txt"), "--no-evaluate", "--no-save_merged"]
+FLAGS = [
+    "--height",
+    "32",
+    "--width",
+    "32",
+    "--num_frames",
+    "5",
+    "--train_batch_size",
+    "1",
+    "--sample_batch_size",
+    "8",
+    "--num_trajectories",
+    "8",
+    "--teacher_steps",
+    "6",
+    "--rank",
+    "4",
+    "--max_sequence_length",
+    "12",
+    "--negative_prompt",
+    "",
+    "--mixed_precision",
+    "no",
+    "--checkpointing_steps",
+    "100",
+    "--lr_warmup_steps",
+    "1",
+    "--lr_scheduler",
+    "constant",
+    "--logging_steps",
+    "2",
+    "--prompts",
+    str(REPOSITORY / "assets" / "tiny_wan22" / "prompts.txt"),
+    "--no-evaluate",
+    "--no-save_merged",
+]
 METHODS = {  # ten updates an expert in all: of dmd's, five are the student's
     "trajectory": ["--max_train_steps", str(UPDATES)],
     "consistency": ["--max_train_steps", str(UPDATES)],
-    "dmd": ["--max_train_steps", str(UPDATES // 2), "--critic_updates", "1", "--critic_warmup_steps", "0"],
+    "dmd": [
+        "--max_train_steps",
+        str(UPDATES // 2),
+        "--critic_updates",
+        "1",
+        "--critic_warmup_steps",
+        "0",
+    ],
 }
 METHODS["dmd-samples"] = [*METHODS["dmd"], "--real_score", "samples"]  # as many of one role more
 
-# Sums over tokens in another order differ by 1e-7; Adam, which divides by the gradient's own size, enlarges it.
+# Sums over tokens in another order differ by 1e-7; Adam, which divides by the gradient's own size,
+# enlarges it.
 ROUNDING = 1e-3
 LAUNCHERS = {
-    "torchrun": [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"],
-    # with --cpu accelerate 1.15 starts one process whatever their number; --multi_gpu starts two, also without a GPU
-    "accelerate": [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
-                   "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"],
+    "torchrun": [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+    ],
+    # with --cpu accelerate 1.15 starts one process whatever their number; --multi_gpu starts two,
+    # also without a GPU
+    "accelerate": [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+    ],
 }
 
 
-# diffusers counts accelerators before it spreads a clip's tokens, also where gloo does the work of the absent ones.
+# diffusers counts accelerators before it spreads a clip's tokens, also where gloo does the work of
+# the absent ones.
 TOGETHER = """
 import sys
 import torch
@@ -56,42 +118,72 @@ sys.exit(train_distillation.main(sys.argv[1:]))
 
 def launch(command: list[str]) -> subprocess.CompletedProcess:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
 
 
-def compare(teacher: Path, folder: Path, method: str, launcher: str, extra: tuple[str, ...] = (),
-            alone_first: int = 0, only_two: tuple[str, ...] = ()) -> float:
+def compare(
+    teacher: Path,
+    folder: Path,
+    method: str,
+    launcher: str,
+    extra: tuple[str, ...] = (),
+    alone_first: int = 0,
+    only_two: tuple[str, ...] = (),
+) -> float:
     """The largest relative difference of any tensor of any role, one process against two.
 
-    With `alone_first` the two begin as one, which does that many student updates: a run may change its processes.
+    With `alone_first` the two begin as one, which does that many student updates: a run may change
+    its processes.
     """
-    flags = ["--teacher_path", str(teacher), "--method", method.removesuffix("-samples"), *METHODS[method], *FLAGS,
-             *extra]
+    flags = [
+        "--teacher_path",
+        str(teacher),
+        "--method",
+        method.removesuffix("-samples"),
+        *METHODS[method],
+        *FLAGS,
+        *extra,
+    ]
     script = str(REPOSITORY / "train_distillation.py")
     alone = [sys.executable, script, *flags, "--gradient_accumulation_steps", "2"]
     runs = [[*alone, "--output_dir", str(folder / "one")]]
     if alone_first:
-        runs.append([*alone, "--output_dir", str(folder / "two"), "--max_train_steps", str(alone_first)])
+        runs.append(
+            [*alone, "--output_dir", str(folder / "two"), "--max_train_steps", str(alone_first)]
+        )
     if "--context_parallel" in only_two:
         folder.mkdir(parents=True, exist_ok=True)
         script = str(folder / "together.py")
         Path(script).write_text(TOGETHER)
-    runs.append([*LAUNCHERS[launcher], script, *flags, *only_two, "--output_dir", str(folder / "two")])
+    runs.append(
+        [*LAUNCHERS[launcher], script, *flags, *only_two, "--output_dir", str(folder / "two")]
+    )
     for command in runs:
         ended = launch(command)
         assert ended.returncode == 0, ended.stderr[-2000:]
     assert ("Going on from" in ended.stdout) == bool(alone_first)
     worst, moved = 0.0, 0
     for file in sorted((folder / "one").glob("*/checkpoint-*/*.safetensors")):
-        expected, found = load_file(file), load_file(folder / "two" / file.relative_to(folder / "one"))
+        expected, found = (
+            load_file(file),
+            load_file(folder / "two" / file.relative_to(folder / "one")),
+        )
         assert expected.keys() == found.keys()
         for name, tensor in expected.items():
-            worst = max(worst, float((tensor - found[name]).norm() / tensor.norm().clamp_min(1e-12)))
-            moved += name.startswith("weight.") and ".lora_B." in name and bool(tensor.abs().max() > 0)
+            worst = max(
+                worst, float((tensor - found[name]).norm() / tensor.norm().clamp_min(1e-12))
+            )
+            moved += (
+                name.startswith("weight.") and ".lora_B." in name and bool(tensor.abs().max() > 0)
+            )
     assert moved, "nothing was trained"
     one, two = (metrics.read_lines(folder / name / "metrics.jsonl") for name in ("one", "two"))
     rounding = ROUNDING if "--context_parallel" in only_two else 1e-6
-    for a, b in zip(one, two, strict=True):  # Adam hides a gradient of half the size; its norm does not
+    for a, b in zip(
+        one, two, strict=True
+    ):  # Adam hides a gradient of half the size; its norm does not
         seen = [k for k in a if k.endswith(("_loss", "_gradient_norm"))]
         assert all(abs(a[k] - b[k]) <= rounding * abs(a[k]) for k in seen), (a, b)
     return worst
@@ -99,19 +191,49 @@ def compare(teacher: Path, folder: Path, method: str, launcher: str, extra: tupl
 
 def test_two_processes_equal_one_with_accumulation(random_teacher, tmp_path):
     """To the bit: halves and doubles are exact. The two take over what one has begun."""
-    assert compare(random_teacher, tmp_path, "dmd-samples", "torchrun", ("--expert", "high"), alone_first=2) == 0
+    assert (
+        compare(
+            random_teacher, tmp_path, "dmd-samples", "torchrun", ("--expert", "high"), alone_first=2
+        )
+        == 0
+    )
 
 
 def test_two_processes_that_share_one_base_equal_one_that_has_it_whole(random_teacher, tmp_path):
-    looks = ("--monitor_steps", "1", "--monitor_samples", "4", "--validation_steps", "2",
-             "--num_trajectories", "80")  # three shards of samples: one process has one more to solve than the other
-    assert compare(random_teacher, tmp_path, "trajectory", "torchrun", looks, only_two=("--shard",)) < 1e-6
+    looks = (
+        "--monitor_steps",
+        "1",
+        "--monitor_samples",
+        "4",
+        "--validation_steps",
+        "2",
+        "--num_trajectories",
+        "80",
+    )  # three shards of samples: one process has one more to solve than the other
+    assert (
+        compare(random_teacher, tmp_path, "trajectory", "torchrun", looks, only_two=("--shard",))
+        < 1e-6
+    )
 
 
 def test_two_processes_on_each_clip_together_equal_one(random_teacher, tmp_path):
-    looks = ("--monitor_steps", "1", "--monitor_samples", "4", "--validation_steps", "2",
-             "--num_trajectories", "40", "--gradient_accumulation_steps", "2", "--expert", "high")
-    worst = compare(random_teacher, tmp_path, "trajectory", "torchrun", looks, only_two=("--context_parallel",))
+    looks = (
+        "--monitor_steps",
+        "1",
+        "--monitor_samples",
+        "4",
+        "--validation_steps",
+        "2",
+        "--num_trajectories",
+        "40",
+        "--gradient_accumulation_steps",
+        "2",
+        "--expert",
+        "high",
+    )
+    worst = compare(
+        random_teacher, tmp_path, "trajectory", "torchrun", looks, only_two=("--context_parallel",)
+    )
     assert worst < ROUNDING
 
 
@@ -157,12 +279,18 @@ assert torch.equal(v, w) and all(a.abs().max() > 0 and torch.equal(a, b) for a, 
 """
 
 
-@pytest.mark.parametrize(("dtype", "what"), [("float32", "base"), ("bfloat16", "base"), ("float32", "together")])
+@pytest.mark.parametrize(
+    ("dtype", "what"), [("float32", "base"), ("bfloat16", "base"), ("float32", "together")]
+)
 def test_a_shared_base_or_clip_gives_the_same_gradients(random_teacher, tmp_path, dtype, what):
-    """With gradient checkpointing, and with Wan's float32 tables inside bf16 blocks; half a base is half a base."""
+    """With gradient checkpointing, and with Wan's float32 tables inside bf16 blocks; half a base is
+    half a base.
+    """
     script = tmp_path / "sharded.py"
     script.write_text(SHARDED)
-    ended = launch([*LAUNCHERS["torchrun"], str(script), str(random_teacher / "transformer"), dtype, what])
+    ended = launch(
+        [*LAUNCHERS["torchrun"], str(script), str(random_teacher / "transformer"), dtype, what]
+    )
     assert ended.returncode == 0, ended.stderr[-2000:]
 
 
@@ -174,7 +302,7 @@ update, calls = Learner.update, []
 
 def fail(self, runtime, loss):
     calls.append(0)
-    if runtime.rank == 1 and len(calls) == 2:
+    if runtime.sample_rank == 1 and len(calls) == 2:
         raise RuntimeError("the second card fell off the bus")
     return update(self, runtime, loss)
 
@@ -184,12 +312,26 @@ sys.exit(train_distillation.main(sys.argv[1:]))
 
 
 def check_a_failing_rank(teacher: Path, folder: Path) -> float:
-    """Seconds from the start of a run whose second rank fails until all have ended, its message shown."""
+    """Seconds from the start of a run whose second rank fails until all have ended, its message
+    shown.
+    """
     script = folder / "failing.py"
     script.write_text(FAILING)
     started = time.monotonic()
-    ended = launch([*LAUNCHERS["torchrun"], str(script), "--teacher_path", str(teacher), "--method",
-                    "trajectory", *METHODS["trajectory"], *FLAGS, "--output_dir", str(folder / "out")])
+    ended = launch(
+        [
+            *LAUNCHERS["torchrun"],
+            str(script),
+            "--teacher_path",
+            str(teacher),
+            "--method",
+            "trajectory",
+            *METHODS["trajectory"],
+            *FLAGS,
+            "--output_dir",
+            str(folder / "out"),
+        ]
+    )
     assert ended.returncode != 0
     assert "rank 1 of 2 failed: RuntimeError: the second card fell off the bus" in ended.stderr
     return time.monotonic() - started
@@ -209,19 +351,36 @@ def main() -> int:
             for method in METHODS:
                 worst = compare(teacher, Path(folder) / launcher / method, method, launcher)
                 failed += worst != 0
-                print(f"{launcher:<11} {method:<12} largest relative difference after {UPDATES} updates: {worst:.1e}",
-                      flush=True)
+                print(
+                    f"{launcher:<11} {method:<12} largest relative difference after {UPDATES} "
+                    f"updates: {worst:.1e}",
+                    flush=True,
+                )
         for method in METHODS:
-            worst = compare(teacher, Path(folder) / "shard" / method, method, "torchrun", only_two=("--shard",))
+            worst = compare(
+                teacher, Path(folder) / "shard" / method, method, "torchrun", only_two=("--shard",)
+            )
             failed += not worst < 1e-6
-            print(f"--shard     {method:<12} largest relative difference after {UPDATES} updates: {worst:.1e}",
-                  flush=True)
+            print(
+                f"--shard     {method:<12} largest relative difference after {UPDATES} updates: "
+                f"{worst:.1e}",
+                flush=True,
+            )
         for method in METHODS:
-            worst = compare(teacher, Path(folder) / "together" / method, method, "torchrun",
-                            ("--gradient_accumulation_steps", "2"), only_two=("--context_parallel",))
+            worst = compare(
+                teacher,
+                Path(folder) / "together" / method,
+                method,
+                "torchrun",
+                ("--gradient_accumulation_steps", "2"),
+                only_two=("--context_parallel",),
+            )
             failed += not worst < ROUNDING
-            print(f"--context_parallel {method:<12} largest relative difference after {UPDATES} updates: {worst:.1e}",
-                  flush=True)
+            print(
+                f"--context_parallel {method:<12} largest relative difference after {UPDATES} "
+                f"updates: {worst:.1e}",
+                flush=True,
+            )
         seconds = check_a_failing_rank(teacher, Path(folder))
         failed += not seconds < 60
         print(f"a failing rank ended both, with its message, {seconds:.0f} s after the start")

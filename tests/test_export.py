@@ -12,7 +12,7 @@ from wan_distill.layout import LORA_FILE
 from wan_distill.model.adapters import adapter_parameters, add_adapter
 from wan_distill.model.loading import Teacher
 from wan_distill.model.student_files import save_lora, verify_lora
-from wan_distill.settings.description import describe
+from wan_distill.settings.description import read_teacher
 from wan_distill.system.runtime import Runtime
 
 
@@ -20,11 +20,13 @@ from wan_distill.system.runtime import Runtime
 def exported(small_config, tmp_path):
     """(a fresh high expert, its LoRA file)."""
     config = small_config()
-    info = describe(config)
+    info = read_teacher(config)
     teacher = Teacher(info, config, Runtime(config))
     transformer = teacher.load_expert("high")
     add_adapter(transformer, "student", rank=4, alpha=8.0, layers=config.lora_layers, seed=0)
-    random = {n: torch.randn(p.shape) for n, p in adapter_parameters(transformer, "student").items()}
+    random = {
+        n: torch.randn(p.shape) for n, p in adapter_parameters(transformer, "student").items()
+    }
     file = tmp_path / LORA_FILE["high"]
     save_lora(file, random, config, info, "high")
     return teacher.load_expert("high"), file
@@ -34,7 +36,9 @@ def test_diffusers_and_comfyui_read_the_same_matrices(exported):
     transformer, file = exported
     before = {n: p.clone() for n, p in transformer.named_parameters()}
     assert verify_lora(transformer, file) < 1e-5
-    assert {n: p.shape for n, p in transformer.named_parameters()} == {n: p.shape for n, p in before.items()}
+    assert {n: p.shape for n, p in transformer.named_parameters()} == {
+        n: p.shape for n, p in before.items()
+    }
     assert all(torch.equal(p, before[n]) for n, p in transformer.named_parameters())
 
 

@@ -1,4 +1,6 @@
-"""Distribution matching and consistency against algebra, on Gaussian data whose every score is known."""
+"""Distribution matching and consistency against algebra, on Gaussian data whose every score is
+known.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ from wan_distill.methods.dmd import critic_error, matching_gradient
 MEAN, STD = 0.7, 0.3
 
 
-def gaussian_x0(x: torch.Tensor, sigma: float, mean: float = MEAN, std: float = STD) -> torch.Tensor:
+def gaussian_x0(
+    x: torch.Tensor, sigma: float, mean: float = MEAN, std: float = STD
+) -> torch.Tensor:
     """E[x0 | x at sigma] for x0 ~ N(mean, std^2)."""
     gain = (1 - sigma) * std**2 / ((1 - sigma) ** 2 * std**2 + sigma**2)
     return mean + gain * (x - (1 - sigma) * mean)
@@ -26,20 +30,27 @@ def regressed(x: torch.Tensor, y: torch.Tensor) -> tuple[float, float]:
 
 @pytest.mark.parametrize("start", [0.0, 5 / 6])
 def test_the_critics_target_has_the_exact_conditional_mean(start):
-    """E[target | x_sigma] must be the velocity E[noise - x0 | x_sigma] of the ordinary diffusion of x0."""
+    """E[target | x_sigma] must be the velocity E[noise - x0 | x_sigma] of the ordinary diffusion of
+    x0.
+    """
     rng = torch.Generator().manual_seed(0)
     size, sigma = 2_000_000, 0.93
     x0 = MEAN + STD * torch.randn(size, generator=rng, dtype=torch.float64)
-    x_start = flow.add_noise(x0, torch.randn(size, generator=rng, dtype=torch.float64), torch.tensor(start))
+    x_start = flow.add_noise(
+        x0, torch.randn(size, generator=rng, dtype=torch.float64), torch.tensor(start)
+    )
     noise = torch.randn(size, generator=rng, dtype=torch.float64)
     level = torch.tensor([sigma], dtype=torch.float64)
     x = flow.phase_add_noise(x_start[None], noise[None], level, start)[0]
 
     variance = (1 - sigma) ** 2 * STD**2 + sigma**2
-    assert float(x.var()) == pytest.approx(variance, rel=5e-3)  # diffused on, it is the ordinary x_sigma
+    assert float(x.var()) == pytest.approx(
+        variance, rel=5e-3
+    )  # diffused on, it is the ordinary x_sigma
     slope, at_mean = (sigma - (1 - sigma) * STD**2) / variance, -MEAN
     found = regressed(x, flow.phase_velocity(x_start[None], noise[None], level, start)[0])
-    # Label noise has a standard deviation of 6 at start 5/6: 4 sigma of the slope is 4 * 6 / sqrt(size) = 0.017.
+    # Label noise has a standard deviation of 6 at start 5/6: 4 sigma of the slope is 4 * 6 /
+    # sqrt(size) = 0.017.
     assert found == pytest.approx((slope, at_mean), abs=0.02)
 
     naive = regressed(x, noise - x_start)
@@ -50,11 +61,17 @@ def test_the_critics_target_has_the_exact_conditional_mean(start):
 
 
 def test_the_generators_gradient_is_algebra():
-    """Student N(m, s^2) against teacher N(M, S^2) at known sigma: both posteriors, their gap, one normaliser each."""
+    """Student N(m, s^2) against teacher N(M, S^2) at known sigma: both posteriors, their gap, one
+    normaliser each.
+    """
     rng = torch.Generator().manual_seed(1)
-    x0 = (0.1 + 0.5 * torch.randn(3, 2, 1, 4, 4, generator=rng, dtype=torch.float64)).requires_grad_()
+    x0 = (
+        0.1 + 0.5 * torch.randn(3, 2, 1, 4, 4, generator=rng, dtype=torch.float64)
+    ).requires_grad_()
     sigma = torch.tensor([0.2, 0.5, 0.9], dtype=torch.float64)
-    x = flow.add_noise(x0.detach(), torch.randn(x0.shape, generator=rng, dtype=torch.float64), sigma)
+    x = flow.add_noise(
+        x0.detach(), torch.randn(x0.shape, generator=rng, dtype=torch.float64), sigma
+    )
     real = torch.stack([gaussian_x0(x[i], float(sigma[i])) for i in range(3)])
     fake = torch.stack([gaussian_x0(x[i], float(sigma[i]), 0.1, 0.5) for i in range(3)])
 
@@ -71,7 +88,9 @@ def test_the_generators_gradient_is_algebra():
 
 def test_guidance_composes_as_in_the_pipeline():
     cond, uncond = torch.tensor([3.0]), torch.tensor([1.0])
-    assert flow.guide(cond, uncond, 1.0) == 3 and flow.guide(cond, uncond, 4.0) == 9  # cond + 4 * (cond - uncond) is 11
+    assert (
+        flow.guide(cond, uncond, 1.0) == 3 and flow.guide(cond, uncond, 4.0) == 9
+    )  # cond + 4 * (cond - uncond) is 11
 
 
 def test_scores_stay_in_the_range_of_their_teacher():
@@ -80,13 +99,20 @@ def test_scores_stay_in_the_range_of_their_teacher():
     low, high = score_range("low", 0.875, 0.0, 0.98)
     assert low == 0.02 and 0.87 < high < 0.875
     assert score_range("high", None, 0.0, 0.98) == (0.02, 0.98)
-    assert score_range("high", 0.875, 0.87, 0.98)[0] == pytest.approx(0.89)  # its noise is unbounded there
+    assert score_range("high", 0.875, 0.87, 0.98)[0] == pytest.approx(
+        0.89
+    )  # its noise is unbounded there
 
 
 def test_the_critics_error_is_plain_unless_it_is_near_the_end_of_its_phase():
-    velocity, target = torch.ones(2, 1, 1, 2, 2, dtype=torch.float64), torch.zeros(2, 1, 1, 2, 2, dtype=torch.float64)
+    velocity, target = (
+        torch.ones(2, 1, 1, 2, 2, dtype=torch.float64),
+        torch.zeros(2, 1, 1, 2, 2, dtype=torch.float64),
+    )
     assert critic_error(velocity, target, torch.tensor([0.1, 0.9], dtype=torch.float64), 0.0) == 1
-    assert critic_error(velocity, target, torch.tensor([0.9, 0.95], dtype=torch.float64), 5 / 6) == 1
+    assert (
+        critic_error(velocity, target, torch.tensor([0.9, 0.95], dtype=torch.float64), 5 / 6) == 1
+    )
     near = torch.tensor([0.84, 0.84], dtype=torch.float64)
     beta = flow.phase_coefficients(near, 5 / 6)[1]
     torch.testing.assert_close(critic_error(velocity, target, near, 5 / 6), 10 * beta[0] ** 2)

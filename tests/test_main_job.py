@@ -28,16 +28,28 @@ from wan_distill.model.student_files import load_student, read_metadata
 from wan_distill.settings.assets import EMBEDDED_TEACHER
 from wan_distill.settings.checks import resolve
 from wan_distill.settings.config import Config
-from wan_distill.settings.description import describe
+from wan_distill.settings.description import read_teacher
 from wan_distill.system.runtime import Runtime
 
-SHORT = ["--max_train_steps", "12", "--num_trajectories", "32", "--teacher_steps", "6", "--eval_samples", "48",
-         "--checkpointing_steps", "6"]
+SHORT = [
+    "--max_train_steps",
+    "12",
+    "--num_trajectories",
+    "32",
+    "--teacher_steps",
+    "6",
+    "--eval_samples",
+    "48",
+    "--checkpointing_steps",
+    "6",
+]
 
 
 def readme_commands() -> list[str]:
     """The commands of the README's first code block."""
-    block = re.search(r"```bash\n(.*?)```", (REPOSITORY / "README.md").read_text(encoding="utf-8"), re.S).group(1)
+    block = re.search(
+        r"```bash\n(.*?)```", (REPOSITORY / "README.md").read_text(encoding="utf-8"), re.S
+    ).group(1)
     return [line.split("  #")[0].strip() for line in block.splitlines() if line.strip()]
 
 
@@ -45,7 +57,9 @@ def run(command: str, *more: str, cwd: Path = REPOSITORY) -> subprocess.Complete
     words = command.split()
     assert words[0] in ("python", "pip")
     start = [sys.executable] if words[0] == "python" else [sys.executable, "-m", "pip"]
-    return subprocess.run([*start, *words[1:], *more], cwd=cwd, capture_output=True, text=True, encoding="utf-8")
+    return subprocess.run(
+        [*start, *words[1:], *more], cwd=cwd, capture_output=True, text=True, encoding="utf-8"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -63,14 +77,16 @@ def distilled(tmp_path_factory) -> Path:
 def resolved(distilled) -> Config:
     settings = json.loads((distilled / "run.json").read_text(encoding="utf-8"))["config"]
     settings = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
-    return resolve(Config(**settings), describe(Config(**settings)))
+    return resolve(Config(**settings), read_teacher(Config(**settings)))
 
 
 def test_the_readme_installs_what_it_needs():
     install, distil = readme_commands()
     assert (install, distil) == ("pip install -r requirements.txt", "python train_distillation.py")
     result = run(install, "--dry-run", "--no-index")
-    assert result.returncode == 0 and "Would install" not in result.stdout, result.stdout + result.stderr
+    assert result.returncode == 0 and "Would install" not in result.stdout, (
+        result.stdout + result.stderr
+    )
 
 
 def test_help_answers_at_once_and_begins_with_the_flags_that_matter():
@@ -84,14 +100,29 @@ def test_help_answers_at_once_and_begins_with_the_flags_that_matter():
 
 def test_it_says_the_truth_about_the_text_encoder(distilled):
     assert "encoder.embed_tokens.weight" in (distilled / "stdout.txt").read_text(encoding="utf-8")
-    assert json.loads((distilled / "run.json").read_text(encoding="utf-8"))["text_encoder"]["verdict"] == "PASS"
+    assert (
+        json.loads((distilled / "run.json").read_text(encoding="utf-8"))["text_encoder"]["verdict"]
+        == "PASS"
+    )
 
 
 def test_everything_promised_is_left_behind(distilled):
     names = {p.name for p in distilled.iterdir()}
-    assert {"high_noise_lora.safetensors", "low_noise_lora.safetensors", "scheduler", "student", "run.json",
-            "metrics.jsonl", "README.md", "comparison.png", "evaluation.json"} <= names
-    lines = [json.loads(line) for line in (distilled / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert {
+        "high_noise_lora.safetensors",
+        "low_noise_lora.safetensors",
+        "scheduler",
+        "student",
+        "run.json",
+        "metrics.jsonl",
+        "README.md",
+        "comparison.png",
+        "evaluation.json",
+    } <= names
+    lines = [
+        json.loads(line)
+        for line in (distilled / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     assert {line["expert"] for line in lines} == {"high", "low"}
     assert all(line["student_gradient_norm"] > 0 for line in lines)
     assert Image.open(distilled / "comparison.png").width > 300
@@ -100,19 +131,36 @@ def test_everything_promised_is_left_behind(distilled):
 def test_evaluation_has_the_table(distilled):
     table = json.loads((distilled / "evaluation.json").read_text(encoding="utf-8"))
     assert [row["sampler"] for row in table["rows"]] == [
-        "teacher 6 guided", "teacher 4 guided", "teacher 4 unguided", "student 4"]
+        "teacher 6 guided",
+        "teacher 4 guided",
+        "teacher 4 unguided",
+        "student 4",
+    ]
     assert [row["evaluations"] for row in table["rows"]] == [12, 8, 4, 4]
     for row in table["rows"]:
-        assert {"steps", "frechet", "paired_distance", "motion", "diversity", "luminance_drift",
-                "seconds_per_sample"} <= set(row)
+        assert {
+            "steps",
+            "frechet",
+            "paired_distance",
+            "motion",
+            "diversity",
+            "luminance_drift",
+            "seconds_per_sample",
+        } <= set(row)
     student, worst = table["rows"][3]["frechet"], table["rows"][2]["frechet"]
-    assert table["gap_closed"] == pytest.approx(1 - (student - table["floor"]) / (worst - table["floor"]))
+    assert table["gap_closed"] == pytest.approx(
+        1 - (student - table["floor"]) / (worst - table["floor"])
+    )
 
 
 def test_the_schedule_travels_with_the_weights(distilled):
     for expert, file in LORA_FILE.items():
         metadata = read_metadata(distilled / file)
-        assert metadata["expert"] == expert and metadata["sampling_steps"] == [4] and metadata["guidance_scale"] == 1
+        assert (
+            metadata["expert"] == expert
+            and metadata["sampling_steps"] == [4]
+            and metadata["guidance_scale"] == 1
+        )
         assert metadata["sigmas"] == pytest.approx([1, 0.9375, 5 / 6, 0.625, 0])
         assert metadata["max_sequence_length"] == 16 and metadata["boundary_ratio"] == 0.875
     scheduler = FlowMapEulerDiscreteScheduler.from_pretrained(distilled, subfolder="scheduler")
@@ -124,9 +172,14 @@ def test_the_schedule_travels_with_the_weights(distilled):
 def start(resolved):
     """Prompt embedding [2, L, D] and noise [2, C, F, H, W]."""
     pipe = WanPipeline.from_pretrained(EMBEDDED_TEACHER, transformer=None, transformer_2=None)
-    prompt, _ = pipe.encode_prompt("a small red circle moving left", do_classifier_free_guidance=False,
-                                   max_sequence_length=resolved.max_sequence_length)
-    noise = [keyed_noise(describe(resolved).latent_shape(resolved), "parity", i) for i in range(2)]
+    prompt, _ = pipe.encode_prompt(
+        "a small red circle moving left",
+        do_classifier_free_guidance=False,
+        max_sequence_length=resolved.max_sequence_length,
+    )
+    noise = [
+        keyed_noise(read_teacher(resolved).latent_shape(resolved), "parity", i) for i in range(2)
+    ]
     return prompt.expand(2, -1, -1), torch.stack(noise)
 
 
@@ -134,20 +187,29 @@ def start(resolved):
 def our_sampler(resolved, start, experts, role="student"):
     prompt, noise = start
     denoiser = Denoiser(experts, resolved.boundary)
-    return sample(lambda x, sigma: denoiser.velocity(x, sigma, prompt, role=role), noise, resolved.sigmas())
+    return sample(
+        lambda x, sigma: denoiser.velocity(x, sigma, prompt, role=role), noise, resolved.sigmas()
+    )
 
 
 def stock_pipeline(resolved, start, pipe):
     prompt, noise = start
-    return pipe(prompt_embeds=prompt, latents=noise, num_inference_steps=4, guidance_scale=1.0,
-                height=resolved.height, width=resolved.width, num_frames=resolved.num_frames,
-                output_type="latent").frames
+    return pipe(
+        prompt_embeds=prompt,
+        latents=noise,
+        num_inference_steps=4,
+        guidance_scale=1.0,
+        height=resolved.height,
+        width=resolved.width,
+        num_frames=resolved.num_frames,
+        output_type="latent",
+    ).frames
 
 
 @pytest.fixture(scope="module")
 def ours(distilled, resolved, start):
     """Latents of our own sampler with the exported LoRAs."""
-    teacher = Teacher(describe(resolved), resolved, Runtime(resolved))
+    teacher = Teacher(read_teacher(resolved), resolved, Runtime(resolved))
     experts = {e: teacher.load_expert(e) for e in ("high", "low")}
     for expert, transformer in experts.items():
         load_student(transformer, distilled / LORA_FILE[expert])
@@ -157,56 +219,88 @@ def ours(distilled, resolved, start):
 def test_our_sampler_equals_the_stock_pipeline_with_the_loras(distilled, resolved, start, ours):
     pipe = WanPipeline.from_pretrained(EMBEDDED_TEACHER)
     pipe.load_lora_weights(distilled, weight_name=LORA_FILE["high"], adapter_name="high")
-    pipe.load_lora_weights(distilled, weight_name=LORA_FILE["low"], adapter_name="low", load_into_transformer_2=True)
+    pipe.load_lora_weights(
+        distilled, weight_name=LORA_FILE["low"], adapter_name="low", load_into_transformer_2=True
+    )
     pipe.scheduler = FlowMapEulerDiscreteScheduler.from_pretrained(distilled, subfolder="scheduler")
     torch.testing.assert_close(ours, stock_pipeline(resolved, start, pipe), rtol=0, atol=1e-5)
 
 
-def test_our_sampler_equals_the_stock_pipeline_on_the_merged_student(distilled, resolved, start, ours):
+def test_our_sampler_equals_the_stock_pipeline_on_the_merged_student(
+    distilled, resolved, start, ours
+):
     pipe = WanPipeline.from_pretrained(distilled / "student")
-    assert type(pipe.scheduler) is FlowMapEulerDiscreteScheduler and pipe.config.boundary_ratio == 0.875
+    assert (
+        type(pipe.scheduler) is FlowMapEulerDiscreteScheduler
+        and pipe.config.boundary_ratio == 0.875
+    )
     theirs = stock_pipeline(resolved, start, pipe)
-    merged = our_sampler(resolved, start, dict(high=pipe.transformer, low=pipe.transformer_2), role="teacher")
+    merged = our_sampler(
+        resolved, start, dict(high=pipe.transformer, low=pipe.transformer_2), role="teacher"
+    )
     torch.testing.assert_close(merged, theirs, rtol=0, atol=1e-5)
     # W + BA rounds once where Wx + BAx rounds twice: 1.1e-5 was seen on values around 1.
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
 
 
 def test_the_adapters_do_something(resolved, start, ours):
-    teacher = Teacher(describe(resolved), resolved, Runtime(resolved))
+    teacher = Teacher(read_teacher(resolved), resolved, Runtime(resolved))
     experts = {e: teacher.load_expert(e) for e in ("high", "low")}
     assert (ours - our_sampler(resolved, start, experts, role="teacher")).abs().max() > 0.01
 
 
 def test_the_readme_it_writes_has_a_snippet_that_runs(distilled):
-    code = re.search(r"```python\n(.*?)```", (distilled / "README.md").read_text(encoding="utf-8"), re.S).group(1)
-    result = subprocess.run([sys.executable, "-c", code], cwd=distilled, capture_output=True, text=True)
+    code = re.search(
+        r"```python\n(.*?)```", (distilled / "README.md").read_text(encoding="utf-8"), re.S
+    ).group(1)
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=distilled, capture_output=True, text=True
+    )
     assert result.returncode == 0, result.stderr
     frames = load_video(str(distilled / "video.mp4"))
     assert len(frames) == 17 and frames[0].size == (64, 64)
 
 
-@torch.no_grad()  # as WanPipeline.__call__ is: with gradients other kernels round differently, by 1e-6
+# as WanPipeline.__call__ is: with gradients other kernels round differently, by 1e-6
+@torch.no_grad()
 def test_prompt_embeddings_are_the_pipelines(resolved, tmp_path):
     """Bit-equal: same cleaning, same length, zero past the end."""
     config = dataclasses.replace(resolved, output_dir=str(tmp_path))
     runtime = Runtime(config)
     prompts = ["a small red circle moving left", ""]
-    bank, _ = encode_prompts(config, Teacher(describe(config), config, runtime), prompts, runtime)
+    bank, _ = encode_prompts(
+        config, Teacher(read_teacher(config), config, runtime), prompts, runtime
+    )
     pipe = WanPipeline.from_pretrained(EMBEDDED_TEACHER, transformer=None, transformer_2=None)
-    expected = torch.cat([pipe.encode_prompt(p, do_classifier_free_guidance=False,
-                                             max_sequence_length=resolved.max_sequence_length)[0] for p in prompts])
+    expected = torch.cat(
+        [
+            pipe.encode_prompt(
+                p,
+                do_classifier_free_guidance=False,
+                max_sequence_length=resolved.max_sequence_length,
+            )[0]
+            for p in prompts
+        ]
+    )
     assert torch.equal(bank.batch(prompts), expected)
-    assert not bank.missing(prompts) and bank._embedding(prompts[0]).shape[0] == 7  # stored at its true length
+    assert (
+        not bank.missing(prompts) and bank._embedding(prompts[0]).shape[0] == 7
+    )  # stored at its true length
     assert expected[0, -1].abs().max() == 0 and expected[0, 0].abs().max() > 0
 
 
-def test_an_encoder_whose_prompts_are_all_cached_is_not_loaded(resolved, tmp_path, monkeypatch, capsys):
+def test_an_encoder_whose_prompts_are_all_cached_is_not_loaded(
+    resolved, tmp_path, monkeypatch, capsys
+):
     config = dataclasses.replace(resolved, output_dir=str(tmp_path))
-    runtime, teacher = Runtime(config), Teacher(describe(config), config, Runtime(config))
+    runtime, teacher = Runtime(config), Teacher(read_teacher(config), config, Runtime(config))
     bank, verdict = encode_prompts(config, teacher, ["one", "two"], runtime)
     loads = []
-    monkeypatch.setattr(train_distillation, "load_encoder", lambda *given: loads.append(given) or load_encoder(*given))
+    monkeypatch.setattr(
+        train_distillation,
+        "load_encoder",
+        lambda *given: loads.append(given) or load_encoder(*given),
+    )
     again, same = encode_prompts(config, teacher, ["two", "one"], runtime)
     assert not loads and same == verdict and "the encoder is not loaded" in capsys.readouterr().out
     assert torch.equal(again.batch(["one"]), bank.batch(["one"]))
@@ -230,7 +324,9 @@ def test_running_again_goes_on_instead_of_starting_over(distilled):
 
 def test_evaluate_only_measures_what_is_there(distilled, resolved):
     table = json.loads((distilled / "evaluation.json").read_text(encoding="utf-8"))
-    result = run("python train_distillation.py --evaluate_only", *SHORT, "--output_dir", str(distilled))
+    result = run(
+        "python train_distillation.py --evaluate_only", *SHORT, "--output_dir", str(distilled)
+    )
     assert result.returncode == 0, result.stderr
     again = json.loads((distilled / "evaluation.json").read_text(encoding="utf-8"))
     assert again["gap_closed"] == pytest.approx(table["gap_closed"], abs=1e-4)

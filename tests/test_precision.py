@@ -1,4 +1,6 @@
-"""Options that save memory or time must leave the gradient alone: each is compared with the plain path."""
+"""Options that save memory or time must leave the gradient alone: each is compared with the plain
+path.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ from wan_distill.system.runtime import Runtime
 from wan_distill.system.weight_files import weight_files
 from wan_distill.training.learner import Learner
 
-# Cosine of the adapter's gradient with the plain one's: what a rounding of the base of this size leaves.
+# Cosine of the adapter's gradient with the plain one's: what a rounding of the base of this size
+# leaves.
 AGREEMENT = {"int8": 0.999, "fp8": 0.99, "nf4": 0.95}
 
 
@@ -43,7 +46,9 @@ def gradient(model, checkpointing: bool = False, dtype=torch.float32) -> torch.T
     denoiser = Denoiser({"high": model}, None)
     x, prompt = torch.randn(2, 16, 2, 4, 4, generator=rng), torch.randn(2, 6, 16, generator=rng)
     with denoiser.training("student"), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-        velocity = denoiser.velocity(x, torch.tensor([0.9, 0.3], dtype=torch.float64), prompt, role="student")
+        velocity = denoiser.velocity(
+            x, torch.tensor([0.9, 0.3], dtype=torch.float64), prompt, role="student"
+        )
         (velocity - x).square().mean().backward()
     assert all(p.dtype == torch.float32 for p in parameters.values())
     return torch.cat([p.grad.flatten() for p in parameters.values()])
@@ -75,8 +80,12 @@ def test_a_quantised_layer_is_exactly_the_layer_with_its_rounded_weights(kind, s
     for module in model.blocks.modules():
         if type(module) is torch.nn.Linear:
             codes, scale = quantise(module.weight, kind)
-            module.weight.copy_(dequantise(codes, scale, kind, tuple(module.weight.shape), module.weight))
-    torch.testing.assert_close(gradient(loaded(stored, kind)), gradient(model), rtol=1e-5, atol=1e-7)
+            module.weight.copy_(
+                dequantise(codes, scale, kind, tuple(module.weight.shape), module.weight)
+            )
+    torch.testing.assert_close(
+        gradient(loaded(stored, kind)), gradient(model), rtol=1e-5, atol=1e-7
+    )
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -98,20 +107,30 @@ def test_an_offloaded_matrix_works_on_another_device_and_stays_where_it_is(kind)
 
 
 @pytest.mark.parametrize(("kind", "checkpointing"), [("plain", True), ("int8", True)])
-def test_compiled_blocks_give_the_same_gradient_and_leave_the_teacher_alone(kind, checkpointing, stored):
+def test_compiled_blocks_give_the_same_gradient_and_leave_the_teacher_alone(
+    kind, checkpointing, stored
+):
     def made():
-        return random_transformer(7, layers=2).requires_grad_(False) if kind == "plain" else loaded(stored, kind)
+        return (
+            random_transformer(7, layers=2).requires_grad_(False)
+            if kind == "plain"
+            else loaded(stored, kind)
+        )
 
     model, reference = made(), made()
     model.compile_repeated_blocks()
     # Fused sums round anew.
-    torch.testing.assert_close(gradient(model, checkpointing), gradient(reference), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        gradient(model, checkpointing), gradient(reference), rtol=1e-4, atol=1e-6
+    )
     rng = torch.Generator().manual_seed(6)
     x, prompt = torch.randn(2, 16, 2, 4, 4, generator=rng), torch.randn(2, 6, 16, generator=rng)
     sigma = torch.tensor([0.9, 0.3], dtype=torch.float64)
     with torch.no_grad():
-        seen = {role: Denoiser({"high": model}, None).velocity(x, sigma, prompt, role=role)
-                for role in ("teacher", "student")}
+        seen = {
+            role: Denoiser({"high": model}, None).velocity(x, sigma, prompt, role=role)
+            for role in ("teacher", "student")
+        }
         plain = Denoiser({"high": made()}, None).velocity(x, sigma, prompt, role="teacher")
     torch.testing.assert_close(seen["teacher"], plain, rtol=1e-4, atol=1e-5)
     assert (seen["student"] - plain).abs().max() > 0.01
@@ -130,22 +149,35 @@ def test_rounding_error_and_size_are_as_documented(kind, error):
 def test_bf16_adapters_stay_float32_and_agree(stored):
     from diffusers import WanTransformer3DModel
 
-    half = WanTransformer3DModel.from_pretrained(stored, torch_dtype=torch.bfloat16).requires_grad_(False)
+    half = WanTransformer3DModel.from_pretrained(stored, torch_dtype=torch.bfloat16).requires_grad_(
+        False
+    )
     plain = gradient(random_transformer(7, layers=2).requires_grad_(False))
     assert torch.cosine_similarity(plain, gradient(half, dtype=torch.bfloat16), dim=0) > 0.99
-    assert torch.cosine_similarity(plain, gradient(loaded(stored, "int8", torch.bfloat16), dtype=torch.bfloat16),
-                                   dim=0) > 0.98
+    assert (
+        torch.cosine_similarity(
+            plain, gradient(loaded(stored, "int8", torch.bfloat16), dtype=torch.bfloat16), dim=0
+        )
+        > 0.98
+    )
 
 
 def test_8_bit_moments_train_alike_and_are_resumed_exactly(small_config):
     """bitsandbytes keeps tensors of fewer than 4096 values in 32 bits: these have more."""
-    config = small_config(use_8bit_adam=True, learning_rate=1e-2, method="trajectory", lr_scheduler="constant",
-                          lr_warmup_steps=0)
+    config = small_config(
+        use_8bit_adam=True,
+        learning_rate=1e-2,
+        method="trajectory",
+        lr_scheduler="constant",
+        lr_warmup_steps=0,
+    )
     assert check_optional(config) is None
 
     def learner(**changes) -> Learner:
         weight = torch.nn.Parameter(torch.zeros(64, 128))
-        return Learner("student", {"block.weight": weight}, dataclasses.replace(config, **changes), 10)
+        return Learner(
+            "student", {"block.weight": weight}, dataclasses.replace(config, **changes), 10
+        )
 
     def train(learner: Learner, first: int, last: int) -> torch.Tensor:
         (weight,) = learner.parameters.values()
@@ -175,20 +207,44 @@ def test_options_whose_packages_are_missing_are_refused_in_one_line(small_config
 
 
 def test_a_run_with_everything_that_saves_memory_trains_and_resumes(small_config):
-    config = small_config(base_precision="int8", offload=True, use_8bit_adam=True, compile=True, evaluate=False,
-                          method="dmd", critic_warmup_steps=1, critic_updates=1, rank=64, diversity_weight=0.0,
-                          prompts=str(EMBEDDED_TEACHER / "prompts.txt"), expert="high", max_train_steps=2)
+    config = small_config(
+        base_precision="int8",
+        offload=True,
+        use_8bit_adam=True,
+        compile=True,
+        evaluate=False,
+        method="dmd",
+        critic_warmup_steps=1,
+        critic_updates=1,
+        rank=64,
+        diversity_weight=0.0,
+        prompts=str(EMBEDDED_TEACHER / "prompts.txt"),
+        expert="high",
+        max_train_steps=2,
+    )
     assert train_distillation.run(config) == 0
     assert train_distillation.run(dataclasses.replace(config, max_train_steps=3)) == 0
-    lines = [json.loads(line) for line in (Path(config.output_dir) / "metrics.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line)
+        for line in (Path(config.output_dir) / "metrics.jsonl").read_text().splitlines()
+    ]
     assert lines[-1]["student_gradient_norm"] > 0 and lines[-1]["step"] > lines[0]["step"]
 
 
 def test_a_run_with_a_quantised_base_trains_and_exports(small_config):
-    config = small_config(base_precision="nf4", save_merged=True, evaluate=False, method="trajectory",
-                          expert="high", prompts=str(EMBEDDED_TEACHER / "prompts.txt"))
+    config = small_config(
+        base_precision="nf4",
+        save_merged=True,
+        evaluate=False,
+        method="trajectory",
+        expert="high",
+        prompts=str(EMBEDDED_TEACHER / "prompts.txt"),
+    )
     assert train_distillation.run(config) == 0
-    lines = [json.loads(line) for line in (Path(config.output_dir) / "metrics.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line)
+        for line in (Path(config.output_dir) / "metrics.jsonl").read_text().splitlines()
+    ]
     assert lines[-1]["student_gradient_norm"] > 0
     assert (Path(config.output_dir) / "student" / "transformer_2").is_dir()
 
@@ -225,20 +281,40 @@ print(json.dumps(dict(held=private() - before, beyond=max(seen) - private())))
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads the memory of a process from /proc, which Linux alone has")
+@pytest.mark.skipif(
+    sys.platform != "linux",
+    reason="reads the memory of a process from /proc, which Linux alone has",
+)
 def test_loading_holds_at_most_one_shard_beyond_what_stays(tmp_path):
-    """Shards stream straight to their dtype and place: 300 MB of float32 files, as bf16, quantised, offloaded."""
-    model = WanTransformer3DModel(num_attention_heads=8, attention_head_dim=128, in_channels=16, out_channels=16,
-                                  text_dim=64, freq_dim=64, ffn_dim=4096, num_layers=4)
+    """Shards stream straight to their dtype and place: 300 MB of float32 files, as bf16, quantised,
+    offloaded.
+    """
+    model = WanTransformer3DModel(
+        num_attention_heads=8,
+        attention_head_dim=128,
+        in_channels=16,
+        out_channels=16,
+        text_dim=64,
+        freq_dim=64,
+        ffn_dim=4096,
+        num_layers=4,
+    )
     model.save_pretrained(tmp_path / "transformer", max_shard_size="50MB")
     shards = [file.stat().st_size for file in tmp_path.glob("transformer/*.safetensors")]
     assert len(shards) >= 6
     (tmp_path / "load.py").write_text(LOADING, encoding="utf-8")
-    # Left alone, glibc keeps what is freed, and how much is chance; from this size on it gives it back.
+    # Left alone, glibc keeps what is freed, and how much is chance; from this size on it gives it
+    # back.
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "MALLOC_MMAP_THRESHOLD_": "65536"}
     for kind, offload, share in (("bf16", False, 0.5), ("fp8", False, 0.3), ("bf16", True, 0.5)):
         command = [sys.executable, str(tmp_path / "load.py"), str(tmp_path), kind, str(offload)]
-        ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        ended = subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=False
+        )
         assert ended.returncode == 0, ended.stderr[-2000:]
         found = json.loads(ended.stdout.splitlines()[-1])
-        assert found["beyond"] < max(shards) and found["held"] < 1.1 * share * sum(shards), (kind, offload, found)
+        assert found["beyond"] < max(shards) and found["held"] < 1.1 * share * sum(shards), (
+            kind,
+            offload,
+            found,
+        )

@@ -14,16 +14,19 @@ from wan_distill.errors import UsageError
 TWO = ["a cat jumps", "a dog, running"]
 
 
-@pytest.mark.parametrize("name, text", [
-    ("p.txt", "# animals\na cat jumps\n\na dog, running\n"),
-    ("musubi.txt", "a cat jumps --w 832 --h 480 --f 81\r\n# note\r\na dog, running --d 1\r\n"),
-    ("bom.txt", "\ufeffa cat jumps\na dog, running"),
-    ("p.jsonl", '{"caption": "a cat jumps"}\n\n{"text": "a dog, running"}\n'),
-    ("list.json", json.dumps(TWO)),
-    ("texts.json", json.dumps([{"text": p} for p in TWO])),
-    ("data.json", json.dumps({"data": [{"caption": p, "path": "x.mp4"} for p in TWO]})),
-    ("p.csv", 'file,prompt\n1.mp4,a cat jumps\n2.mp4,"a dog, running"\n'),
-])
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        ("p.txt", "# animals\na cat jumps\n\na dog, running\n"),
+        ("musubi.txt", "a cat jumps --w 832 --h 480 --f 81\r\n# note\r\na dog, running --d 1\r\n"),
+        ("bom.txt", "\ufeffa cat jumps\na dog, running"),
+        ("p.jsonl", '{"caption": "a cat jumps"}\n\n{"text": "a dog, running"}\n'),
+        ("list.json", json.dumps(TWO)),
+        ("texts.json", json.dumps([{"text": p} for p in TWO])),
+        ("data.json", json.dumps({"data": [{"caption": p, "path": "x.mp4"} for p in TWO]})),
+        ("p.csv", 'file,prompt\n1.mp4,a cat jumps\n2.mp4,"a dog, running"\n'),
+    ],
+)
 def test_every_layout_gives_the_same_prompts(tmp_path, name, text):
     (tmp_path / name).write_bytes(text.encode())
     assert read_prompts(tmp_path / name) == TWO
@@ -49,11 +52,18 @@ def test_duplicates_and_long_prompts_are_named_by_line(tmp_path):
     assert said[1].startswith(f"--prompts {file}:4: 400 words") and len(said) == 2
 
 
-@pytest.mark.parametrize("name, data, reason", [
-    ("p.json", b"{", "malformed"), ("p.json", b'{"rows": 1}', "must be a list"), ("p.jsonl", b'{"a": 1}', "p.jsonl:1"),
-    ("p.csv", b"file\nx\n", "p.csv:2"), ("p.txt", b"\xff\xfe", "UTF-8"), ("p.txt", b"a\0b", "binary"),
-    ("p.txt", b"# only a comment", "no prompt"),
-])
+@pytest.mark.parametrize(
+    "name, data, reason",
+    [
+        ("p.json", b"{", "malformed"),
+        ("p.json", b'{"rows": 1}', "must be a list"),
+        ("p.jsonl", b'{"a": 1}', "p.jsonl:1"),
+        ("p.csv", b"file\nx\n", "p.csv:2"),
+        ("p.txt", b"\xff\xfe", "UTF-8"),
+        ("p.txt", b"a\0b", "binary"),
+        ("p.txt", b"# only a comment", "no prompt"),
+    ],
+)
 def test_bad_files_are_refused_in_one_line(tmp_path, name, data, reason):
     (tmp_path / name).write_bytes(data)
     with pytest.raises(UsageError, match=reason) as error:

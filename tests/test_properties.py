@@ -16,10 +16,12 @@ from wan_distill.data.prompts import MUSUBI_OPTION, read_prompts
 from wan_distill.errors import UsageError
 from wan_distill.maths.flow import shift_sigmas
 from wan_distill.maths.randomness import keyed_order, keyed_seed
-from wan_distill.maths.sigmas import expert_of, handover, knots_in, sigma_grid, steps_of
+from wan_distill.maths.sigmas import expert_of, handover, insert_sigmas, sigma_grid, steps_of
 from wan_distill.settings.command_line import parse_args
 
-quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quick = settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 steps = st.integers(1, 16)
 shifts = st.floats(0.3, 20)
 lines = st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"]), max_size=40)
@@ -29,11 +31,19 @@ lines = st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"]), max_
 @given(st.lists(lines, max_size=12), st.sampled_from([".txt", ".json", ".jsonl"]))
 def test_prompts_come_back_once_each_and_in_order(tmp_path, written, suffix):
     file = tmp_path / f"prompts{suffix}"
-    text = {".txt": "\n".join(written), ".json": json.dumps(written),
-            ".jsonl": "\n".join(json.dumps({"text": line}) for line in written)}[suffix]
+    text = {
+        ".txt": "\n".join(written),
+        ".json": json.dumps(written),
+        ".jsonl": "\n".join(json.dumps({"text": line}) for line in written),
+    }[suffix]
     file.write_bytes(text.encode())
-    cleaned = [MUSUBI_OPTION.split(line.strip().lstrip("\ufeff") if i == 0 and suffix == ".txt" else line.strip(),
-                                   maxsplit=1)[0].strip() for i, line in enumerate(written)]
+    cleaned = [
+        MUSUBI_OPTION.split(
+            line.strip().lstrip("\ufeff") if i == 0 and suffix == ".txt" else line.strip(),
+            maxsplit=1,
+        )[0].strip()
+        for i, line in enumerate(written)
+    ]
     expected = list(dict.fromkeys(line for line in cleaned if line and not line.startswith("#")))
     if not expected:
         with pytest.raises(UsageError, match="holds no prompt"):
@@ -52,7 +62,11 @@ def test_any_bytes_are_read_or_refused_in_one_line(tmp_path, data, suffix):
     except UsageError as refused:
         assert "\n" not in str(refused) and str(file) in str(refused)
     else:
-        assert prompts and len(set(prompts)) == len(prompts) and all(p == p.strip() != "" for p in prompts)
+        assert (
+            prompts
+            and len(set(prompts)) == len(prompts)
+            and all(p == p.strip() != "" for p in prompts)
+        )
 
 
 @quick
@@ -74,15 +88,17 @@ def test_each_step_has_one_expert_and_the_high_one_comes_first(count, shift, bou
     high, low = steps_of("high", sigmas, boundary), steps_of("low", sigmas, boundary)
     assert high + low == list(range(count)) and 0 in high
     assert handover(sigmas, boundary) == (sigmas[low[0]] if low else 0)
-    assert all((expert_of(sigmas[i], boundary) == "high") == (sigmas[i] * 1000 >= boundary * 1000)
-               for i in range(count))
+    assert all(
+        (expert_of(sigmas[i], boundary) == "high") == (sigmas[i] * 1000 >= boundary * 1000)
+        for i in range(count)
+    )
 
 
 @quick
 @given(steps, shifts, st.integers(2, 60), shifts)
 def test_the_teachers_grid_takes_up_the_students_sigmas(count, shift, teacher_steps, teacher_shift):
     sigmas, grid = sigma_grid(count, shift), sigma_grid(teacher_steps, teacher_shift)
-    merged = knots_in(sigmas, grid)
+    merged = insert_sigmas(sigmas, grid)
     assert set(sigmas) <= set(merged) and list(merged) == sorted(set(merged), reverse=True)
     assert len(grid) <= len(merged) <= max(len(grid), len(set(grid) | set(sigmas)))
 
@@ -92,7 +108,9 @@ def test_the_teachers_grid_takes_up_the_students_sigmas(count, shift, teacher_st
 def test_the_two_forms_of_the_shift_agree(u, shift):
     from wan_distill.maths.sigmas import shift_sigma
 
-    assert float(shift_sigmas(torch.tensor(u, dtype=torch.float64), shift)) == pytest.approx(shift_sigma(u, shift))
+    assert float(shift_sigmas(torch.tensor(u, dtype=torch.float64), shift)) == pytest.approx(
+        shift_sigma(u, shift)
+    )
 
 
 keys = st.lists(st.one_of(st.integers(), lines), min_size=1, max_size=4)
@@ -110,7 +128,9 @@ def test_seeds_tell_keys_apart_and_repeat_for_equal_ones(a, b):
 @given(st.tuples(lines, st.integers(2, 512), lines), st.tuples(lines, st.integers(2, 512), lines))
 def test_an_embeddings_file_depends_on_encoder_length_and_prompt(tmp_path, a, b):
     def file(encoder, length, prompt):
-        return PromptBank(tmp_path, dict(encoder=encoder, length=length), length, torch.device("cpu")).file(prompt)
+        return PromptBank(
+            tmp_path, dict(encoder=encoder, length=length), length, torch.device("cpu")
+        ).file(prompt)
 
     assert file(*a) == file(*a) and file(*a).parent == tmp_path
     assume(a != b)
@@ -125,7 +145,12 @@ def test_an_epoch_visits_everything_once(size, epoch, seed):
 
 
 @quick
-@given(st.lists(lines | st.sampled_from(["--height", "--width=64", "--sampling_steps", "--", "="]), max_size=5))
+@given(
+    st.lists(
+        lines | st.sampled_from(["--height", "--width=64", "--sampling_steps", "--", "="]),
+        max_size=5,
+    )
+)
 def test_any_flags_are_taken_or_refused_in_one_line(argv):
     try:
         parse_args(argv)

@@ -1,4 +1,6 @@
-"""The page that explains a run, and the clips on it. In a real browser: tests/browser/check_report.py."""
+"""The page that explains a run, and the clips on it. In a real browser:
+tests/browser/check_report.py.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ from conftest import REPOSITORY
 
 import train_distillation
 from wan_distill.results.page import write_page
-from wan_distill.settings.description import describe
+from wan_distill.settings.description import read_teacher
 from wan_distill.system.runtime import Runtime
 from wan_distill.training import previews
 
@@ -19,19 +21,63 @@ from wan_distill.training import previews
 def run(random_teacher, tmp_path_factory):
     """A short run with previews and evaluation, on the random teacher."""
     out = tmp_path_factory.mktemp("report") / "out"
-    assert train_distillation.main([
-        "--teacher_path", str(random_teacher), "--output_dir", str(out), "--height", "32", "--width", "32",
-        "--num_frames", "5", "--max_train_steps", "4", "--num_trajectories", "4", "--teacher_steps", "6", "--rank", "4",
-        "--max_sequence_length", "12", "--negative_prompt", "", "--mixed_precision", "no", "--method", "trajectory",
-        "--eval_samples", "8", "--evaluate", "--validation_steps", "2", "--logging_steps", "2", "--monitor_steps", "2",
-        "--monitor_samples", "4", "--validation_prompt", "a <b>cat</b> | a dog", "--hub_token", "hf_secret"]) == 0
+    assert (
+        train_distillation.main(
+            [
+                "--teacher_path",
+                str(random_teacher),
+                "--output_dir",
+                str(out),
+                "--height",
+                "32",
+                "--width",
+                "32",
+                "--num_frames",
+                "5",
+                "--max_train_steps",
+                "4",
+                "--num_trajectories",
+                "4",
+                "--teacher_steps",
+                "6",
+                "--rank",
+                "4",
+                "--max_sequence_length",
+                "12",
+                "--negative_prompt",
+                "",
+                "--mixed_precision",
+                "no",
+                "--method",
+                "trajectory",
+                "--eval_samples",
+                "8",
+                "--evaluate",
+                "--validation_steps",
+                "2",
+                "--logging_steps",
+                "2",
+                "--monitor_steps",
+                "2",
+                "--monitor_samples",
+                "4",
+                "--validation_prompt",
+                "a <b>cat</b> | a dog",
+                "--hub_token",
+                "hf_secret",
+            ]
+        )
+        == 0
+    )
     return out
 
 
 def test_previews_show_the_same_prompts_of_both_sides(run):
     names = {file.name for file in (run / "previews").glob("*.mp4")}
     for expert in ("high", "low"):
-        assert {f"{expert}-{who}-{p}.mp4" for who in ("teacher", "000000", "000004") for p in (0, 1)} <= names
+        assert {
+            f"{expert}-{who}-{p}.mp4" for who in ("teacher", "000000", "000004") for p in (0, 1)
+        } <= names
     assert not any(name.endswith("-2.mp4") for name in names), "two prompts were given"
 
 
@@ -41,7 +87,9 @@ def test_the_page_needs_nothing_but_itself(run):
     assert page.count("<video") == 2 * 2 * 3  # experts, prompts; teacher, first, last
     for title in ("Teacher beside student", "Measured", "Curves", "Use it", "Plan", "Versions"):
         assert f"<h2>{title}</h2>" in page
-    assert page.count("a &lt;b&gt;cat&lt;/b&gt;</p>") == 2 and "<b>cat" not in page  # prompts, escaped
+    assert (
+        page.count("a &lt;b&gt;cat&lt;/b&gt;</p>") == 2 and "<b>cat" not in page
+    )  # prompts, escaped
     assert page.count("<polyline") >= 4 and "after 4 updates" in page
     assert "times</b> as fast" in page and "Health:" in page
 
@@ -53,8 +101,10 @@ def test_the_token_is_written_nowhere(run):
 def test_a_page_of_a_run_that_just_began_and_of_hostile_words(small_config, tmp_path):
     config = small_config(output_dir=str(tmp_path))
     (tmp_path / "plan.txt").write_text("<script>alert(1)</script>")
-    (tmp_path / "metrics.jsonl").write_text(json.dumps(dict(expert="high", step=1, student_loss=1.0)) + '\n{"expert"')
-    write_page(tmp_path, config, describe(config))
+    (tmp_path / "metrics.jsonl").write_text(
+        json.dumps(dict(expert="high", step=1, student_loss=1.0)) + '\n{"expert"'
+    )
+    write_page(tmp_path, config, read_teacher(config))
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "<script>alert" not in page and page.count("<polyline") == 1
 
@@ -77,7 +127,10 @@ def test_the_map_names_every_file():
     text = (REPOSITORY / "docs" / "architecture.md").read_text(encoding="utf-8")
     drawn = text.split("```")[1]
     listed = set(re.findall(r"[\w./]+\.py", drawn))
-    present = {p.relative_to(REPOSITORY / "wan_distill").as_posix() for p in (REPOSITORY / "wan_distill").rglob("*.py")}
+    present = {
+        p.relative_to(REPOSITORY / "wan_distill").as_posix()
+        for p in (REPOSITORY / "wan_distill").rglob("*.py")
+    }
     present |= {p.name for p in REPOSITORY.glob("*.py")}
     assert present - listed == set(), "not on the map of docs/architecture.md"
     assert listed - present == set(), "on the map of docs/architecture.md, but not in the tree"

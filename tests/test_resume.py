@@ -1,4 +1,6 @@
-"""Running the same command again goes on bit for bit; a damaged checkpoint is passed over; nothing whole is lost."""
+"""Running the same command again goes on bit for bit; a damaged checkpoint is passed over; nothing
+whole is lost.
+"""
 
 from __future__ import annotations
 
@@ -35,10 +37,19 @@ def run(random_teacher, tmp_path):
     (tmp_path / "prompts.txt").write_text("a red ball\na blue ball\na green box\n")
 
     def start(name: str, method: str, *more: str) -> int:
-        flags = SMALL | dict(max_train_steps=4, checkpointing_steps=2, logging_steps=1, ema_decay=0.5, ema_start=1)
-        flags |= dict(teacher_path=random_teacher, prompts=tmp_path / "prompts.txt", output_dir=tmp_path / name,
-                      method=method.removesuffix("-samples"), critic_warmup_steps=2, critic_updates=1,
-                      real_score="samples" if method.endswith("-samples") else "guided", checkpoints_total_limit=9)
+        flags = SMALL | dict(
+            max_train_steps=4, checkpointing_steps=2, logging_steps=1, ema_decay=0.5, ema_start=1
+        )
+        flags |= dict(
+            teacher_path=random_teacher,
+            prompts=tmp_path / "prompts.txt",
+            output_dir=tmp_path / name,
+            method=method.removesuffix("-samples"),
+            critic_warmup_steps=2,
+            critic_updates=1,
+            real_score="samples" if method.endswith("-samples") else "guided",
+            checkpoints_total_limit=9,
+        )
         return train_distillation.main([f"--{k}={v}" for k, v in flags.items()] + list(more))
 
     return start
@@ -46,12 +57,16 @@ def run(random_teacher, tmp_path):
 
 @pytest.fixture
 def hub(random_teacher, tmp_path, monkeypatch):
-    """someone/wan on the hub: each call brings the files it asks for into the snapshot's folder; gives that folder."""
+    """someone/wan on the hub: each call brings the files it asks for into the snapshot's folder;
+    gives that folder.
+    """
     snapshot = tmp_path / "hub" / "snapshots" / "0123abc"
 
     def arrive(repo, revision=None, cache_dir=None, allow_patterns=()):
         assert repo == "someone/wan" and revision in (None, snapshot.name)
-        for file in (f for pattern in allow_patterns for f in random_teacher.glob(pattern) if f.is_file()):
+        for file in (
+            f for pattern in allow_patterns for f in random_teacher.glob(pattern) if f.is_file()
+        ):
             (snapshot / file.relative_to(random_teacher)).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(file, snapshot / file.relative_to(random_teacher))
         return str(snapshot)
@@ -66,7 +81,10 @@ def lora(folder):
 
 
 def losses(folder) -> list[tuple]:
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = [
+        json.loads(line)
+        for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     seen = ("student_loss", "fake_score_loss", "real_score_loss")
     return [(line["expert"], line["step"], *map(line.get, seen)) for line in lines]
 
@@ -122,11 +140,22 @@ def stopping(config, expert, step, *rest):
 train_distillation.update = stopping
 sys.exit(train_distillation.main(sys.argv[1:]))
 """)
-    flags = SMALL | dict(max_train_steps=4, checkpointing_steps=2, teacher_path=random_teacher, method="trajectory",
-                         output_dir=tmp_path / "out", monitor_steps=0)
+    flags = SMALL | dict(
+        max_train_steps=4,
+        checkpointing_steps=2,
+        teacher_path=random_teacher,
+        method="trajectory",
+        output_dir=tmp_path / "out",
+        monitor_steps=0,
+    )
     started = time.monotonic()
-    ended = subprocess.run([sys.executable, str(script), *(f"--{k}={v}" for k, v in flags.items())], text=True,
-                           env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, capture_output=True, timeout=120)
+    ended = subprocess.run(
+        [sys.executable, str(script), *(f"--{k}={v}" for k, v in flags.items())],
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        timeout=120,
+    )
     assert ended.returncode == 128 + signal.SIGTERM and "saving" in ended.stdout, ended.stderr
     assert time.monotonic() - started < 60
     assert checkpoint.latest(tmp_path / "out" / "high").name == "checkpoint-2"
@@ -186,7 +215,9 @@ def test_an_explicit_checkpoint_is_resumed_and_later_ones_are_set_aside(run, tmp
     assert run("out", "trajectory", f"--resume_from_checkpoint={root / 'checkpoint-2'}") == 0
     assert f"Going on from {root / 'checkpoint-2'}" in capsys.readouterr().out
     assert lora(tmp_path / "out") == before and len(losses(tmp_path / "out")) == 8
-    assert (root / "set-aside-0-checkpoint-4" / "state.json").exists() and (root / "checkpoint-4").exists()
+    assert (root / "set-aside-0-checkpoint-4" / "state.json").exists() and (
+        root / "checkpoint-4"
+    ).exists()
 
 
 def test_an_explicit_checkpoint_that_is_missing_or_damaged_fails_loudly(run, tmp_path, capsys):
@@ -199,12 +230,13 @@ def test_an_explicit_checkpoint_that_is_missing_or_damaged_fails_loudly(run, tmp
     assert "is damaged" in capsys.readouterr().err
 
 
-# ------------------------------------------------------------------------------------------------------ not finite
+# --------------------------------------------------------------------------------------- not finite
 
 
 @pytest.fixture
 def poison(monkeypatch):
     """Makes the loss of the given update calls (from 0) NaN."""
+
     def install(*when):
         calls, real = [], Trajectory.loss
 
@@ -218,7 +250,9 @@ def poison(monkeypatch):
     return install
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_with_the_state_before_it(run, tmp_path, poison, monkeypatch, capsys):
+def test_a_loss_that_is_not_finite_stops_the_run_with_the_state_before_it(
+    run, tmp_path, poison, monkeypatch, capsys
+):
     assert run("whole", "trajectory") == 0
     poison(2)
     assert run("out", "trajectory") == 1
@@ -267,11 +301,13 @@ def test_a_poisoned_prompt_embedding_is_named(run, tmp_path, capsys):
         assert str(file.parent) in error and "delete it" in error
 
 
-# --------------------------------------------------------------------------------------------------- checkpoints
+# -------------------------------------------------------------------------------------- checkpoints
 
 
 def save_one(root, step):
-    return checkpoint.save(root, step, {"student": {"a": torch.full((3,), float(step))}}, {"config": {}}, keep=2)
+    return checkpoint.save(
+        root, step, {"student": {"a": torch.full((3,), float(step))}}, {"config": {}}, keep=2
+    )
 
 
 def test_a_damaged_checkpoint_is_passed_over_saying_so(tmp_path):
@@ -308,6 +344,7 @@ def test_the_limit_prunes_only_after_the_new_one_is_whole(tmp_path, monkeypatch)
 @pytest.mark.parametrize("point", ["replace", "fsync", "rmtree"])
 def test_a_kill_at_any_moment_of_a_save_leaves_the_last_good_one(tmp_path, monkeypatch, point):
     """Every call to the file system is once the last one that happens."""
+
     class Killed(BaseException):
         pass
 
@@ -341,24 +378,51 @@ def test_a_kill_at_any_moment_of_a_save_leaves_the_last_good_one(tmp_path, monke
     raise AssertionError("the save never finished")
 
 
-def test_a_hub_teachers_samples_are_solved_once_though_its_files_arrive_one_by_one(hub, run, tmp_path, monkeypatch):
+def test_a_hub_teachers_samples_are_solved_once_though_its_files_arrive_one_by_one(
+    hub, run, tmp_path, monkeypatch
+):
     solved = []
     solve_shard = StoredSamples._solve_shard
-    monkeypatch.setattr(StoredSamples, "_solve_shard", lambda self, index, expert, *more: solved.append(
-        (self.folder.parent.name, index, expert)) or solve_shard(self, index, expert, *more))
+    monkeypatch.setattr(
+        StoredSamples,
+        "_solve_shard",
+        lambda self, index, expert, *more: (
+            solved.append((self.folder.parent.name, index, expert))
+            or solve_shard(self, index, expert, *more)
+        ),
+    )
     assert run("first", "trajectory", "--teacher_path", "someone/wan") == 0
     assert hub.joinpath("transformer_2").is_dir()
-    first = [("trajectories", 0, "high"), ("trajectories", 0, "low"), ("handovers", 0, "high")]  # these for the monitor
+    first = [
+        ("trajectories", 0, "high"),
+        ("trajectories", 0, "low"),
+        ("handovers", 0, "high"),
+    ]  # these for the monitor
     assert solved == first
-    assert run("first", "trajectory", "--teacher_path", "someone/wan") == 0  # the same command resumes
-    assert run("second", "dmd-samples", "--teacher_path", "someone/wan", "--init_student_from",
-               str(tmp_path / "first"), "--diversity_weight", "0") == 0
+    assert (
+        run("first", "trajectory", "--teacher_path", "someone/wan") == 0
+    )  # the same command resumes
+    assert (
+        run(
+            "second",
+            "dmd-samples",
+            "--teacher_path",
+            "someone/wan",
+            "--init_student_from",
+            str(tmp_path / "first"),
+            "--diversity_weight",
+            "0",
+        )
+        == 0
+    )
     assert solved == [*first, ("handovers", 0, "high")]  # the warm start's samples are found
 
 
 def test_an_interval_that_a_stop_cuts_is_still_the_mean_of_all_ranks(tmp_path, monkeypatch):
     runtime = SimpleNamespace(world=2, device=torch.device("cpu"), is_main=True)
-    monkeypatch.setattr(torch.distributed, "all_reduce", lambda total: total.add_(3.0))  # what the other rank has
+    monkeypatch.setattr(
+        torch.distributed, "all_reduce", lambda total: total.add_(3.0)
+    )  # what the other rank has
     before, after = (Metrics(tmp_path / "metrics.jsonl", runtime) for _ in range(2))
     before.add(loss=1.0)
     after.resume(before.state(), "high", 1)  # 2 on both: the mean of 1 and 3

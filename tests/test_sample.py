@@ -15,7 +15,7 @@ from wan_distill.layout import LORA_FILE
 from wan_distill.model.adapters import adapter_parameters, add_adapter
 from wan_distill.model.loading import Teacher
 from wan_distill.model.student_files import METADATA_KEY, read_metadata, save_lora
-from wan_distill.settings.description import describe
+from wan_distill.settings.description import read_teacher
 from wan_distill.system import pictures
 from wan_distill.system.runtime import Runtime
 
@@ -27,15 +27,24 @@ import sample
 def student(small_config, tmp_path):
     """A folder with the LoRAs of both experts, far enough from zero to be seen."""
     config = small_config()
-    info = describe(config)
+    info = read_teacher(config)
     teacher = Teacher(info, config, Runtime(config))
     folder = tmp_path / "student"
     folder.mkdir()
     for seed, (expert, name) in enumerate(LORA_FILE.items()):
         transformer = teacher.load_expert(expert)
-        add_adapter(transformer, "student", rank=4, alpha=config.lora_alpha, layers=config.lora_layers, seed=seed)
-        adapter = {n: torch.randn(p.shape, generator=torch.Generator().manual_seed(seed)) * 0.2
-                   for n, p in adapter_parameters(transformer, "student").items()}
+        add_adapter(
+            transformer,
+            "student",
+            rank=4,
+            alpha=config.lora_alpha,
+            layers=config.lora_layers,
+            seed=seed,
+        )
+        adapter = {
+            n: torch.randn(p.shape, generator=torch.Generator().manual_seed(seed)) * 0.2
+            for n, p in adapter_parameters(transformer, "student").items()
+        }
         save_lora(folder / name, adapter, config, info, expert)
     return folder
 
@@ -47,7 +56,12 @@ def rewrite(file, **changes):
 
 def test_a_prompt_becomes_a_video_beside_its_teacher(student, tmp_path, capsys):
     out = tmp_path / "new" / "clip.mp4"
-    assert sample.main(["--student", str(student), "--prompt", "a ball", "--out", str(out), "--compare"]) == 0
+    assert (
+        sample.main(
+            ["--student", str(student), "--prompt", "a ball", "--out", str(out), "--compare"]
+        )
+        == 0
+    )
     import imageio.v3
 
     assert imageio.v3.imread(out).shape == (5, 32, 64, 3)
@@ -76,10 +90,14 @@ def test_another_teacher_is_refused(student, tmp_path, capsys):
     assert sample.main([*command, "--allow_other_teacher", "--out", str(tmp_path / "x.mp4")]) == 0
 
 
-@pytest.mark.parametrize("change, reason", [
-    (dict(flow_shift=7.0), "flow_shift 7.0 against 5.0"), (dict(sampling_steps=[8]), "sampling_steps"),
-    (dict(expert="high"), "both are for the high expert"),
-])
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        (dict(flow_shift=7.0), "flow_shift 7.0 against 5.0"),
+        (dict(sampling_steps=[8]), "sampling_steps"),
+        (dict(expert="high"), "both are for the high expert"),
+    ],
+)
 def test_files_of_two_students_are_refused(student, change, reason, capsys):
     rewrite(student / LORA_FILE["low"], **change)
     assert sample.main(["--student", str(student), "--prompt", "a ball"]) == 2

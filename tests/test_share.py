@@ -1,4 +1,6 @@
-"""What leaves the output folder: a hub repository (a local stand-in), trackers, VBench folders, the merged pipeline."""
+"""What leaves the output folder: a hub repository (a local stand-in), trackers, VBench folders, the
+merged pipeline.
+"""
 
 from __future__ import annotations
 
@@ -27,11 +29,18 @@ TOKEN = "hf_secretsecretsecret"
 
 @pytest.fixture
 def run(random_teacher, tmp_path):
-    (tmp_path / "prompts.txt").write_text("a red ball\na blue <b>ball</b>\na green box\n", encoding="utf-8")
+    (tmp_path / "prompts.txt").write_text(
+        "a red ball\na blue <b>ball</b>\na green box\n", encoding="utf-8"
+    )
 
     def start(*more: str) -> int:
-        flags = SMALL | dict(teacher_path=random_teacher, prompts=tmp_path / "prompts.txt", method="trajectory",
-                             output_dir=tmp_path / "out", validation_steps=2)
+        flags = SMALL | dict(
+            teacher_path=random_teacher,
+            prompts=tmp_path / "prompts.txt",
+            method="trajectory",
+            output_dir=tmp_path / "out",
+            validation_steps=2,
+        )
         return train_distillation.main([f"--{k}={v}" for k, v in flags.items()] + list(more))
 
     return start
@@ -44,7 +53,10 @@ class Hub(BaseHTTPRequestHandler):
     known = True
 
     def do_GET(self):
-        self.answer({"name": "me", "type": "user"} if self.known else {"error": "who?"}, 200 if self.known else 401)
+        self.answer(
+            {"name": "me", "type": "user"} if self.known else {"error": "who?"},
+            200 if self.known else 401,
+        )
 
     def do_POST(self):
         length = self.headers["Content-Length"]
@@ -54,7 +66,14 @@ class Hub(BaseHTTPRequestHandler):
             self.answer({"url": f"http://{self.headers['Host']}/me/{name}", "name": f"me/{name}"})
         elif "/preupload/" in self.path:
             asked = json.loads(body)["files"]
-            self.answer({"files": [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in asked]})
+            self.answer(
+                {
+                    "files": [
+                        {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False}
+                        for f in asked
+                    ]
+                }
+            )
         elif "/commit/" in self.path:
             for line in map(json.loads, body.splitlines()):
                 if line["key"] == "file":
@@ -102,10 +121,21 @@ def test_the_hub_gets_the_student_and_a_card_that_says_how_to_use_it(run, hub, t
     for name in layout.LORA_FILE.values():
         assert hub.files[name] == (out / name).read_bytes()
     assert {"scheduler/scheduler_config.json", "report.html", "run.json"} <= hub.files.keys()
-    assert not [name for name in hub.files if name.startswith(("prompts/", "trajectories/", "high/", "low/"))]
+    assert not [
+        name
+        for name in hub.files
+        if name.startswith(("prompts/", "trajectories/", "high/", "low/"))
+    ]
     card = hub.files["README.md"].decode()
-    assert card.startswith("---\nlibrary_name: diffusers") and 'load_lora_weights("me/student-of-mine"' in card
-    assert '"flow_shift": 5.0' in card and "previews/low-000002-0.mp4" in card and "previews/low-teacher-0.mp4" in card
+    assert (
+        card.startswith("---\nlibrary_name: diffusers")
+        and 'load_lora_weights("me/student-of-mine"' in card
+    )
+    assert (
+        '"flow_shift": 5.0' in card
+        and "previews/low-000002-0.mp4" in card
+        and "previews/low-teacher-0.mp4" in card
+    )
     assert not any(TOKEN.encode() in data for data in hub.files.values())
     assert not any(TOKEN.encode() in f.read_bytes() for f in out.rglob("*") if f.is_file())
 
@@ -125,10 +155,16 @@ def test_a_tracker_gets_the_metrics_of_both_experts(run, tmp_path):
     for file in (tmp_path / "out" / "logs").rglob("*tfevents*"):
         log = events.EventAccumulator(str(file))
         log.Reload()
-        seen |= {tag: [(e.step, e.value) for e in log.Scalars(tag)] for tag in log.Tags()["scalars"]}
-    lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+        seen |= {
+            tag: [(e.step, e.value) for e in log.Scalars(tag)] for tag in log.Tags()["scalars"]
+        }
+    lines = [
+        json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert [step for step, _ in seen["low/student_loss"]] == [3, 4]  # after the high expert's two
-    assert [v for _, v in seen["high/student_loss"]] == pytest.approx([x["student_loss"] for x in lines[:2]])
+    assert [v for _, v in seen["high/student_loss"]] == pytest.approx(
+        [x["student_loss"] for x in lines[:2]]
+    )
 
 
 def test_a_tracker_that_is_not_installed_is_told(run, capsys, monkeypatch):
@@ -141,10 +177,23 @@ def test_vbench_gets_its_names_and_an_interrupted_series_goes_on(run, tmp_path, 
     assert run() == 0
     file, out = tmp_path / "vbench.txt", tmp_path / "videos"
     file.write_text("a cat: left/right?\na dog\n", encoding="utf-8")
-    flags = ["--student", str(tmp_path / "out"), "--vbench_prompts", str(file), "--samples", "2", "--out", str(out)]
+    flags = [
+        "--student",
+        str(tmp_path / "out"),
+        "--vbench_prompts",
+        str(file),
+        "--samples",
+        "2",
+        "--out",
+        str(out),
+    ]
     assert sample.main(flags) == 0
-    assert {f.name for f in out.iterdir()} == {"a cat_ left_right_-0.mp4", "a cat_ left_right_-1.mp4", "a dog-0.mp4",
-                                               "a dog-1.mp4"}
+    assert {f.name for f in out.iterdir()} == {
+        "a cat_ left_right_-0.mp4",
+        "a cat_ left_right_-1.mp4",
+        "a dog-0.mp4",
+        "a dog-1.mp4",
+    }
     assert (out / "a dog-0.mp4").read_bytes() != (out / "a dog-1.mp4").read_bytes()
     (out / "a dog-1.mp4").unlink()
     capsys.readouterr()

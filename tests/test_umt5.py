@@ -1,4 +1,6 @@
-"""Tied weights: every layout of the file, on the installed transformers; tests/compat covers the other versions."""
+"""Tied weights: every layout of the file, on the installed transformers; tests/compat covers the
+other versions.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,9 @@ def test_after_our_loader_the_embeddings_are_right(layout, name):
     assert encoder.shared.weight is encoder.encoder.embed_tokens.weight
     assert verdict.rows_compared == verdict.rows_total == len(TRUE)
     with torch.no_grad():
-        torch.testing.assert_close(encoder(IDS).last_hidden_state, reference_states(), rtol=0, atol=1e-6)
+        torch.testing.assert_close(
+            encoder(IDS).last_hidden_state, reference_states(), rtol=0, atol=1e-6
+        )
     assert len(verdict.explain()) == 3 and str(len(TRUE)) in verdict.explain()[1]
 
 
@@ -77,13 +81,27 @@ def test_evidence_names_what_is_wrong_with_a_table(layout):
 
 
 def test_inspection_needs_neither_torch_nor_transformers(layout):
-    code = ("import sys, json\nfrom wan_distill.umt5.inspect import inspect_text_encoder as look\n"
-            f"print(json.dumps([look(f).keys_in_file for f in {[str(layout(n)) for n in LAYOUTS]!r}]))\n"
-            "assert not {'torch', 'transformers'} & set(sys.modules)")
-    result = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
+    code = (
+        "import sys, json\nfrom wan_distill.umt5.inspect import inspect_text_encoder as look\n"
+        "print(json.dumps([look(f).keys_in_file for f in "
+        f"{[str(layout(n)) for n in LAYOUTS]!r}]))\n"
+        "assert not {'torch', 'transformers'} & set(sys.modules)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True
+    )
     assert result.returncode == 0, result.stderr
-    assert json.loads(result.stdout) == ["shared only", "embed_tokens only", "both, equal", "both, different",
-                                         "both, different", "both, different", "neither", "shared only", "shared only"]
+    assert json.loads(result.stdout) == [
+        "shared only",
+        "embed_tokens only",
+        "both, equal",
+        "both, different",
+        "both, different",
+        "both, different",
+        "neither",
+        "shared only",
+        "shared only",
+    ]
 
 
 def test_a_table_that_is_not_the_files_is_seen(layout):
@@ -101,7 +119,7 @@ def test_what_transformers_5_0_does_is_repaired(layout):
     folder = layout("shared only")
     encoder = UMT5EncoderModel.from_pretrained(folder)
     encoder.encoder.embed_tokens.weight = torch.nn.Parameter(garbage())
-    verdict = repair.settle(encoder, inspect.inspect_text_encoder(folder))
+    verdict = repair.verify_or_repair(encoder, inspect.inspect_text_encoder(folder))
     assert verdict.verdict == "REPAIRED" and torch.equal(encoder.encoder.embed_tokens.weight, TRUE)
 
 
@@ -109,8 +127,11 @@ def test_equal_but_separate_tables_are_tied(layout):
     folder = layout("shared only")
     encoder = UMT5EncoderModel.from_pretrained(folder)
     encoder.encoder.embed_tokens.weight = torch.nn.Parameter(TRUE.clone())
-    verdict = repair.settle(encoder, inspect.inspect_text_encoder(folder))
-    assert verdict.verdict == "REPAIRED" and encoder.shared.weight is encoder.encoder.embed_tokens.weight
+    verdict = repair.verify_or_repair(encoder, inspect.inspect_text_encoder(folder))
+    assert (
+        verdict.verdict == "REPAIRED"
+        and encoder.shared.weight is encoder.encoder.embed_tokens.weight
+    )
 
 
 def test_a_wrong_class_is_refused(layout):
@@ -127,10 +148,18 @@ def test_meta_and_quantised_tables_are_said_to_be_unverifiable(layout):
     folder = layout("shared only")
     with torch.device("meta"):
         empty = UMT5EncoderModel(UMT5EncoderModel.config_class.from_pretrained(folder))
-    assert verify.verify(empty, folder).matches is None and "meta" in verify.verify(empty, folder).reason
+    assert (
+        verify.verify(empty, folder).matches is None
+        and "meta" in verify.verify(empty, folder).reason
+    )
     encoder, _ = repair.load_text_encoder(folder)
-    encoder.encoder.embed_tokens.weight = torch.nn.Parameter(TRUE.to(torch.int8), requires_grad=False)
-    assert verify.verify(encoder, folder).matches is None and "quantised" in verify.verify(encoder, folder).reason
+    encoder.encoder.embed_tokens.weight = torch.nn.Parameter(
+        TRUE.to(torch.int8), requires_grad=False
+    )
+    assert (
+        verify.verify(encoder, folder).matches is None
+        and "quantised" in verify.verify(encoder, folder).reason
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float8_e4m3fn])
@@ -147,11 +176,18 @@ def test_accelerate_offloading_is_followed(layout):
     folder = layout("shared only")
     encoder, verdict = repair.load_text_encoder(folder)
     cpu_offload(encoder, execution_device=torch.device("cpu"))
-    assert verify.verify(encoder, folder).matches and verify.fingerprint(encoder) == verdict.fingerprint
+    assert (
+        verify.verify(encoder, folder).matches
+        and verify.fingerprint(encoder) == verdict.fingerprint
+    )
 
 
 def test_the_fingerprint_follows_the_table_and_nothing_else(layout):
-    loaded = [repair.load_text_encoder(layout(name), allow_pickle=True) for name in LAYOUTS if name not in REFUSED]
+    loaded = [
+        repair.load_text_encoder(layout(name), allow_pickle=True)
+        for name in LAYOUTS
+        if name not in REFUSED
+    ]
     assert len({verdict.fingerprint for _, verdict in loaded}) == 1
     encoder, verdict = loaded[0]
     with torch.no_grad():
@@ -159,18 +195,22 @@ def test_the_fingerprint_follows_the_table_and_nothing_else(layout):
     assert verify.fingerprint(encoder) != verdict.fingerprint
 
 
-# ---------------------------------------------------------------------------------------------------- the real size
+# ------------------------------------------------------------------------------------ the real size
 
 
 def test_the_real_encoder_is_inspected_in_seconds(tmp_path):
     """A sparse file of the hosted encoder's shape: 256384 x 4096 in bfloat16."""
     shape = [256384, 4096]
     size = shape[0] * shape[1] * 2
-    header = json.dumps({SHARED: {"dtype": "BF16", "shape": shape, "data_offsets": [0, size]}}).encode()
+    header = json.dumps(
+        {SHARED: {"dtype": "BF16", "shape": shape, "data_offsets": [0, size]}}
+    ).encode()
     with (tmp_path / "model.safetensors").open("wb") as file:
         file.write(struct.pack("<Q", len(header)) + header)
         file.truncate(8 + len(header) + size)
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "umt5", "architectures": ["UMT5EncoderModel"]}))
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "umt5", "architectures": ["UMT5EncoderModel"]})
+    )
     started = time.perf_counter()
     found = inspect.inspect_text_encoder(tmp_path)
     assert found.keys_in_file == "shared only" and time.perf_counter() - started < 2
@@ -178,7 +218,7 @@ def test_the_real_encoder_is_inspected_in_seconds(tmp_path):
     assert 4000 < len(rows) < 0.1 * shape[0] and rows[0] == 0 and rows[-1] == shape[0] - 1
 
 
-# --------------------------------------------------------------------------------------------------------- silencing
+# ---------------------------------------------------------------------------------------- silencing
 
 
 def test_silencing_ends_with_its_block_even_after_an_error():
@@ -198,8 +238,11 @@ def test_silencing_is_for_the_calling_thread_only():
 
 
 def test_the_warnings_path_is_covered_too():
-    newly = ("Some weights of UMT5EncoderModel were not initialized from the model checkpoint at x and are newly "
-             "initialized: ['encoder.embed_tokens.weight']")
+    newly = (
+        "Some weights of UMT5EncoderModel were not initialized from the model checkpoint at x and "
+        "are newly "
+        "initialized: ['encoder.embed_tokens.weight']"
+    )
     shown = []
     with warnings.catch_warnings():
         warnings.simplefilter("always")
@@ -229,7 +272,7 @@ def logged(message: str) -> bool:
     return bool(seen)
 
 
-# ---------------------------------------------------------------------------------------------- the script, the disk
+# ----------------------------------------------------------------------------- the script, the disk
 
 
 def test_repair_writes_a_clean_copy_and_leaves_the_source_alone(layout, tmp_path):
@@ -240,12 +283,22 @@ def test_repair_writes_a_clean_copy_and_leaves_the_source_alone(layout, tmp_path
     found = inspect.inspect_text_encoder(tmp_path / "clean")
     assert found.keys_in_file == "shared only" and found.tie_word_embeddings is True
     assert torch.equal(verify.read_rows(found.tables[SHARED]), TRUE)
-    assert script.main(["--teacher_path", str(source), "--repair", str(tmp_path / "clean")]) == 2  # never overwrites
+    assert (
+        script.main(["--teacher_path", str(source), "--repair", str(tmp_path / "clean")]) == 2
+    )  # never overwrites
 
 
-@pytest.mark.parametrize("name, code, verdict", [
-    ("shared only", 0, "PASS"), ("poisoned embed", 0, "REPAIRED"), ("poisoned shared", 0, "REPAIRED"),
-    ("both healthy but different", 1, "BROKEN"), ("neither", 1, "BROKEN"), ("sharded", 0, "PASS")])
+@pytest.mark.parametrize(
+    "name, code, verdict",
+    [
+        ("shared only", 0, "PASS"),
+        ("poisoned embed", 0, "REPAIRED"),
+        ("poisoned shared", 0, "REPAIRED"),
+        ("both healthy but different", 1, "BROKEN"),
+        ("neither", 1, "BROKEN"),
+        ("sharded", 0, "PASS"),
+    ],
+)
 def test_the_scripts_verdict_and_exit_code(layout, capsys, name, code, verdict):
     assert script.main(["--teacher_path", str(layout(name)), "--json"]) == code
     assert json.loads(capsys.readouterr().out)["verdict"] == verdict
@@ -268,11 +321,13 @@ def test_a_damaged_file_is_refused(layout):
         inspect.inspect_text_encoder(folder)
 
 
-# ------------------------------------------------------------------------------------------- in the training script
+# --------------------------------------------------------------------------- in the training script
 
 
 def poisoned_pipeline(folder, second_table) -> list[str]:
-    """Arguments of a one-update run on a pipeline whose file holds a second table beside the true one."""
+    """Arguments of a one-update run on a pipeline whose file holds a second table beside the true
+    one.
+    """
     from safetensors.torch import load_file, save_file
 
     file = write_pipeline(folder / "teacher") / "text_encoder" / "model.safetensors"
@@ -280,9 +335,15 @@ def poisoned_pipeline(folder, second_table) -> list[str]:
     save_file(weights | {EMBED: second_table(weights[SHARED])}, file, {"format": "pt"})
     (folder / "prompts.txt").write_text("a red ball\na blue ball\n")
     flags = {k: v for k, v in SMALL.items() if k not in ("negative_prompt", "mixed_precision")}
-    return [f"--teacher_path={folder / 'teacher'}", f"--prompts={folder / 'prompts.txt'}",
-            f"--output_dir={folder / 'out'}", "--method=trajectory", "--negative_prompt=", "--mixed_precision=no",
-            *(f"--{name}={value}" for name, value in flags.items())]
+    return [
+        f"--teacher_path={folder / 'teacher'}",
+        f"--prompts={folder / 'prompts.txt'}",
+        f"--output_dir={folder / 'out'}",
+        "--method=trajectory",
+        "--negative_prompt=",
+        "--mixed_precision=no",
+        *(f"--{name}={value}" for name, value in flags.items()),
+    ]
 
 
 def test_training_on_a_poisoned_teacher_repairs_it_and_says_so(tmp_path, capsys):

@@ -1,5 +1,5 @@
-"""Every way a UMT5 text encoder's table can lie in its files, as folders of a tiny encoder. Needs no test framework,
-so that the version matrix can build the same folders under any transformers."""
+"""Every way a UMT5 text encoder's table can lie in its files, as folders of a tiny encoder. Needs
+no test framework, so that the version matrix can build the same folders under any transformers."""
 
 from __future__ import annotations
 
@@ -10,14 +10,33 @@ import torch
 from safetensors.torch import save_file
 
 SHARED, EMBED = "shared.weight", "encoder.embed_tokens.weight"
-LAYOUTS = ("shared only", "embed only", "both equal", "poisoned embed", "poisoned shared", "both healthy but different",
-           "neither", "sharded", ".bin")
-CONFIG = dict(vocab_size=96, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, feed_forward_proj="gated-gelu",
-              dropout_rate=0.0)
+LAYOUTS = (
+    "shared only",
+    "embed only",
+    "both equal",
+    "poisoned embed",
+    "poisoned shared",
+    "both healthy but different",
+    "neither",
+    "sharded",
+    ".bin",
+)
+CONFIG = dict(
+    vocab_size=96,
+    d_model=32,
+    d_kv=8,
+    d_ff=48,
+    num_layers=2,
+    num_heads=4,
+    feed_forward_proj="gated-gelu",
+    dropout_rate=0.0,
+)
 
 
 def true_weights() -> dict[str, torch.Tensor]:
-    """Seeded float32 weights of a UMT5 encoder as its file names them, the true table as `shared.weight`."""
+    """Seeded float32 weights of a UMT5 encoder as its file names them, the true table as
+    `shared.weight`.
+    """
     rng = torch.Generator().manual_seed(0)
 
     def normal(*shape, scale=0.2):
@@ -26,7 +45,10 @@ def true_weights() -> dict[str, torch.Tensor]:
     c, inner = CONFIG, CONFIG["d_kv"] * CONFIG["num_heads"]
     weights = {SHARED: normal(c["vocab_size"], c["d_model"], scale=1.0)}
     for i in range(c["num_layers"]):
-        attention, dense = f"encoder.block.{i}.layer.0.SelfAttention", f"encoder.block.{i}.layer.1.DenseReluDense"
+        attention, dense = (
+            f"encoder.block.{i}.layer.0.SelfAttention",
+            f"encoder.block.{i}.layer.1.DenseReluDense",
+        )
         for name in "qkv":
             weights[f"{attention}.{name}.weight"] = normal(inner, c["d_model"])
         weights[f"{attention}.o.weight"] = normal(c["d_model"], inner)
@@ -49,9 +71,12 @@ def garbage() -> torch.Tensor:
     return table
 
 
-def write_layout(layout: str, folder: Path, *, tie: bool | None = False,
-                 architecture: str = "UMT5EncoderModel") -> Path:
-    """Writes the text encoder folder of one layout. `tie`: the config's tie_word_embeddings, None leaves it out."""
+def write_layout(
+    layout: str, folder: Path, *, tie: bool | None = False, architecture: str = "UMT5EncoderModel"
+) -> Path:
+    """Writes the text encoder folder of one layout. `tie`: the config's tie_word_embeddings, None
+    leaves it out.
+    """
     folder.mkdir(parents=True)
     weights = true_weights()
     table = weights[SHARED]
@@ -75,12 +100,24 @@ def write_layout(layout: str, folder: Path, *, tie: bool | None = False,
         shards = {f"model-{i + 1:05d}-of-00003.safetensors": names[i::3] for i in range(3)}
         for file, part in shards.items():
             save_file({name: weights[name] for name in part}, folder / file, {"format": "pt"})
-        index = {"metadata": {}, "weight_map": {name: file for file, part in shards.items() for name in part}}
+        index = {
+            "metadata": {},
+            "weight_map": {name: file for file, part in shards.items() for name in part},
+        }
         (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     else:
         save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    config = dict(CONFIG, model_type="umt5", architectures=[architecture], is_encoder_decoder=True, use_cache=True,
-                  pad_token_id=0, eos_token_id=1, decoder_start_token_id=0, torch_dtype="float32")
+    config = dict(
+        CONFIG,
+        model_type="umt5",
+        architectures=[architecture],
+        is_encoder_decoder=True,
+        use_cache=True,
+        pad_token_id=0,
+        eos_token_id=1,
+        decoder_start_token_id=0,
+        torch_dtype="float32",
+    )
     if tie is not None:
         config["tie_word_embeddings"] = tie
     (folder / "config.json").write_text(json.dumps(config))

@@ -14,7 +14,9 @@ class TextEncoderError(ValueError):
 
 
 class Stopped(Exception):
-    """A signal asked for an end, and everything worth keeping is on disk. Ends the program with exit code RESUMABLE."""
+    """A signal asked for an end, and everything worth keeping is on disk. Ends the program with
+    exit code RESUMABLE.
+    """
 
 
 class Halted(Exception):
@@ -22,7 +24,9 @@ class Halted(Exception):
 
 
 class NonFiniteError(Halted):
-    """A loss, gradient, weight or latent is NaN or infinite; raised before anything is spoilt by it."""
+    """A loss, gradient, weight or latent is NaN or infinite; raised before anything is spoilt by
+    it.
+    """
 
 
 class ExportError(Halted):

@@ -6,9 +6,15 @@ from pathlib import Path
 
 from wan_distill.maths.sigmas import Expert
 
-LORA_FILE: dict[str, str] = {"high": "high_noise_lora.safetensors", "low": "low_noise_lora.safetensors"}
+LORA_FILE: dict[str, str] = {
+    "high": "high_noise_lora.safetensors",
+    "low": "low_noise_lora.safetensors",
+}
 # With --student_layers: all weights of one expert, under diffusers' names.
-WHOLE_FILE: dict[str, str] = {"high": "high_noise_student.safetensors", "low": "low_noise_student.safetensors"}
+WHOLE_FILE: dict[str, str] = {
+    "high": "high_noise_student.safetensors",
+    "low": "low_noise_student.safetensors",
+}
 
 
 def student_file(folder: str | Path, expert: Expert) -> Path:

@@ -1,8 +1,9 @@
-"""Opens a run's report.html in headless Chromium, as a user would: python tests/browser/check_report.py OUTPUT_DIR
+"""Opens a run's report.html in headless Chromium, as a user would: python
+tests/browser/check_report.py OUTPUT_DIR
 
-Fails on any script error, on a video that does not play or is out of step, on a missing chart, and on a page wider
-than a phone. Writes screenshots (desk, dark, phone) beside the report for a look with the eyes.
-Needs Chromium: apt-get install chromium, or set CHROMIUM to its path.
+Fails on any script error, on a video that does not play or is out of step, on a missing chart, and
+on a page wider than a phone. Writes screenshots (desk, dark, phone) beside the report for a look
+with the eyes. Needs Chromium: apt-get install chromium, or set CHROMIUM to its path.
 """
 
 from __future__ import annotations
@@ -44,16 +45,27 @@ setTimeout(() => {
 
 
 def chromium(*arguments: str) -> str:
-    program = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+    program = (
+        os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+    )
     if not program:
         sys.exit("Chromium is not installed: apt-get install chromium, or set CHROMIUM")
-    command = [program, "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
-               "--autoplay-policy=no-user-gesture-required", *arguments]
+    command = [
+        program,
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--hide-scrollbars",
+        "--autoplay-policy=no-user-gesture-required",
+        *arguments,
+    ]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
 
 
 class Slow(BaseHTTPRequestHandler):
-    """A picture that takes its time: Chromium dumps a page when everything on it has loaded, and not before."""
+    """A picture that takes its time: Chromium dumps a page when everything on it has loaded, and
+    not before.
+    """
 
     def do_GET(self) -> None:
         time.sleep(WATCHED)
@@ -65,12 +77,17 @@ class Slow(BaseHTTPRequestHandler):
 
 
 def facts(page: Path, width: int) -> dict:
-    """What a probe inside the page saw after it had played for a while, in a frame `width` pixels wide."""
+    """What a probe inside the page saw after it had played for a while, in a frame `width` pixels
+    wide.
+    """
     server = ThreadingHTTPServer(("127.0.0.1", 0), Slow)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     with tempfile.TemporaryDirectory() as folder:
         probed = Path(folder) / "page.html"
-        probed.write_text(page.read_text(encoding="utf-8").replace("<body>", "<body>" + PROBE, 1), encoding="utf-8")
+        probed.write_text(
+            page.read_text(encoding="utf-8").replace("<body>", "<body>" + PROBE, 1),
+            encoding="utf-8",
+        )
         # Windows narrower than 500 pixels do not exist, frames do.
         frame = Path(folder) / "frame.html"
         frame.write_text(f"""<iframe id="f" src="page.html" width="{width}" height="900"></iframe>
@@ -91,11 +108,18 @@ def check(page: Path) -> None:
         assert seen["videos"] > 0 and seen["playing"] == seen["videos"], "videos that do not play"
         assert seen["spread"] < 0.3, f"videos {seen['spread']:.2f} s out of step"
         assert seen["copied"] == "Copied", "the copy button did nothing"
-        assert seen["scroll"] <= seen["client"], f"{seen['scroll']} pixels wide on a screen of {seen['client']}"
-    for name, flags in dict(desk=["--window-size=1200,2600"], phone=["--window-size=500,2600"],
-                            dark=["--window-size=1200,2600", "--blink-settings=preferredColorScheme=0"]).items():
+        assert seen["scroll"] <= seen["client"], (
+            f"{seen['scroll']} pixels wide on a screen of {seen['client']}"
+        )
+    for name, flags in dict(
+        desk=["--window-size=1200,2600"],
+        phone=["--window-size=500,2600"],
+        dark=["--window-size=1200,2600", "--blink-settings=preferredColorScheme=0"],
+    ).items():
         picture = page.with_name(f"report-{name}.png")
-        chromium(f"--screenshot={picture}", "--virtual-time-budget=3000", *flags, page.resolve().as_uri())
+        chromium(
+            f"--screenshot={picture}", "--virtual-time-budget=3000", *flags, page.resolve().as_uri()
+        )
         print(f"look at {picture}")
 
 

@@ -1,4 +1,6 @@
-"""All cells of the matrix under the transformers that is importable here; prints one JSON object. See run_matrix.py."""
+"""All cells of the matrix under the transformers that is importable here; prints one JSON object.
+See run_matrix.py.
+"""
 
 from __future__ import annotations
 
@@ -22,14 +24,26 @@ from wan_distill.system import weight_files
 from wan_distill.umt5 import inspect, repair, verify
 
 IDS = torch.tensor([[5, 17, 60, 44, 1], [9, 9, 44, 2, 1]])
-PATHS = ("plain", "bf16", "device_map", "low_cpu_mem off", "meta + assign", "pipeline load", "pipeline save, reload",
-         "group offload", "torch.compile", "int8 weight-only")
+PATHS = (
+    "plain",
+    "bf16",
+    "device_map",
+    "low_cpu_mem off",
+    "meta + assign",
+    "pipeline load",
+    "pipeline save, reload",
+    "group offload",
+    "torch.compile",
+    "int8 weight-only",
+)
 
 
 def reference(folder: Path, dtype=torch.float32) -> UMT5EncoderModel:
-    """An encoder whose table was put in by hand: right whatever this version does with the table when it loads.
+    """An encoder whose table was put in by hand: right whatever this version does with the table
+    when it loads.
 
-    The other layers go through `from_pretrained`, because versions differ in which of them stay in float32.
+    The other layers go through `from_pretrained`, because versions differ in which of them stay in
+    float32.
     """
     model = UMT5EncoderModel.from_pretrained(folder, torch_dtype=dtype).eval()
     for module in (model.shared, model.encoder.embed_tokens):
@@ -50,7 +64,11 @@ def on_meta(folder: Path) -> UMT5EncoderModel:
         encoder = UMT5EncoderModel(UMT5EncoderModel.config_class.from_pretrained(folder))
     weights = {}
     for file in weight_files.weight_files(folder):
-        weights |= load_file(file) if file.suffix == ".safetensors" else torch.load(file, weights_only=True)
+        weights |= (
+            load_file(file)
+            if file.suffix == ".safetensors"
+            else torch.load(file, weights_only=True)
+        )
     encoder.load_state_dict(weights, strict=False, assign=True)
     return encoder.eval()
 
@@ -62,17 +80,34 @@ def pipeline(folder: Path):
     if not root.exists():
         root.mkdir()
         (root / "text_encoder").symlink_to(folder, target_is_directory=True)
-        (root / "model_index.json").write_text(json.dumps({
-            "_class_name": "WanPipeline", "_diffusers_version": "0.36.0", "boundary_ratio": 0.875,
-            "text_encoder": ["transformers", "UMT5EncoderModel"]}))
-    return WanPipeline.from_pretrained(root, tokenizer=None, vae=None, scheduler=None, transformer=None,
-                                       transformer_2=None, use_safetensors=None)
+        (root / "model_index.json").write_text(
+            json.dumps(
+                {
+                    "_class_name": "WanPipeline",
+                    "_diffusers_version": "0.36.0",
+                    "boundary_ratio": 0.875,
+                    "text_encoder": ["transformers", "UMT5EncoderModel"],
+                }
+            )
+        )
+    return WanPipeline.from_pretrained(
+        root,
+        tokenizer=None,
+        vae=None,
+        scheduler=None,
+        transformer=None,
+        transformer_2=None,
+        use_safetensors=None,
+    )
 
 
 def as_stock(path: str, folder: Path) -> UMT5EncoderModel:
     """What a user of this version gets by this path, without our help."""
-    options = {"bf16": dict(torch_dtype=torch.bfloat16), "device_map": dict(device_map="cpu"),
-               "low_cpu_mem off": dict(low_cpu_mem_usage=False)}.get(path, {})
+    options = {
+        "bf16": dict(torch_dtype=torch.bfloat16),
+        "device_map": dict(device_map="cpu"),
+        "low_cpu_mem off": dict(low_cpu_mem_usage=False),
+    }.get(path, {})
     if path == "meta + assign":
         return on_meta(folder)
     if path.startswith("pipeline"):
@@ -87,15 +122,20 @@ def as_stock(path: str, folder: Path) -> UMT5EncoderModel:
 
 
 def as_ours(path: str, folder: Path) -> tuple[UMT5EncoderModel, verify.Verdict]:
-    """The same path with our verification: inside the loader, or on what the user's own code loaded."""
-    options = {"bf16": dict(torch_dtype=torch.bfloat16), "device_map": dict(device_map="cpu"),
-               "low_cpu_mem off": dict(low_cpu_mem_usage=False)}.get(path, {})
+    """The same path with our verification: inside the loader, or on what the user's own code
+    loaded.
+    """
+    options = {
+        "bf16": dict(torch_dtype=torch.bfloat16),
+        "device_map": dict(device_map="cpu"),
+        "low_cpu_mem off": dict(low_cpu_mem_usage=False),
+    }.get(path, {})
     if path == "meta + assign":
         encoder, found = on_meta(folder), inspect.inspect_text_encoder(folder)
-        return encoder, repair.settle(encoder, found)
+        return encoder, repair.verify_or_repair(encoder, found)
     if path.startswith("pipeline"):
         pipe = pipeline(folder)
-        verdict = repair.settle(pipe.text_encoder, inspect.inspect_text_encoder(folder))
+        verdict = repair.verify_or_repair(pipe.text_encoder, inspect.inspect_text_encoder(folder))
         if path == "pipeline save, reload":
             saved = Path(tempfile.mkdtemp())
             pipe.text_encoder.save_pretrained(saved)
@@ -104,7 +144,9 @@ def as_ours(path: str, folder: Path) -> tuple[UMT5EncoderModel, verify.Verdict]:
     encoder, verdict = repair.load_text_encoder(folder, allow_pickle=True, **options)
     encoder = afterwards(path, encoder)
     if path != "torch.compile":  # a compiled module is the same module underneath
-        assert verify.verify(encoder, folder, verify.trusted_key(inspect.inspect_text_encoder(folder))).matches
+        assert verify.verify(
+            encoder, folder, verify.trusted_key(inspect.inspect_text_encoder(folder))
+        ).matches
     return encoder, verdict
 
 
@@ -113,8 +155,12 @@ def afterwards(path: str, encoder):
     if path == "group offload":
         from diffusers.hooks import apply_group_offloading
 
-        apply_group_offloading(encoder, onload_device=torch.device("cpu"), offload_device=torch.device("cpu"),
-                               offload_type="leaf_level")
+        apply_group_offloading(
+            encoder,
+            onload_device=torch.device("cpu"),
+            offload_device=torch.device("cpu"),
+            offload_type="leaf_level",
+        )
     elif path == "torch.compile":
         return torch.compile(encoder, backend="eager")
     elif path == "int8 weight-only":
@@ -142,7 +188,9 @@ def our_cell(path: str, folder: Path, expected: torch.Tensor) -> dict:
 
 
 def offload_works() -> bool:
-    """Older diffusers, which transformers 4.57 is tied to by huggingface_hub, asks for an accelerator."""
+    """Older diffusers, which transformers 4.57 is tied to by huggingface_hub, asks for an
+    accelerator.
+    """
     import diffusers
 
     return int(diffusers.__version__.split(".")[1]) >= 42 or torch.accelerator.is_available()
@@ -164,11 +212,18 @@ def main() -> None:
                 cells[f"{layout}|{path}"] = dict(stock="n/a", verdict="n/a")
                 continue
             expected = {"bf16": half, "int8 weight-only": int8}.get(path, exact)
-            cells[f"{layout}|{path}"] = dict(stock=stock_cell(path, folder, expected, 1e-6),
-                                             **our_cell(path, folder, expected))
+            cells[f"{layout}|{path}"] = dict(
+                stock=stock_cell(path, folder, expected, 1e-6), **our_cell(path, folder, expected)
+            )
     import diffusers
 
-    print(json.dumps(dict(transformers=transformers.__version__, diffusers=diffusers.__version__, cells=cells)))
+    print(
+        json.dumps(
+            dict(
+                transformers=transformers.__version__, diffusers=diffusers.__version__, cells=cells
+            )
+        )
+    )
 
 
 if __name__ == "__main__":

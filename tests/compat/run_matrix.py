@@ -1,11 +1,12 @@
-"""Tied weights on every version that matters: versions x files x paths, each cell with its expected verdict.
+"""Tied weights on every version that matters: versions x files x paths, each cell with its expected
+verdict.
 
     python tests/compat/run_matrix.py                      all versions (installs each once, into .cache/compat)
     python tests/compat/run_matrix.py --versions 5.2.0     one of them
     python tests/compat/run_matrix.py --write_docs         also writes docs/UMT5_MATRIX.md
 
-Exit code 0 when every cell is as expected: the right verdict and, after our loader, embeddings equal to those of an
-encoder built from the true table, to 1e-6.
+Exit code 0 when every cell is as expected: the right verdict and, after our loader, embeddings
+equal to those of an encoder built from the true table, to 1e-6.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parent.parent
 CACHE = Path(os.environ.get("WAN_DISTILL_COMPAT_CACHE", REPOSITORY / ".cache" / "compat"))
 VERSIONS = ("4.57.6", "5.0.0", "5.2.0", "5.3.0", "5.15.1", "newest")
-# diffusers 0.42 needs huggingface_hub >= 1.32, transformers 4.57 needs < 1: it gets an older diffusers,
+# diffusers 0.42 needs huggingface_hub >= 1.32, transformers 4.57 needs < 1: it gets an older
+# diffusers,
 # whose group offloading asks for an accelerator (those cells say n/a on a machine without one).
 COMPANIONS = {"4.57.6": ["diffusers==0.37.1"]}
 TOLERANCE = 1e-6
@@ -32,14 +34,29 @@ def install(version: str) -> Path:
     folder = CACHE / version
     if not (folder / "done").exists():
         name = "transformers" if version == "newest" else f"transformers=={version}"
-        subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--upgrade", "--target", str(folder), name,
-                        *COMPANIONS.get(version, [])], check=True)
+        subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "pip",
+                "install",
+                "-q",
+                "--upgrade",
+                "--target",
+                str(folder),
+                name,
+                *COMPANIONS.get(version, []),
+            ],
+            check=True,
+        )
         (folder / "done").write_text("")
     return folder
 
 
 def expected_verdict(version: tuple[int, int], layout: str, path: str) -> str:
-    """PASS: this version loads it right and tied. REPAIRED: it does not, and we mend it. BROKEN: nobody can tell."""
+    """PASS: this version loads it right and tied. REPAIRED: it does not, and we mend it. BROKEN:
+    nobody can tell.
+    """
     if layout in ("both healthy but different", "neither"):
         return "BROKEN"
     if "poisoned" in layout:
@@ -54,9 +71,14 @@ def expected_verdict(version: tuple[int, int], layout: str, path: str) -> str:
 
 
 def run_version(version: str) -> dict:
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(install(version)), str(REPOSITORY)]),
-                                "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([sys.executable, str(HERE / "cells.py")], env=environment, capture_output=True, text=True)
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(install(version)), str(REPOSITORY)]),
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, str(HERE / "cells.py")], env=environment, capture_output=True, text=True
+    )
     if done.returncode:
         raise SystemExit(f"{version}: {done.stderr[-3000:]}")
     return json.loads(done.stdout.splitlines()[-1])
@@ -74,32 +96,51 @@ def failures(result: dict) -> list[str]:
         if cell["verdict"] != wanted:
             wrong.append(f"{result['transformers']} {name}: expected {wanted}, got {cell}")
         elif wanted != "BROKEN" and not cell["error"] <= TOLERANCE:
-            wrong.append(f"{result['transformers']} {name}: embeddings differ by {cell['error']:.1e}")
+            wrong.append(
+                f"{result['transformers']} {name}: embeddings differ by {cell['error']:.1e}"
+            )
     return wrong
 
 
 def as_markdown(results: list[dict]) -> str:
     lines = [
-        "# Tied weights, measured", "",
-        "Written by `python tests/compat/run_matrix.py --write_docs`. Each cell: what stock code gives on this path",
-        "(`ok`; `BROKEN` = wrong embeddings without an error; or the error's name) → our verdict. After every `PASS`",
-        f"and `REPAIRED` the embeddings equal those of an encoder with the true table to {TOLERANCE:g} (bf16 and int8:",
-        "one in bf16, one quantised alike). `n/a`: the older diffusers that transformers 4.57 needs cannot",
-        "group-offload without an accelerator.", ""]
+        "# Tied weights, measured",
+        "",
+        "Written by `python tests/compat/run_matrix.py --write_docs`. Each cell: what stock code "
+        "gives on this path",
+        "(`ok`; `BROKEN` = wrong embeddings without an error; or the error's name) → our verdict. "
+        "After every `PASS`",
+        "and `REPAIRED` the embeddings equal those of an encoder with the true table to "
+        f"{TOLERANCE:g} (bf16 and int8:",
+        "one in bf16, one quantised alike). `n/a`: the older diffusers that transformers 4.57 "
+        "needs cannot",
+        "group-offload without an accelerator.",
+        "",
+    ]
     for result in results:
         paths = list(dict.fromkeys(name.split("|")[1] for name in result["cells"]))
         layouts = list(dict.fromkeys(name.split("|")[0] for name in result["cells"]))
-        lines += [f"## transformers {result['transformers']} (diffusers {result['diffusers']})", "",
-                  "| file holds | " + " | ".join(paths) + " |", "|---" * (len(paths) + 1) + "|"]
+        lines += [
+            f"## transformers {result['transformers']} (diffusers {result['diffusers']})",
+            "",
+            "| file holds | " + " | ".join(paths) + " |",
+            "|---" * (len(paths) + 1) + "|",
+        ]
         for layout in layouts:
             cells = [result["cells"][f"{layout}|{path}"] for path in paths]
-            lines.append(f"| {layout} | " + " | ".join(f"{c['stock']} → {c['verdict']}" for c in cells) + " |")
+            lines.append(
+                f"| {layout} | "
+                + " | ".join(f"{c['stock']} → {c['verdict']}" for c in cells)
+                + " |"
+            )
         lines.append("")
     return "\n".join(lines)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--versions", nargs="+", default=VERSIONS, metavar="X.Y.Z")
     parser.add_argument("--write_docs", action="store_true", help="write docs/UMT5_MATRIX.md")
     args = parser.parse_args()
@@ -108,8 +149,12 @@ def main() -> int:
         result = run_version(version)
         found = failures(result)
         broken = sum(cell["stock"] == "BROKEN" for cell in result["cells"].values())
-        print(f"transformers {result['transformers']:<8} {len(result['cells'])} cells, {broken} silently broken in "
-              f"stock code, {len(found)} not as expected after ours", flush=True)
+        print(
+            f"transformers {result['transformers']:<8} {len(result['cells'])} cells, {broken} "
+            "silently broken in "
+            f"stock code, {len(found)} not as expected after ours",
+            flush=True,
+        )
         results.append(result)
         wrong += found
     if args.write_docs:

@@ -1,4 +1,6 @@
-"""Embeddings of prompts: each distinct prompt is encoded once, stored at its true length, and reused."""
+"""Embeddings of prompts: each distinct prompt is encoded once, stored at its true length, and
+reused.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ from torch import Tensor
 
 from wan_distill.errors import Halted, UsageError
 from wan_distill.system.files import write_tensors
-from wan_distill.system.runtime import sent
+from wan_distill.system.runtime import to_device
 
 
 class PromptBank:
@@ -22,9 +24,10 @@ class PromptBank:
 
     Args:
         folder: the cache; one small file a prompt.
-        key: everything besides the prompt that an embedding depends on: the fingerprint of the text encoder,
-            the tokenizer, the length.
-        length: tokens the transformers see; shorter prompts are padded with zeros, as `WanPipeline` does.
+        key: everything besides the prompt that an embedding depends on: the fingerprint of the text
+            encoder, the tokenizer, the length.
+        length: tokens the transformers see; shorter prompts are padded with zeros, as `WanPipeline`
+            does.
     """
 
     def __init__(self, folder: Path, key: dict, length: int, device: torch.device):
@@ -35,15 +38,21 @@ class PromptBank:
         self._held: dict[str, Tensor] = {}
 
     def file(self, prompt: str) -> Path:
-        return self.folder / (hashlib.sha256(f"{self.key}\n{prompt}".encode()).hexdigest()[:32] + ".safetensors")
+        return self.folder / (
+            hashlib.sha256(f"{self.key}\n{prompt}".encode()).hexdigest()[:32] + ".safetensors"
+        )
 
     def missing(self, prompts: Sequence[str]) -> list[str]:
         return [p for p in dict.fromkeys(prompts) if not self.file(p).exists()]
 
     def store(self, prompt: str, embedding: Tensor) -> None:
-        """Keeps `embedding` [L, D] at the prompt's true length: the rows past its end are zero, and are cut."""
+        """Keeps `embedding` [L, D] at the prompt's true length: the rows past its end are zero, and
+        are cut.
+        """
         if not embedding.isfinite().all():
-            raise Halted(f"prompt {prompt!r}: its embedding is not finite; try --mixed_precision no")
+            raise Halted(
+                f"prompt {prompt!r}: its embedding is not finite; try --mixed_precision no"
+            )
         length = int(embedding.any(dim=1).nonzero().max()) + 1
         embedding = embedding[:length]
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -55,18 +64,24 @@ class PromptBank:
         batch = rows[0].new_zeros(len(rows), self.length, rows[0].shape[1])
         for padded, row in zip(batch, rows, strict=True):
             padded[: row.shape[0]] = row
-        return sent(batch, self.device)
+        return to_device(batch, self.device)
 
     def _embedding(self, prompt: str) -> Tensor:
         if prompt not in self._held:
-            if len(self._held) > 4096:  # bounds host memory; a file is read in well under a millisecond
+            if (
+                len(self._held) > 4096
+            ):  # bounds host memory; a file is read in well under a millisecond
                 self._held.clear()
             file = self.file(prompt)
             try:
                 embedding = load_file(file)["embedding"]
             except (SafetensorError, KeyError) as error:
-                raise UsageError(f"{file}: a damaged prompt embedding ({error}); delete it and run again") from error
+                raise UsageError(
+                    f"{file}: a damaged prompt embedding ({error}); delete it and run again"
+                ) from error
             if not embedding.isfinite().all():
-                raise UsageError(f"{file}: the embedding of {prompt!r} is not finite; delete it and run again")
+                raise UsageError(
+                    f"{file}: the embedding of {prompt!r} is not finite; delete it and run again"
+                )
             self._held[prompt] = embedding
         return self._held[prompt]

@@ -1,7 +1,7 @@
 """Flow-matching maths of Wan, and the Euler sampler that everything shares, in plain tensors.
 
-Notation: x0 clean latents, noise ~ N(0, I), x = (1 - sigma) * x0 + sigma * noise, velocity = noise - x0
-(rectified flow, arXiv 2209.03003). Latents are [B, C, F, H, W]; sigmas are [B].
+Notation: x0 clean latents, noise ~ N(0, I), x = (1 - sigma) * x0 + sigma * noise, velocity = noise
+- x0 (rectified flow, arXiv 2209.03003). Latents are [B, C, F, H, W]; sigmas are [B].
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ def euler_step(x: Tensor, velocity: Tensor, sigma: Tensor, next_sigma: Tensor) -
 
 
 def mean_velocity(x: Tensor, next_x: Tensor, sigma: Tensor, next_sigma: Tensor) -> Tensor:
-    """The constant velocity that carries `x` at `sigma` [B] exactly to `next_x` at `next_sigma` [B]."""
+    """The constant velocity that carries `x` at `sigma` [B] exactly to `next_x` at `next_sigma`
+    [B].
+    """
     return (x - next_x) / per_sample(sigma - next_sigma, x)
 
 
@@ -50,7 +52,8 @@ def shift_sigmas(u: Tensor, shift: float) -> Tensor:
 
 
 def phase_coefficients(sigma: Tensor, start: float) -> tuple[Tensor, Tensor]:
-    """alpha and beta of the diffusion that begins at latents of noise level `start` instead of at x0.
+    """alpha and beta of the diffusion that begins at latents of noise level `start` instead of at
+    x0.
 
     x_sigma = alpha * x_start + beta * noise, with alpha = (1 - sigma) / (1 - start) and
     beta^2 = sigma^2 - alpha^2 start^2 (Phased DMD, arXiv 2510.27684); sigma [B] in (start, 1].
@@ -62,11 +65,12 @@ def phase_coefficients(sigma: Tensor, start: float) -> tuple[Tensor, Tensor]:
 
 
 def phase_velocity(x_start: Tensor, noise: Tensor, sigma: Tensor, start: float) -> Tensor:
-    """Regression target whose conditional mean is the marginal velocity of p(x_start) diffused to sigma.
+    """Regression target whose conditional mean is the marginal velocity of p(x_start) diffused to
+    sigma.
 
     v* = -x_start / (1 - start) + [(sigma + (1 - sigma) start^2 / (1 - start)^2) / beta] * noise
-    (Phased DMD, arXiv 2510.27684). The naive `noise - x_start` is biased for start > 0. For start = 0 it is
-    `noise - x0`. The label noise grows as sigma -> start: keep a margin.
+    (Phased DMD, arXiv 2510.27684). The naive `noise - x_start` is biased for start > 0. For start =
+    0 it is `noise - x0`. The label noise grows as sigma -> start: keep a margin.
     """
     _, beta = phase_coefficients(sigma, start)
     weight = (sigma + (1 - sigma) * start**2 / (1 - start) ** 2) / beta
@@ -74,12 +78,16 @@ def phase_velocity(x_start: Tensor, noise: Tensor, sigma: Tensor, start: float) 
 
 
 def uniform(low: float, high: float, size: int, rng: torch.Generator) -> Tensor:
-    """`size` float64 draws, uniform in [low, high), on the CPU so that routing by sigma never syncs a device."""
+    """`size` float64 draws, uniform in [low, high), on the CPU so that routing by sigma never syncs
+    a device.
+    """
     return low + (high - low) * torch.rand(size, generator=rng, dtype=torch.float64)
 
 
 def phase_add_noise(x_start: Tensor, noise: Tensor, sigma: Tensor, start: float) -> Tensor:
-    """alpha * x_start + beta * noise: latents of level `start` diffused on to sigma [B]; see `phase_coefficients`."""
+    """alpha * x_start + beta * noise: latents of level `start` diffused on to sigma [B]; see
+    `phase_coefficients`.
+    """
     alpha, beta = phase_coefficients(sigma, start)
     return per_sample(alpha, x_start) * x_start + per_sample(beta, x_start) * noise
 
@@ -88,12 +96,15 @@ Velocity = Callable[[Tensor, Tensor], Tensor]
 
 
 def at(sigma: float, like: Tensor) -> Tensor:
-    """`sigma` for every sample of `like` [B, ...], as the float64 CPU tensor the denoiser routes by."""
+    """`sigma` for every sample of `like` [B, ...], as the float64 CPU tensor the denoiser routes
+    by.
+    """
     return torch.full((like.shape[0],), sigma, dtype=torch.float64)
 
 
 def euler(velocity: Velocity, x: Tensor, sigmas: Iterable[float]) -> Iterator[Tensor]:
-    """Yields the latents after each Euler step along `sigmas` (descending), beginning from `x` at the first.
+    """Yields the latents after each Euler step along `sigmas` (descending), beginning from `x` at
+    the first.
 
     Args:
         velocity: (x [B, C, F, H, W], sigma [B]) -> velocity, same shape as x.

@@ -11,7 +11,9 @@ from torch import Tensor
 
 
 def keyed_seed(*keys) -> int:
-    """A 63-bit seed that depends on all of `keys` and on nothing else (not on rank, device or history)."""
+    """A 63-bit seed that depends on all of `keys` and on nothing else (not on rank, device or
+    history).
+    """
     digest = hashlib.sha256(json.dumps(keys).encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
 
@@ -32,6 +34,8 @@ def _permutation(size: int, *keys) -> list[int]:
 
 
 def keyed_order(*keys, position: int, size: int) -> int:
-    """The `position`-th element of an endless sequence that visits all `size` elements, shuffled anew each epoch."""
+    """The `position`-th element of an endless sequence that visits all `size` elements, shuffled
+    anew each epoch.
+    """
     epoch, offset = divmod(position, size)
     return _permutation(size, *keys, epoch)[offset]

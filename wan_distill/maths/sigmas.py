@@ -1,6 +1,7 @@
 """Noise levels without torch: which sigmas a sampler visits and which expert owns each of them.
 
-`sigma` is in [0, 1], 1 = pure noise; `x = (1 - sigma) * x0 + sigma * noise`; `timestep = 1000 * sigma`.
+`sigma` is in [0, 1], 1 = pure noise; `x = (1 - sigma) * x0 + sigma * noise`; `timestep = 1000 *
+sigma`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ SUBFOLDER: dict[str, str] = {"high": "transformer", "low": "transformer_2"}
 
 
 def shift_sigma(u: float, shift: float) -> float:
-    """Resolution shift of a uniform noise level (SD3, arXiv 2403.03206, eq. 23): s*u / (1 + (s-1)*u).
+    """Resolution shift of a uniform noise level (SD3, arXiv 2403.03206, eq. 23): s*u / (1 +
+    (s-1)*u).
 
     Written so that 0 and 1 stay exactly what they are for any shift.
 
@@ -28,32 +30,39 @@ def shift_sigma(u: float, shift: float) -> float:
 def sigma_grid(steps: int, shift: float) -> tuple[float, ...]:
     """The `steps + 1` sigmas of an Euler sampler, from 1 down to and including 0.
 
-    Equals `FlowMapEulerDiscreteScheduler(shift=shift).set_timesteps(steps)`. Grids are nested: every sigma
-    of `steps` is also in the grid of `2 * steps`.
+    Equals `FlowMapEulerDiscreteScheduler(shift=shift).set_timesteps(steps)`. Grids are nested:
+    every sigma of `steps` is also in the grid of `2 * steps`.
     """
     return tuple(shift_sigma(1 - i / steps, shift) for i in range(steps + 1))
 
 
 def expert_of(sigma: float, boundary: float | None) -> Expert:
-    """Who denoises at `sigma`, by the rule of `WanPipeline`: t >= boundary_ratio * 1000 is `transformer`."""
+    """Who denoises at `sigma`, by the rule of `WanPipeline`: t >= boundary_ratio * 1000 is
+    `transformer`.
+    """
     if boundary is None or sigma * NUM_TRAIN_TIMESTEPS >= boundary * NUM_TRAIN_TIMESTEPS:
         return "high"
     return "low"
 
 
 def steps_of(expert: Expert, sigmas: tuple[float, ...], boundary: float | None) -> list[int]:
-    """Indices i of the steps sigmas[i] -> sigmas[i+1] that `expert` denoises; consecutive, possibly empty."""
+    """Indices i of the steps sigmas[i] -> sigmas[i+1] that `expert` denoises; consecutive, possibly
+    empty.
+    """
     return [i for i, sigma in enumerate(sigmas[:-1]) if expert_of(sigma, boundary) == expert]
 
 
 def handover(sigmas: tuple[float, ...], boundary: float | None) -> float:
-    """The sigma at which the high expert hands its latents to the low one; 0 when there is no low step."""
+    """The sigma at which the high expert hands its latents to the low one; 0 when there is no low
+    step.
+    """
     high = steps_of("high", sigmas, boundary)
     return sigmas[high[-1] + 1]
 
 
-def knots_in(sigmas: tuple[float, ...], grid: tuple[float, ...]) -> tuple[float, ...]:
-    """`grid` with each of `sigmas` put in place of its nearest interior point (or added where none is left).
+def insert_sigmas(sigmas: tuple[float, ...], grid: tuple[float, ...]) -> tuple[float, ...]:
+    """`grid` with each of `sigmas` put in place of its nearest interior point (or added where none
+    is left).
 
     Gives the teacher's solver the student's sigmas as exact solver points at no extra evaluation.
     """
@@ -76,8 +85,12 @@ def knots_in(sigmas: tuple[float, ...], grid: tuple[float, ...]) -> tuple[float,
 SCORE_MARGIN = 0.02
 
 
-def score_range(expert: Expert, boundary: float | None, end: float, most: float) -> tuple[float, float]:
-    """Sigmas at which this expert's scores are compared: its teacher's own range, clear of the phase's end."""
+def score_range(
+    expert: Expert, boundary: float | None, end: float, most: float
+) -> tuple[float, float]:
+    """Sigmas at which this expert's scores are compared: its teacher's own range, clear of the
+    phase's end.
+    """
     low, high = SCORE_MARGIN, most
     if boundary is not None and expert == "high":
         low = boundary
@@ -86,12 +99,16 @@ def score_range(expert: Expert, boundary: float | None, end: float, most: float)
     return max(low, end + SCORE_MARGIN) if end > 0 else low, high
 
 
-def unshift(sigma: float, shift: float) -> float:
+def unshift_sigma(sigma: float, shift: float) -> float:
     """The inverse of `schedule.shift_sigma`."""
     return sigma / (shift - (shift - 1) * sigma)
 
 
-def stretch(sigmas: Sequence[float], expert: Expert, boundary: float | None) -> tuple[float, ...]:
-    """The consecutive sigmas `expert` integrates over, its end point included; empty if it owns none."""
+def expert_sigmas(
+    sigmas: Sequence[float], expert: Expert, boundary: float | None
+) -> tuple[float, ...]:
+    """The consecutive sigmas `expert` integrates over, its end point included; empty if it owns
+    none.
+    """
     owned = [i for i, s in enumerate(sigmas[:-1]) if expert_of(s, boundary) == expert]
-    return tuple(sigmas[owned[0]: owned[-1] + 2]) if owned else ()
+    return tuple(sigmas[owned[0] : owned[-1] + 2]) if owned else ()

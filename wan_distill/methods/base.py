@@ -30,7 +30,9 @@ class Method(Protocol):
         """Who learns at this update. Pure, so that resuming needs no extra state."""
 
     def drawn_at(self, step: int) -> int:
-        """The update whose inputs and random draws this one uses: itself, or an earlier one that it repeats. Pure."""
+        """The update whose inputs and random draws this one uses: itself, or an earlier one that it
+        repeats. Pure.
+        """
 
     def updates(self, student_updates: int) -> int:
         """Updates of all roles together that give the student `student_updates` updates."""

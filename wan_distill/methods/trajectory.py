@@ -1,8 +1,9 @@
-"""Guided-trajectory distillation: regress the teacher's mean velocity between neighbouring student sigmas.
+"""Guided-trajectory distillation: regress the teacher's mean velocity between neighbouring student
+sigmas.
 
-Knowledge distillation of the guided probability-flow ODE (arXiv 2101.02388 for one step; the multi-step form
-initialises CausVid, arXiv 2412.07772). The teacher's solution is known at each of the student's sigmas ("knots"); a
-student step must carry the latents from one knot to the next:
+Knowledge distillation of the guided probability-flow ODE (arXiv 2101.02388 for one step; the
+multi-step form initialises CausVid, arXiv 2412.07772). The teacher's solution is known at each of
+the student's sigmas ("knots"); a student step must carry the latents from one knot to the next:
 
     v* = (x_i - x_{i+1}) / (sigma_i - sigma_{i+1})
 """
@@ -22,7 +23,9 @@ from wan_distill.settings.recipes import Role
 
 
 class Trajectory:
-    """One expert learns the student steps it owns at inference, from knots solved and stored beforehand."""
+    """One expert learns the student steps it owns at inference, from knots solved and stored
+    beforehand.
+    """
 
     roles: tuple[Role, ...] = ("student",)
 
@@ -50,7 +53,10 @@ class Trajectory:
         """x, sigma, target and prompt of one micro-batch; every (sample, step) pair once per epoch."""
         size, count, kinds = self.config.train_batch_size, len(self.samples), len(self.steps)
         key = (self.config.seed, "pairs", self.expert)
-        pairs = [keyed_order(*key, position=micro_batch * size + j, size=count * kinds) for j in range(size)]
+        pairs = [
+            keyed_order(*key, position=micro_batch * size + j, size=count * kinds)
+            for j in range(size)
+        ]
         rows = [pair // kinds for pair in pairs]
         steps = [self.steps[pair % kinds] for pair in pairs]
         sigma = torch.tensor([s for s, _ in steps], dtype=torch.float64)

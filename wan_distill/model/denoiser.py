@@ -1,7 +1,7 @@
 """One object that hides parameterisation, experts and roles from objectives and samplers.
 
-Teacher, student and fake score share one frozen base per expert: the teacher is the base with its adapters
-off, the others are LoRA adapters (arXiv 2106.09685) on it. Nothing is copied.
+Teacher, student and fake score share one frozen base per expert: the teacher is the base with its
+adapters off, the others are LoRA adapters (arXiv 2106.09685) on it. Nothing is copied.
 """
 
 from __future__ import annotations
@@ -29,54 +29,73 @@ class Denoiser:
         whole: the experts are students themselves, without a teacher beneath (--student_layers).
     """
 
-    def __init__(self, experts: dict[Expert, WanTransformer3DModel], boundary: float | None,
-                 expand_timesteps: bool = False, whole: bool = False):
+    def __init__(
+        self,
+        experts: dict[Expert, WanTransformer3DModel],
+        boundary: float | None,
+        expand_timesteps: bool = False,
+        whole: bool = False,
+    ):
         self.experts = experts
         self.boundary = boundary
         self.expand_timesteps = expand_timesteps
         self.whole = whole
-        self.dtype = next(iter(experts.values())).dtype  # asked once: looking it up walks through all modules
+        self.dtype = next(
+            iter(experts.values())
+        ).dtype  # asked once: looking it up walks through all modules
         self._adapters = {
-            name: [m for m in model.modules() if isinstance(m, BaseTunerLayer)] for name, model in experts.items()
+            name: [m for m in model.modules() if isinstance(m, BaseTunerLayer)]
+            for name, model in experts.items()
         }
         self._trained: Role | None = None
         self._active: Role | None = None
         self._activate("teacher")
 
-    # ------------------------------------------------------------------------------------------------- velocities
+    # ----------------------------------------------------------------------------------- velocities
 
     def velocity(self, x: Tensor, sigma: Tensor, prompt: Tensor, *, role: Role) -> Tensor:
         """Predicted noise - x0, in float32.
 
         Args:
             x: noisy latents [B, C, F, H, W].
-            sigma: noise levels [B] in (0, 1], on the CPU (routing must not wait for a device), all on one
-                side of the boundary.
+            sigma: noise levels [B] in (0, 1], on the CPU (routing must not wait for a device), all
+                on one side of the boundary.
             prompt: text embeddings [B, L, D], zero past the prompt's end.
             role: whose prediction. Roles other than the one in training run without gradient.
 
         Raises:
             ValueError: the sigmas belong to two experts, or to one that is not resident.
-            RuntimeError: a gradient is asked of a role that is not in training, or a role of a whole student.
+            RuntimeError: a gradient is asked of a role that is not in training, or a role of a
+                whole student.
         """
         expert = self.expert_at(sigma)
         if self.whole and role != "student":
-            raise RuntimeError(f"{role} asked for: a student with --student_layers has no teacher beneath")
+            raise RuntimeError(
+                f"{role} asked for: a student with --student_layers has no teacher beneath"
+            )
         if torch.is_grad_enabled() and self._trained is not None and role != self._trained:
-            raise RuntimeError(f"{role} asked for with gradients while {self._trained} is in training: use no_grad")
+            raise RuntimeError(
+                f"{role} asked for with gradients while {self._trained} is in training: use no_grad"
+            )
         with self.acting_as(role):
             return self._forward(self.experts[expert], x, sigma, prompt)
 
-    def guided_velocity(self, x: Tensor, sigma: Tensor, prompt: Tensor, negative: Tensor,
-                        guidance_scale: float) -> Tensor:
+    def guided_velocity(
+        self, x: Tensor, sigma: Tensor, prompt: Tensor, negative: Tensor, guidance_scale: float
+    ) -> Tensor:
         """The teacher's velocity under classifier-free guidance; both halves in one forward.
 
-        `negative` [1 or B, L, D] is the negative prompt's embedding. Scale 1 costs a single evaluation.
+        `negative` [1 or B, L, D] is the negative prompt's embedding. Scale 1 costs a single
+        evaluation.
         """
         if guidance_scale == 1:
             return self.velocity(x, sigma, prompt, role="teacher")
-        both = self.velocity(torch.cat([x, x]), torch.cat([sigma, sigma]),
-                             torch.cat([prompt, negative.expand_as(prompt)]), role="teacher")
+        both = self.velocity(
+            torch.cat([x, x]),
+            torch.cat([sigma, sigma]),
+            torch.cat([prompt, negative.expand_as(prompt)]),
+            role="teacher",
+        )
         cond, uncond = both.chunk(2)
         return flow.guide(cond, uncond, guidance_scale)
 
@@ -84,28 +103,41 @@ class Denoiser:
         """The one resident expert that owns all of `sigma` [B]."""
         owners = {expert_of(float(s), self.boundary) for s in (sigma.min(), sigma.max())}
         if len(owners) > 1:
-            raise ValueError(f"sigmas {sigma.tolist()} lie on both sides of the boundary {self.boundary}")
+            raise ValueError(
+                f"sigmas {sigma.tolist()} lie on both sides of the boundary {self.boundary}"
+            )
         owner = owners.pop()
         if owner not in self.experts:
-            raise ValueError(f"sigma {float(sigma[0]):.4f} belongs to the {owner} expert, which is not loaded")
+            raise ValueError(
+                f"sigma {float(sigma[0]):.4f} belongs to the {owner} expert, which is not loaded"
+            )
         return owner
 
-    def _forward(self, transformer: WanTransformer3DModel, x: Tensor, sigma: Tensor, prompt: Tensor) -> Tensor:
+    def _forward(
+        self, transformer: WanTransformer3DModel, x: Tensor, sigma: Tensor, prompt: Tensor
+    ) -> Tensor:
         timestep = (NUM_TRAIN_TIMESTEPS * sigma.double()).float().to(x.device, non_blocking=True)
         if self.expand_timesteps:
-            patches = [size // patch for size, patch in zip(x.shape[2:], transformer.config.patch_size, strict=True)]
+            patches = [
+                size // patch
+                for size, patch in zip(x.shape[2:], transformer.config.patch_size, strict=True)
+            ]
             timestep = timestep[:, None].expand(-1, patches[0] * patches[1] * patches[2])
-        output = transformer(x.to(self.dtype), timestep, prompt.to(self.dtype), return_dict=False)[0]
+        output = transformer(x.to(self.dtype), timestep, prompt.to(self.dtype), return_dict=False)[
+            0
+        ]
         return output.float()
 
-    # ------------------------------------------------------------------------------------------------------ roles
+    # ---------------------------------------------------------------------------------------- roles
 
     @contextmanager
     def training(self, role: Role) -> Iterator[None]:
-        """Inside, `role` is in training: its adapter alone has gradients, and is active again by `backward`.
+        """Inside, `role` is in training: its adapter alone has gradients, and is active again by
+        `backward`.
 
-        Call backward inside too: gradient checkpointing recomputes with the adapter that is active *then*, and
-        with the wrong one the student's gradients are zero without any error (measured, peft 0.21).
+        Call backward inside too: gradient checkpointing recomputes with the adapter that is active
+        *then*, and with the wrong one the student's gradients are zero without any error (measured,
+        peft 0.21).
         """
         before, self._trained = self._trained, role
         try:
@@ -125,7 +157,9 @@ class Denoiser:
             self._activate(before)
 
     def _activate(self, role: Role) -> None:
-        """Also makes exactly this role's adapter require gradients (none for the teacher): peft's switches do."""
+        """Also makes exactly this role's adapter require gradients (none for the teacher): peft's
+        switches do.
+        """
         if role == self._active:
             return
         for layers in self._adapters.values():
@@ -138,4 +172,11 @@ class Denoiser:
 
 def nonfinite_weight(module: torch.nn.Module) -> str | None:
     """The first weight of `module` that is not finite everywhere, by name."""
-    return next((name for name, p in module.named_parameters() if not torch.isfinite(p.detach().float()).all()), None)
+    return next(
+        (
+            name
+            for name, p in module.named_parameters()
+            if not torch.isfinite(p.detach().float()).all()
+        ),
+        None,
+    )

@@ -23,7 +23,8 @@ GB = 1e9
 FP32 = 4
 ADAM_MOMENTS = 2
 USABLE = 0.92  # of a card: the rest is the CUDA context (0.5 GB) and what fragmentation takes
-# Bytes per weight of the blocks' matrices. nf4: 4 bits and one fp32 scale per 64 weights (QLoRA, arXiv 2305.14314).
+# Bytes per weight of the blocks' matrices. nf4: 4 bits and one fp32 scale per 64 weights (QLoRA,
+# arXiv 2305.14314).
 BASE_BYTES = {"fp8": 1.0, "int8": 1.0, "nf4": 0.5 + FP32 / 64}
 
 
@@ -42,25 +43,35 @@ class Estimate:
     def peak(self) -> float:
         return self.base + self.adapters + self.optimizer + self.average + self.activations
 
-
     def by_kind(self) -> dict[str, float]:
         """Bytes by kind, in the order they are made."""
-        kinds = {"base": self.base, "adapters": self.adapters, "optimizer": self.optimizer, "average": self.average,
-                 "activations": self.activations}
+        kinds = {
+            "base": self.base,
+            "adapters": self.adapters,
+            "optimizer": self.optimizer,
+            "average": self.average,
+            "activations": self.activations,
+        }
         return {name: size for name, size in kinds.items() if size}
 
 
 def arithmetic(config: Config, info, cost: Trace) -> tuple[float, dict[str, tuple[float, int]]]:
     """(operations to solve what is stored, role -> (operations of one update, updates an expert)).
 
-    A `dmd` rollout leaves at a uniformly drawn one of the expert's n steps: (n + 1) / 2 evaluations on average, the
-    last of them with gradient on the student's turn, where the guided teacher (or the score of its samples) and the
-    critic then score it.
+    A `dmd` rollout leaves at a uniformly drawn one of the expert's n steps: (n + 1) / 2 evaluations
+    on average, the last of them with gradient on the student's turn, where the guided teacher (or
+    the score of its samples) and the critic then score it.
     """
     micro, updates = config.gradient_accumulation_steps, config.max_train_steps
     forward, update = cost.forward_flops * micro, cost.update_flops * micro
     guided = sum(2 if g != 1 else 1 for g in (config.guidance_scale, config.guidance_scale_2)) / 2
-    solve = config.num_trajectories / config.train_batch_size * cost.forward_flops * config.teacher_steps * guided
+    solve = (
+        config.num_trajectories
+        / config.train_batch_size
+        * cost.forward_flops
+        * config.teacher_steps
+        * guided
+    )
     solve *= 1 - solved_before(config, info)
     if config.method == "trajectory":
         return solve, {"student": (update, updates)}
@@ -71,38 +82,68 @@ def arithmetic(config: Config, info, cost: Trace) -> tuple[float, dict[str, tupl
     sampled = "real_score" in config.roles
     judged = (1 if sampled else guided) + 1
     student = update * (1 + diversity / len(info.experts)) + ((steps - 1) / 2 + judged) * forward
-    score, times = update * config.score_draws, config.critic_warmup_steps + config.critic_updates * updates
-    costs = {"student": (student, updates), "fake_score": (score + (steps + 1) / 2 * forward, times)}
+    score, times = (
+        update * config.score_draws,
+        config.critic_warmup_steps + config.critic_updates * updates,
+    )
+    costs = {
+        "student": (student, updates),
+        "fake_score": (score + (steps + 1) / 2 * forward, times),
+    }
     if sampled:
         return solve, costs | {"real_score": (score, times)}
     return solve * _anchor_share(config) * diversity, costs
 
 
 def solved_before(config: Config, info) -> float:
-    """The part of this run's trajectories that the one named by `--init_student_from` has, going by their size."""
+    """The part of this run's trajectories that the one named by `--init_student_from` has, going by
+    their size.
+    """
     if config.init_student_from is None:
         return 0.0
     files = (Path(config.init_student_from) / "trajectories").glob("*/*.safetensors")
     found = sum(file.stat().st_size for file in files)
-    return min(1.0, found / (FP32 * config.num_trajectories * config.grid_steps * math.prod(info.latent_shape(config))))
+    return min(
+        1.0,
+        found
+        / (
+            FP32
+            * config.num_trajectories
+            * config.grid_steps
+            * math.prod(info.latent_shape(config))
+        ),
+    )
 
 
 def _anchor_share(config: Config) -> float:
-    """The part of the teacher's steps above the student's second sigma, where its anchors for diversity lie."""
+    """The part of the teacher's steps above the student's second sigma, where its anchors for
+    diversity lie.
+    """
     grid = sigma_grid(config.teacher_steps, config.teacher_shift)
     return sum(s > config.sigmas()[1] for s in grid) / config.teacher_steps
 
 
 def shape_of(config: Config, info) -> Shape:
     """The Shape of this run's updates; `info` is a `TeacherInfo`."""
-    known = {k: tuple(v) if isinstance(v, list) else v for k, v in info.transformer.items() if not k.startswith("_")}
+    known = {
+        k: tuple(v) if isinstance(v, list) else v
+        for k, v in info.transformer.items()
+        if not k.startswith("_")
+    }
     known["num_layers"] = config.student_layers or known["num_layers"]
     return Shape(
-        transformer=tuple(sorted(known.items())), latents=info.latent_shape(config), batch=config.train_batch_size,
-        text=config.max_sequence_length, dtype=DTYPES[config.mixed_precision], rank=config.rank,
-        layers=config.lora_layers, roles=len(config.roles),
-        checkpointing=bool(config.gradient_checkpointing), expand_timesteps=info.expand_timesteps,
-        whole=config.student_layers is not None)
+        transformer=tuple(sorted(known.items())),
+        latents=info.latent_shape(config),
+        batch=config.train_batch_size,
+        text=config.max_sequence_length,
+        dtype=DTYPES[config.mixed_precision],
+        rank=config.rank,
+        layers=config.lora_layers,
+        roles=len(config.roles),
+        checkpointing=bool(config.gradient_checkpointing),
+        expand_timesteps=info.expand_timesteps,
+        whole=config.student_layers is not None,
+    )
 
 
 def estimate(config: Config, info, base_precision: str = "bf16") -> Estimate:
@@ -122,42 +163,73 @@ def estimate(config: Config, info, base_precision: str = "bf16") -> Estimate:
     if config.context_parallel:
         activations /= int(os.environ.get("WORLD_SIZE", 1))
     moments = len(roles) * ADAM_MOMENTS * one / (FP32 if config.use_8bit_adam else 1)
-    return Estimate(cost, base, len(roles) * one, moments, one if config.ema_decay > 0 else 0, activations + spread_out)
+    return Estimate(
+        cost,
+        base,
+        len(roles) * one,
+        moments,
+        one if config.ema_decay > 0 else 0,
+        activations + spread_out,
+    )
 
 
 def _activations(config: Config, info, cost: Trace) -> int:
     """The largest of what the roles' updates need beyond what is always resident."""
     if config.method != "dmd":
         return cost.activations
-    # Student: the guided teacher (two evaluations in one) or the score of its samples is asked while the graph is
-    # held, and the diversity loss adds a second graph. Critic: several draws make one larger batch. (methods/dmd.py)
+    # Student: the guided teacher (two evaluations in one) or the score of its samples is asked
+    # while the graph is
+    # held, and the diversity loss adds a second graph. Critic: several draws make one larger batch.
+    # (methods/dmd.py)
     asked = 1 if "real_score" in config.roles else 2
     second_graph = cost.graph if config.diversity_weight else 0
-    draws = dataclasses.replace(config, train_batch_size=config.train_batch_size * config.score_draws)
-    return max(cost.activations + second_graph, cost.graph + asked * cost.evaluation,
-               trace(shape_of(draws, info)).activations)
+    draws = dataclasses.replace(
+        config, train_batch_size=config.train_batch_size * config.score_draws
+    )
+    return max(
+        cost.activations + second_graph,
+        cost.graph + asked * cost.evaluation,
+        trace(shape_of(draws, info)).activations,
+    )
 
 
 @contextmanager
 def explain_out_of_memory(config: Config, info, phase: str) -> Iterator[None]:
-    """Turns CUDA's out-of-memory error into a UsageError: peak, phase, what was resident, what to try next."""
+    """Turns CUDA's out-of-memory error into a UsageError: peak, phase, what was resident, what to
+    try next.
+    """
     try:
         yield
     except torch.OutOfMemoryError as error:
         need = estimate(config, info, config.base_precision)
         kinds = ", ".join(f"{name} {size / GB:.1f}" for name, size in need.by_kind().items())
-        peak = f"{torch.cuda.max_memory_allocated() / GB:.1f} GB" if torch.cuda.is_available() else "unknown"
-        tried = "; ".join(f"{flags} saves about {saved / GB:.1f} GB" for saved, flags in savings(config, info, need))
+        peak = (
+            f"{torch.cuda.max_memory_allocated() / GB:.1f} GB"
+            if torch.cuda.is_available()
+            else "unknown"
+        )
+        tried = "; ".join(
+            f"{flags} saves about {saved / GB:.1f} GB"
+            for saved, flags in savings(config, info, need)
+        )
         raise UsageError(
-            f"out of GPU memory while {phase} (peak {peak}; an update needs about {need.peak / GB:.1f} GB: {kinds}); "
-            f"{tried or 'choose a smaller clip: --height, --width'}") from error
+            f"out of GPU memory while {phase} (peak {peak}; an update needs about "
+            f"{need.peak / GB:.1f} GB: {kinds}); "
+            f"{tried or 'choose a smaller clip: --height, --width'}"
+        ) from error
 
 
 def savings(config: Config, info, need: Estimate) -> list[tuple[float, str]]:
-    """(bytes saved, flags) of each single change that lowers the predicted peak, the largest saving first."""
+    """(bytes saved, flags) of each single change that lowers the predicted peak, the largest saving
+    first.
+    """
     shorter = max(1, (config.num_frames - 1) // 8 * 4 + 1)
-    changes = [dict(num_frames=shorter), dict(gradient_checkpointing=True), dict(train_batch_size=1),
-               dict(use_8bit_adam=True)]
+    changes = [
+        dict(num_frames=shorter),
+        dict(gradient_checkpointing=True),
+        dict(train_batch_size=1),
+        dict(use_8bit_adam=True),
+    ]
     if config.student_layers is None:
         changes += [dict(base_precision="fp8"), dict(base_precision="nf4"), dict(offload=True)]
     if config.method == "dmd":
@@ -166,7 +238,9 @@ def savings(config: Config, info, need: Estimate) -> list[tuple[float, str]]:
     for change in changes:
         changed = dataclasses.replace(config, **change)
         saved = need.peak - estimate(changed, info, changed.base_precision).peak
-        flags = " ".join(f"--{name}" if value is True else f"--{name} {value}" for name, value in change.items())
+        flags = " ".join(
+            f"--{name}" if value is True else f"--{name} {value}" for name, value in change.items()
+        )
         found.append((saved, flags))
     return sorted((f for f in found if f[0] > 0.01 * need.peak), reverse=True)
 
@@ -176,7 +250,9 @@ CLIPS = ((49, 480, 832), (17, 480, 832), (33, 256, 448), (17, 256, 448))
 
 
 def what_fits(config: Config, info) -> dict[int, str]:
-    """For each card size in GB: flags of the largest clip, then the most exact base, whose predicted peak fits."""
+    """For each card size in GB: flags of the largest clip, then the most exact base, whose
+    predicted peak fits.
+    """
 
     found = dict.fromkeys(CARDS, "")
     for changed in _candidates(config):
@@ -184,8 +260,12 @@ def what_fits(config: Config, info) -> dict[int, str]:
             need = None if found[card] else estimate(changed, info, changed.base_precision)
             if need and need.peak < USABLE * card * GB:
                 flags = ["--offload"] * changed.offload
-                flags += [f"--{name} {getattr(changed, name)}" for name in VARIED
-                         if name in ("base_precision", "num_frames") or getattr(changed, name) != getattr(config, name)]
+                flags += [
+                    f"--{name} {getattr(changed, name)}"
+                    for name in VARIED
+                    if name in ("base_precision", "num_frames")
+                    or getattr(changed, name) != getattr(config, name)
+                ]
                 found[card] = f"{' '.join(flags)} (peak {_size(need.peak)})"
     return found
 
@@ -194,8 +274,8 @@ VARIED = ("base_precision", "num_frames", "height", "width", "score_draws", "div
 
 
 def _candidates(config: Config) -> Iterator[Config]:
-    """This run's settings, the clip growing smaller, what dmd can do without given up, the base coarser, then on the
-    host, which is slowest."""
+    """This run's settings, the clip growing smaller, what dmd can do without given up, the base
+    coarser, then on the host, which is slowest."""
     own = (config.num_frames, config.height, config.width)
     clips = [own, *(c for c in CLIPS if c[0] * c[1] * c[2] < own[0] * own[1] * own[2])]
     lighter = [{}, {"score_draws": 1}, {"score_draws": 1, "diversity_weight": 0.0}]
@@ -205,19 +285,33 @@ def _candidates(config: Config) -> Iterator[Config]:
     if config.student_layers is not None:  # there is no frozen base
         bases, on_host = [{}], []
     for frames, height, width in clips:
-        for less, base in [*itertools.product(lighter, bases), *itertools.product(lighter, on_host)]:
-            yield dataclasses.replace(config, num_frames=frames, height=height, width=width,
-                                      gradient_checkpointing=True, **base, **less)
+        for less, base in [
+            *itertools.product(lighter, bases),
+            *itertools.product(lighter, on_host),
+        ]:
+            yield dataclasses.replace(
+                config,
+                num_frames=frames,
+                height=height,
+                width=width,
+                gradient_checkpointing=True,
+                **base,
+                **less,
+            )
 
 
 def disk_needs(config: Config, info, cost) -> dict[str, float]:
     """Bytes that this run writes below --output_dir, by kind."""
     latent = FP32 * shape_of(config, info).latent_values
     roles = len(config.roles)
-    kept = 1 + (config.checkpoints_total_limit or config.max_train_steps // config.checkpointing_steps)
+    kept = 1 + (
+        config.checkpoints_total_limit or config.max_train_steps // config.checkpointing_steps
+    )
     tensors = roles * (1 + ADAM_MOMENTS) + (config.ema_decay > 0)
-    needs = {"for checkpoints": kept * len(config.experts) * tensors * FP32 * cost.adapter,
-             "for the exported LoRA files": len(config.experts) * FP32 * cost.adapter}
+    needs = {
+        "for checkpoints": kept * len(config.experts) * tensors * FP32 * cost.adapter,
+        "for the exported LoRA files": len(config.experts) * FP32 * cost.adapter,
+    }
     if config.method != "dmd" or "real_score" in config.roles:
         solved = config.grid_steps * (1 - solved_before(config, info))
     else:

@@ -1,4 +1,6 @@
-"""What must be right before a run begins: versions, files, free disk and memory, settings against this machine."""
+"""What must be right before a run begins: versions, files, free disk and memory, settings against
+this machine.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ from wan_distill.umt5.inspect import EMBED, SHARED
 
 
 def check_surroundings(config: Config, info) -> list[str]:
-    """Versions, files, free disk and RAM. Returns what was found; raises UsageError on what must stop a run."""
+    """Versions, files, free disk and RAM. Returns what was found; raises UsageError on what must
+    stop a run.
+    """
     from wan_distill.planning.preflight import check_tracker
 
     check_tracker(config)
@@ -38,12 +42,18 @@ def check_surroundings(config: Config, info) -> list[str]:
     found = [f"Versions  {check_versions()}", f"Files     {check_files(info)}"]
     cost = trace.trace(needs.shape_of(config, info))
     needed = sum(disk_needs(config, info, cost).values())
-    place = next(p for p in (Path(config.output_dir).resolve(), *Path(config.output_dir).resolve().parents)
-                 if p.exists())
+    place = next(
+        p
+        for p in (Path(config.output_dir).resolve(), *Path(config.output_dir).resolve().parents)
+        if p.exists()
+    )
     free = shutil.disk_usage(place).free
     if free < needed:
-        raise UsageError(f"--output_dir {config.output_dir}: {_size(free)} free on its disk, this run writes up to "
-                         f"{_size(needed)}; free some, choose another, or lower --num_trajectories")
+        raise UsageError(
+            f"--output_dir {config.output_dir}: {_size(free)} free on its disk, this run writes up "
+            "to "
+            f"{_size(needed)}; free some, choose another, or lower --num_trajectories"
+        )
     found.append(f"Disk      {_size(free)} free at {place}")
     found.append(f"RAM       {_size(check_memory(config, info, cost))} available")
     return found
@@ -57,12 +67,20 @@ def check_processes(config: Config, info) -> None:
         return
     flag = f"--{asked[0]}"
     if "WORLD_SIZE" not in os.environ and not config.dry_run:
-        raise UsageError(f"{flag}: there is one process only; start several, with torchrun or accelerate launch")
+        raise UsageError(
+            f"{flag}: there is one process only; start several, with torchrun or accelerate launch"
+        )
     if config.evaluate or config.evaluate_only:
-        raise UsageError(f"{flag}: the evaluation runs in one process; give --no-evaluate, and measure afterwards with "
-                         f"--evaluate_only and without {flag}")
+        raise UsageError(
+            f"{flag}: the evaluation runs in one process; give --no-evaluate, and measure "
+            "afterwards with "
+            f"--evaluate_only and without {flag}"
+        )
     if config.shard and config.base_precision != "bf16":
-        raise UsageError(f"--base_precision {config.base_precision}: a quantised base is not sharded; leave one out")
+        raise UsageError(
+            f"--base_precision {config.base_precision}: a quantised base is not sharded; leave one "
+            "out"
+        )
     for name in ("compile", *(["context_parallel", "offload"] if config.shard else [])):
         if getattr(config, name):
             raise UsageError(f"--{name}: does not go together with {flag}; leave one out")
@@ -70,13 +88,22 @@ def check_processes(config: Config, info) -> None:
         import torch
 
         if not torch.accelerator.device_count() and not config.dry_run:
-            raise UsageError("--context_parallel: diffusers' needs an accelerator, and there is none; leave it out")
+            raise UsageError(
+                "--context_parallel: diffusers' needs an accelerator, and there is none; leave it "
+                "out"
+            )
         processes = int(os.environ.get("WORLD_SIZE", 1))
-        counts = dict(tokens=needs.shape_of(config, info).tokens, heads=info.transformer["num_attention_heads"])
+        counts = dict(
+            tokens=needs.shape_of(config, info).tokens,
+            heads=info.transformer["num_attention_heads"],
+        )
         for name, count in counts.items():
             if count % processes:
-                raise UsageError(f"--context_parallel: {count} {name} are not shared evenly by {processes} processes; "
-                                 "start another number of them")
+                raise UsageError(
+                    f"--context_parallel: {count} {name} are not shared evenly by {processes} "
+                    "processes; "
+                    "start another number of them"
+                )
 
 
 def check_optional(config: Config) -> None:
@@ -85,8 +112,11 @@ def check_optional(config: Config) -> None:
         try:
             import bitsandbytes  # noqa: F401
         except ImportError as error:
-            raise UsageError(f"--use_8bit_adam: needs bitsandbytes ({one_line(error)}); pip install bitsandbytes, or "
-                             "leave the flag out") from error
+            raise UsageError(
+                f"--use_8bit_adam: needs bitsandbytes ({one_line(error)}); pip install "
+                "bitsandbytes, or "
+                "leave the flag out"
+            ) from error
     if config.compile:
         import torch
 
@@ -95,26 +125,38 @@ def check_optional(config: Config) -> None:
         try:
             torch.compile(torch.cos)(torch.zeros(2, device=process_state().device))
         except Exception as error:  # a missing compiler shows in any way
-            raise UsageError(f"--compile: torch cannot compile here ({one_line(error)[:200]}); install a C++ compiler "
-                             "(on CUDA: triton), or leave the flag out") from error
+            raise UsageError(
+                f"--compile: torch cannot compile here ({one_line(error)[:200]}); install a C++ "
+                "compiler "
+                "(on CUDA: triton), or leave the flag out"
+            ) from error
 
 
 def check_memory(config: Config, info, cost) -> float:
-    """Available bytes of host memory. Raises UsageError where loading, or training on a CPU, cannot fit."""
+    """Available bytes of host memory. Raises UsageError where loading, or training on a CPU, cannot
+    fit.
+    """
     import psutil
 
     from wan_distill.system.runtime import process_state
 
     available = psutil.virtual_memory().available
     on_cpu = process_state().device.type == "cpu"
-    kept = needs.BASE_BYTES.get(config.base_precision, runtime.DTYPES[config.mixed_precision].itemsize) * cost.matrices
+    kept = (
+        needs.BASE_BYTES.get(config.base_precision, runtime.DTYPES[config.mixed_precision].itemsize)
+        * cost.matrices
+    )
     needed = kept if config.offload else 0.1 * cost.base_bytes
     if on_cpu:  # there, offloading keeps the base in the same memory
-        needed = needs.estimate(dataclasses.replace(config, offload=False), info, config.base_precision).peak
+        needed = needs.estimate(
+            dataclasses.replace(config, offload=False), info, config.base_precision
+        ).peak
     if needed > available:
         raise UsageError(
-            f"--teacher_path {info.source}: needs {_size(needed)} of host memory, {_size(available)} are available; "
-            + ("use a CUDA device" if on_cpu else "close other programs"))
+            f"--teacher_path {info.source}: needs {_size(needed)} of host memory, "
+            f"{_size(available)} are available; "
+            + ("use a CUDA device" if on_cpu else "close other programs")
+        )
     return available
 
 
@@ -122,26 +164,41 @@ PACKAGE = "wan-distill"
 
 
 def check_versions() -> str:
-    """Installed versions of what requirements.txt names. Raises UsageError where one is missing or too old."""
+    """Installed versions of what requirements.txt names. Raises UsageError where one is missing or
+    too old.
+    """
     from packaging.requirements import Requirement
 
     found = []
-    file = REPOSITORY / "requirements.txt"  # of a checkout; installed by pip, its lines are the package's metadata
-    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else importlib.metadata.requires(PACKAGE)
+    file = (
+        REPOSITORY / "requirements.txt"
+    )  # of a checkout; installed by pip, its lines are the package's metadata
+    lines = (
+        file.read_text(encoding="utf-8").splitlines()
+        if file.exists()
+        else importlib.metadata.requires(PACKAGE)
+    )
     for line in filter(None, (line.split("#")[0].strip() for line in lines)):
         wanted = Requirement(line)
         try:
             installed = importlib.metadata.version(wanted.name)
         except importlib.metadata.PackageNotFoundError as error:
-            raise UsageError(f"{wanted.name}: not installed; pip install -r requirements.txt") from error
+            raise UsageError(
+                f"{wanted.name}: not installed; pip install -r requirements.txt"
+            ) from error
         if not wanted.specifier.contains(installed, prereleases=True):
-            raise UsageError(f"{wanted.name} {installed}: need {wanted.specifier}; pip install -r requirements.txt")
+            raise UsageError(
+                f"{wanted.name} {installed}: need {wanted.specifier}; pip install -r "
+                "requirements.txt"
+            )
         found.append(f"{wanted.name} {installed}")
     return ", ".join(found)
 
 
 def check_files(info) -> str:
-    """Every weight file that is here is whole, by its header. Raises UsageError naming a damaged or missing one."""
+    """Every weight file that is here is whole, by its header. Raises UsageError naming a damaged or
+    missing one.
+    """
     from wan_distill.errors import TextEncoderError
     from wan_distill.system.weight_files import read_header, weight_files
     from wan_distill.umt5.inspect import check_class, inspect_text_encoder
@@ -152,8 +209,10 @@ def check_files(info) -> str:
         try:
             json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise UsageError(f"--teacher_path {info.source}: {file.parent.name}/{file.name} cannot be read "
-                             f"({one_line(error)}); download it again") from error
+            raise UsageError(
+                f"--teacher_path {info.source}: {file.parent.name}/{file.name} cannot be read "
+                f"({one_line(error)}); download it again"
+            ) from error
     try:
         check_class(inspect_text_encoder(info.folder / "text_encoder"), "UMT5EncoderModel")
     except TextEncoderError as error:
@@ -165,31 +224,48 @@ def check_files(info) -> str:
             headers = [read_header(file)[0] for file in files if file.suffix == ".safetensors"]
         except TextEncoderError as error:
             raise UsageError(f"--teacher_path {info.source}: {error}") from error
-        tensors[part] = {name: t for header in headers for name, t in header.items() if name != "__metadata__"}
+        tensors[part] = {
+            name: t for header in headers for name, t in header.items() if name != "__metadata__"
+        }
         if headers:
             _check_shapes(info, part, tensors[part])
-    dtypes = {part: "/".join(sorted({t["dtype"] for t in held.values()})) for part, held in tensors.items()}
-    return "whole by their headers; " + ", ".join(f"{part} {dtype}" for part, dtype in dtypes.items())
+    dtypes = {
+        part: "/".join(sorted({t["dtype"] for t in held.values()}))
+        for part, held in tensors.items()
+    }
+    return "whole by their headers; " + ", ".join(
+        f"{part} {dtype}" for part, dtype in dtypes.items()
+    )
 
 
 def _check_shapes(info, part: str, stored: dict[str, dict]) -> None:
-    """Raises UsageError where a part's files lack or misshape a tensor that its configuration asks for."""
+    """Raises UsageError where a part's files lack or misshape a tensor that its configuration asks
+    for.
+    """
     import torch
 
     try:
         with torch.device("meta"):
-            wanted = {name: list(t.shape) for name, t in _build(info.folder / part).state_dict().items()}
+            wanted = {
+                name: list(t.shape) for name, t in _build(info.folder / part).state_dict().items()
+            }
     except Exception as error:  # a wrong value makes constructors fail in any way
-        raise UsageError(f"--teacher_path {info.source}: {part}/config.json describes no model that can be built "
-                         f"({one_line(error)}); download it again") from error
+        raise UsageError(
+            f"--teacher_path {info.source}: {part}/config.json describes no model that can be "
+            "built "
+            f"({one_line(error)}); download it again"
+        ) from error
     found = {name: t["shape"] for name, t in stored.items()}
     if part == "text_encoder":  # its table goes by two names: umt5.py looks into that
         wanted = {name: shape for name, shape in wanted.items() if name not in (SHARED, EMBED)}
         found = {name: shape for name, shape in found.items() if name in wanted}
     for name in sorted(wanted.keys() | found.keys()):
         if wanted.get(name) != found.get(name):
-            raise UsageError(f"--teacher_path {info.source}: {part} stores {name} as {found.get(name, 'nothing')}, its "
-                             f"configuration asks for {wanted.get(name, 'nothing')}; download it again")
+            raise UsageError(
+                f"--teacher_path {info.source}: {part} stores {name} as "
+                f"{found.get(name, 'nothing')}, its "
+                f"configuration asks for {wanted.get(name, 'nothing')}; download it again"
+            )
 
 
 def _build(folder: Path):
@@ -207,4 +283,6 @@ def _build(folder: Path):
 def check_tracker(config: Config) -> None:
     """Raises UsageError where the tracker's package is not installed."""
     if config.report_to != "none" and importlib.util.find_spec(config.report_to) is None:
-        raise UsageError(f"--report_to {config.report_to}: not installed; pip install {config.report_to}")
+        raise UsageError(
+            f"--report_to {config.report_to}: not installed; pip install {config.report_to}"
+        )

@@ -1,8 +1,10 @@
-"""How much memory and arithmetic an update takes: traced on fake tensors, from configuration files alone.
+"""How much memory and arithmetic an update takes: traced on fake tensors, from configuration files
+alone.
 
 An update of a model with two and with three blocks is run on tensors that have shapes but no data
-(`FakeTensorMode`), while a ledger counts every storage and every matrix product. All blocks of a Wan transformer
-are alike, so memory and arithmetic are affine in their number and the true depth follows exactly.
+(`FakeTensorMode`), while a ledger counts every storage and every matrix product. All blocks of a
+Wan transformer are alike, so memory and arithmetic are affine in their number and the true depth
+follows exactly.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ from wan_distill.model.adapters import adapter_parameters, add_adapter
 
 
 class Ledger(TorchDispatchMode):
-    """Counts, while active, bytes of tensor storage alive (`live`, `peak`) and floating-point operations (`flops`).
+    """Counts, while active, bytes of tensor storage alive (`live`, `peak`) and floating-point
+    operations (`flops`).
 
     Works on any device and on fake tensors. `held` exist already and are not counted.
     """
@@ -40,7 +43,10 @@ class Ledger(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor) and (storage := tensor.untyped_storage()) not in self._seen:
+            if (
+                isinstance(tensor, Tensor)
+                and (storage := tensor.untyped_storage()) not in self._seen
+            ):
                 self._seen.add(storage)
                 self.live += storage.nbytes()
                 self.peak = max(self.peak, self.live)
@@ -58,15 +64,21 @@ def _operations(func, args, kwargs, result) -> int:
     if name.startswith("_scaled_dot_product"):
         backward = name.endswith("_backward")
         query, key = args[1:3] if backward else args[:2]
-        forward = 4 * math.prod(query.shape) * key.shape[-2]  # Q K^T and P V, 2 operations a multiply-add
-        return forward * 5 // 2 if backward else forward  # five products instead of two (FlashAttention-2, sec. 3)
+        forward = (
+            4 * math.prod(query.shape) * key.shape[-2]
+        )  # Q K^T and P V, 2 operations a multiply-add
+        return (
+            forward * 5 // 2 if backward else forward
+        )  # five products instead of two (FlashAttention-2, sec. 3)
     formula = flop_registry.get(func._overloadpacket)
     return formula(*args, **kwargs, out_val=result) if formula else 0
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Everything that the cost of an update depends on: sizes of the transformer, the clip and the adapters."""
+    """Everything that the cost of an update depends on: sizes of the transformer, the clip and the
+    adapters.
+    """
 
     transformer: tuple
     latents: tuple[int, int, int, int]
@@ -114,12 +126,19 @@ class Trace:
 
     def extended(self, other: Trace, more: int) -> Trace:
         """With `other` one block deeper than this: the trace of a model `more` blocks deeper."""
-        return Trace(*(a + more * (b - a) for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
+        return Trace(
+            *(
+                a + more * (b - a)
+                for a, b in zip(vars(self).values(), vars(other).values(), strict=True)
+            )
+        )
 
 
 @functools.lru_cache(maxsize=64)
 def trace(shape: Shape) -> Trace:
-    """The cost of one forward and backward of the full-depth model, in about a second whatever its size."""
+    """The cost of one forward and backward of the full-depth model, in about a second whatever its
+    size.
+    """
     depth = dict(shape.transformer)["num_layers"]
     if depth <= 3:
         return _trace(shape, depth)
@@ -131,8 +150,14 @@ def _trace(shape: Shape, depth: int) -> Trace:
     with torch.device("meta"):
         model = WanTransformer3DModel(**settings).requires_grad_(False)
     for role in range(0 if shape.whole else shape.roles):
-        add_adapter(model, f"role{role}", rank=shape.rank, alpha=shape.rank, layers=shape.layers, seed=0)
-    matrices = sum(m.weight.numel() for m in model.blocks.modules() if isinstance(m, nn.Linear) and m.weight.ndim == 2)
+        add_adapter(
+            model, f"role{role}", rank=shape.rank, alpha=shape.rank, layers=shape.layers, seed=0
+        )
+    matrices = sum(
+        m.weight.numel()
+        for m in model.blocks.modules()
+        if isinstance(m, nn.Linear) and m.weight.ndim == 2
+    )
     matrices -= shape.roles * sum(p.numel() for p in adapter_parameters(model, "role0").values())
     model.requires_grad_(True) if shape.whole else None
     if shape.roles > 1:
@@ -148,7 +173,9 @@ def _trace(shape: Shape, depth: int) -> Trace:
         time_shape = (shape.batch, shape.tokens) if shape.expand_timesteps else (shape.batch,)
         prompt = torch.zeros(shape.batch, shape.text, settings["text_dim"], dtype=shape.dtype)
         inputs = (x.to(model.dtype), torch.zeros(time_shape), prompt)
-        autocast = functools.partial(torch.autocast, "cpu", shape.dtype, enabled=shape.dtype != torch.float32)
+        autocast = functools.partial(
+            torch.autocast, "cpu", shape.dtype, enabled=shape.dtype != torch.float32
+        )
         with Ledger(held) as evaluation, torch.no_grad(), autocast():
             model(*inputs, return_dict=False)
         with Ledger(held) as update, autocast():
@@ -156,28 +183,43 @@ def _trace(shape: Shape, depth: int) -> Trace:
             graph = update.live
             (velocity - x).square().mean().backward()
     return Trace(
-        parameters=sum(p.numel() for p in base), matrices=matrices,
+        parameters=sum(p.numel() for p in base),
+        matrices=matrices,
         base_bytes=sum(p.numel() * p.element_size() for p in base),
         adapter=sum(p.numel() for p in learned),
-        activations=update.peak, graph=graph, evaluation=evaluation.peak, forward_flops=evaluation.flops,
-        update_flops=update.flops)
+        activations=update.peak,
+        graph=graph,
+        evaluation=evaluation.peak,
+        forward_flops=evaluation.flops,
+        update_flops=update.flops,
+    )
 
 
 def _give_storage(model: nn.Module, dtype: torch.dtype) -> None:
-    """Moves a meta-device model to (fake) memory, in the dtypes that `from_pretrained` would give it."""
+    """Moves a meta-device model to (fake) memory, in the dtypes that `from_pretrained` would give
+    it.
+    """
     for path, module in model.named_modules():
         for name, p in module._parameters.items():
             if p is not None:
                 parts = f"{path}.{name}".split(".")
-                exact = "lora_A" in parts or "lora_B" in parts or set(parts) & set(model._keep_in_fp32_modules)
+                exact = (
+                    "lora_A" in parts
+                    or "lora_B" in parts
+                    or set(parts) & set(model._keep_in_fp32_modules)
+                )
                 module._parameters[name] = nn.Parameter(
-                    torch.zeros(p.shape, dtype=torch.float32 if exact else dtype), requires_grad=p.requires_grad)
+                    torch.zeros(p.shape, dtype=torch.float32 if exact else dtype),
+                    requires_grad=p.requires_grad,
+                )
         for name, buffer in module._buffers.items():
             module._buffers[name] = torch.zeros(buffer.shape, dtype=buffer.dtype)
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.3) -> float:
-    """Operations per second of a large square matrix product on `device`: what the hardware gives at best."""
+    """Operations per second of a large square matrix product on `device`: what the hardware gives
+    at best.
+    """
     size = 4096 if device.type == "cuda" else 768
     a = torch.randn(size, size, device=device, dtype=dtype)
     product, count = a @ a, 0

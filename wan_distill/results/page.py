@@ -1,6 +1,7 @@
 """report.html: the whole run on one self-contained page, made from what lies in the output folder.
 
-Charts are SVG drawn here; videos and pictures are embedded, so the page opens offline and can be sent as one file.
+Charts are SVG drawn here; videos and pictures are embedded, so the page opens offline and can be
+sent as one file.
 """
 
 from __future__ import annotations
@@ -28,21 +29,31 @@ EXPERT_COLOURS = {"high": "var(--high)", "low": "var(--low)"}
 
 
 def write_page(folder: Path, config: Config, info: TeacherInfo) -> None:
-    """Writes `folder/report.html`; anything that is not there yet is left out, so it can be called at any time."""
+    """Writes `folder/report.html`; anything that is not there yet is left out, so it can be called
+    at any time.
+    """
     lines = read_lines(folder / "metrics.jsonl")
     evaluation = json.loads(_read(folder / "evaluation.json") or "null")
     parts = [
-        f"<h1>{escape(info.name)}, distilled to {' or '.join(map(str, config.sampling_steps))} steps</h1>",
+        f"<h1>{escape(info.name)}, distilled to {' or '.join(map(str, config.sampling_steps))} "
+        "steps</h1>",
         _summary(config, info, lines, evaluation),
         _section("Teacher beside student", _videos(folder, config)),
         _section("Comparison", _picture(folder / "comparison.png")),
         _section("Measured", _table(evaluation) if evaluation else ""),
         _section("Curves", _charts(lines)),
         _section("Use it", _snippet(export.snippet(config, info, _exported(folder)))),
-        _section("Plan", f"<pre>{escape(_read(folder / 'plan.txt'))}</pre>" if (folder / "plan.txt").exists() else ""),
+        _section(
+            "Plan",
+            f"<pre>{escape(_read(folder / 'plan.txt'))}</pre>"
+            if (folder / "plan.txt").exists()
+            else "",
+        ),
         _section("Versions", _versions()),
     ]
-    page = TEMPLATE.replace("TITLE", escape(info.name)).replace("BODY", "\n".join(filter(None, parts)))
+    page = TEMPLATE.replace("TITLE", escape(info.name)).replace(
+        "BODY", "\n".join(filter(None, parts))
+    )
     write_atomically(folder / "report.html", page.encode())
 
 
@@ -61,26 +72,37 @@ def _section(title: str, content: str) -> str:
 def _summary(config: Config, info: TeacherInfo, lines: list[dict], evaluation: dict | None) -> str:
     """What was distilled, from what, how far it is, how good, and whether it is healthy."""
     steps = " or ".join(map(str, config.sampling_steps))
-    said = [f"A student of <b>{escape(info.source)}</b> that makes a clip in {steps} steps without guidance, "
-            f"instead of {config.teacher_steps} guided ones. Method: {escape(config.method)}."]
+    said = [
+        f"A student of <b>{escape(info.source)}</b> that makes a clip in {steps} steps without "
+        "guidance, "
+        f"instead of {config.teacher_steps} guided ones. Method: {escape(config.method)}."
+    ]
     done = {line["expert"]: line["step"] for line in lines}
     if done:
-        said.append("Trained so far: " + ", ".join(f"{e} expert {n} updates" for e, n in done.items()) + ".")
+        said.append(
+            "Trained so far: " + ", ".join(f"{e} expert {n} updates" for e, n in done.items()) + "."
+        )
     if evaluation:
         rows = {row["sampler"]: row for row in evaluation["rows"]}
         student, teacher = rows[f"student {config.grid_steps}"], evaluation["rows"][0]
         speedup = teacher["seconds_per_sample"] / student["seconds_per_sample"]
         said.append(
-            f"It closed <b>{evaluation['gap_closed']:.0%}</b> of the gap between its teacher's own few unguided "
+            f"It closed <b>{evaluation['gap_closed']:.0%}</b> of the gap between its teacher's own "
+            "few unguided "
             f"steps and its full sampling, and is <b>{speedup:.1f} times</b> as fast "
-            f"({student['seconds_per_sample']:.3g} s instead of {teacher['seconds_per_sample']:.3g} s a clip).")
+            f"({student['seconds_per_sample']:.3g} s instead of "
+            f"{teacher['seconds_per_sample']:.3g} s a clip)."
+        )
     return "".join(f"<p>{sentence}</p>" for sentence in [*said, _health(lines)])
 
 
 def _health(lines: list[dict]) -> str:
     from wan_distill.training.monitor import warnings
 
-    looks = [{k.removeprefix("monitor_"): v for k, v in line.items() if k.startswith("monitor_")} for line in lines]
+    looks = [
+        {k.removeprefix("monitor_"): v for k, v in line.items() if k.startswith("monitor_")}
+        for line in lines
+    ]
     looks = [look for look in looks if "luminance" in look]
     if not looks:
         return "Health: nothing was looked at yet."
@@ -92,11 +114,18 @@ def _health(lines: list[dict]) -> str:
 
 def _table(evaluation: dict) -> str:
     head = "".join(f"<th>{title}</th>" for title, _ in COLUMNS.values())
-    rows = "".join("<tr>" + "".join(f"<td>{escape(form.format(row[key]))}</td>" for key, (_, form) in COLUMNS.items())
-                   + "</tr>" for row in evaluation["rows"])
-    return (f'<div class="wide"><table><tr>{head}</tr>{rows}</table></div><p>Fréchet and paired distance: lower is '
-            f"closer to the teacher. Motion and diversity: 1 is the teacher's. {evaluation['samples']} samples a side, "
-            "on prompts that were not trained on.</p>")
+    rows = "".join(
+        "<tr>"
+        + "".join(f"<td>{escape(form.format(row[key]))}</td>" for key, (_, form) in COLUMNS.items())
+        + "</tr>"
+        for row in evaluation["rows"]
+    )
+    return (
+        f'<div class="wide"><table><tr>{head}</tr>{rows}</table></div><p>Fréchet and paired distance: lower is '
+        f"closer to the teacher. Motion and diversity: 1 is the teacher's. {evaluation['samples']} "
+        "samples a side, "
+        "on prompts that were not trained on.</p>"
+    )
 
 
 def _versions() -> str:
@@ -119,19 +148,29 @@ def _picture(file: Path) -> str:
 
 
 def _videos(folder: Path, config: Config) -> str:
-    """For each expert and prompt: the teacher, the student at first and the student now; they play in step."""
+    """For each expert and prompt: the teacher, the student at first and the student now; they play
+    in step.
+    """
     blocks, prompts = [], json.loads(_read(folder / "previews" / "prompts.json") or "[]")
     for expert in ("high", "low"):
-        found = [re.fullmatch(rf"{expert}-(\d+)-(\d+)", f.stem) for f in (folder / "previews").glob(f"{expert}-*.mp4")]
+        found = [
+            re.fullmatch(rf"{expert}-(\d+)-(\d+)", f.stem)
+            for f in (folder / "previews").glob(f"{expert}-*.mp4")
+        ]
         updates = sorted({match[1] for match in found if match})
         shown = ["teacher", *dict.fromkeys([*updates[:1], *updates[-1:]])]
         for prompt in sorted({match[2] for match in found if match}):
-            row = "".join(_video(folder / "previews" / f"{expert}-{who}-{prompt}.mp4", who) for who in shown)
+            row = "".join(
+                _video(folder / "previews" / f"{expert}-{who}-{prompt}.mp4", who) for who in shown
+            )
             said = f"<p>{escape(prompts[int(prompt)])}</p>" if int(prompt) < len(prompts) else ""
             blocks.append(f'{said}<div class="row">{row}</div>')
         if updates:
-            title = "high-noise expert: what its steps head for, blurred by nature" if expert == "high" else \
-                "low-noise expert: finished clips"
+            title = (
+                "high-noise expert: what its steps head for, blurred by nature"
+                if expert == "high"
+                else "low-noise expert: finished clips"
+            )
             blocks.insert(len(blocks) - len({m[2] for m in found if m}), f"<h3>{title}</h3>")
     return '<p><button id="play">Pause</button></p>' + "".join(blocks) if blocks else ""
 
@@ -140,14 +179,22 @@ def _video(file: Path, who: str) -> str:
     if not file.exists():
         return ""
     label = "teacher" if who == "teacher" else f"student after {int(who)} updates"
-    return (f'<figure><video muted loop playsinline src="{_embedded(file, "video/mp4")}"></video>'
-            f"<figcaption>{label}</figcaption></figure>")
+    return (
+        f'<figure><video muted loop playsinline src="{_embedded(file, "video/mp4")}"></video>'
+        f"<figcaption>{label}</figcaption></figure>"
+    )
 
 
 def _charts(lines: list[dict]) -> str:
-    names = sorted({name for line in lines for name in line} - NOT_CHARTED,
-                   key=lambda name: (not name.endswith("_loss"), not name.startswith("monitor"), name))
-    return f'<div class="charts">{"".join(_chart(name, lines) for name in names)}</div>' if lines else ""
+    names = sorted(
+        {name for line in lines for name in line} - NOT_CHARTED,
+        key=lambda name: (not name.endswith("_loss"), not name.startswith("monitor"), name),
+    )
+    return (
+        f'<div class="charts">{"".join(_chart(name, lines) for name in names)}</div>'
+        if lines
+        else ""
+    )
 
 
 def _chart(name: str, lines: list[dict]) -> str:
@@ -156,7 +203,11 @@ def _chart(name: str, lines: list[dict]) -> str:
     for expert in dict.fromkeys(line["expert"] for line in lines):
         ends[expert] = offset
         offset += max(line["step"] for line in lines if line["expert"] == expert)
-    points = [(line["expert"], ends[line["expert"]] + line["step"], line[name]) for line in lines if name in line]
+    points = [
+        (line["expert"], ends[line["expert"]] + line["step"], line[name])
+        for line in lines
+        if name in line
+    ]
     low, high = min(p[2] for p in points), max(p[2] for p in points)
     span = (high - low) or 1.0
 
@@ -167,13 +218,17 @@ def _chart(name: str, lines: list[dict]) -> str:
     for expert, start in ends.items():
         path = " ".join(place(x, y) for e, x, y in points if e == expert)
         x = place(start, low).split(",")[0]
-        curves.append(f'<polyline points="{path}" style="stroke:{EXPERT_COLOURS[expert]}"/>'
-                      f'<line x1="{x}" x2="{x}" y1="8" y2="{TALL - LOW}"/>'
-                      f'<text x="{float(x) + 3}" y="16">{expert}</text>')
-    return (f'<figure><figcaption>{escape(name.replace("_", " "))}</figcaption>'
-            f'<svg viewBox="0 0 {WIDE} {TALL}" role="img" aria-label="{escape(name)}">{"".join(curves)}'
-            f'<text x="2" y="14">{high:.3g}</text><text x="2" y="{TALL - LOW}">{low:.3g}</text>'
-            f'<text x="{WIDE - 60}" y="{TALL - 4}">{offset} updates</text></svg></figure>')
+        curves.append(
+            f'<polyline points="{path}" style="stroke:{EXPERT_COLOURS[expert]}"/>'
+            f'<line x1="{x}" x2="{x}" y1="8" y2="{TALL - LOW}"/>'
+            f'<text x="{float(x) + 3}" y="16">{expert}</text>'
+        )
+    return (
+        f"<figure><figcaption>{escape(name.replace('_', ' '))}</figcaption>"
+        f'<svg viewBox="0 0 {WIDE} {TALL}" role="img" aria-label="{escape(name)}">{"".join(curves)}'
+        f'<text x="2" y="14">{high:.3g}</text><text x="2" y="{TALL - LOW}">{low:.3g}</text>'
+        f'<text x="{WIDE - 60}" y="{TALL - 4}">{offset} updates</text></svg></figure>'
+    )
 
 
 TEMPLATE = """<!doctype html>

@@ -22,16 +22,30 @@ PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "peft", "safeten
 def write_run(folder: Path, config: Config, **results) -> None:
     """run.json: the resolved settings, what they ran on, and what came out."""
     versions = {name: version(name) for name in PACKAGES}
-    run = dict(config=config.to_json(), versions=versions, python=platform.python_version(),
-               platform=platform.platform(), written=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **results)
+    run = dict(
+        config=config.to_json(),
+        versions=versions,
+        python=platform.python_version(),
+        platform=platform.platform(),
+        written=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        **results,
+    )
     write_atomically(folder / "run.json", json.dumps(run, indent=1, ensure_ascii=False).encode())
 
 
-def readme(folder: Path, config: Config, info: TeacherInfo, evaluation: dict | None, repository: str = "") -> str:
-    """README.md of the output folder, or the model card of a hub `repository`: what this is, how to run it."""
+def readme(
+    folder: Path, config: Config, info: TeacherInfo, evaluation: dict | None, repository: str = ""
+) -> str:
+    """README.md of the output folder, or the model card of a hub `repository`: what this is, how to
+    run it.
+    """
     experts = tuple(e for e in info.experts if student_file(folder, e).exists())
-    what = "LoRA" if config.student_layers is None else f"all weights, {config.student_layers} blocks,"
-    files = "\n".join(f"- `{student_file(folder, e).name}`: {what} of the {e}-noise expert" for e in experts)
+    what = (
+        "LoRA" if config.student_layers is None else f"all weights, {config.student_layers} blocks,"
+    )
+    files = "\n".join(
+        f"- `{student_file(folder, e).name}`: {what} of the {e}-noise expert" for e in experts
+    )
     steps = " or ".join(map(str, config.sampling_steps))
     text = f"""# {info.name}, distilled to {steps} steps
 
@@ -61,6 +75,13 @@ guidance (cfg) 1, shift {config.flow_shift:g}, {config.grid_steps} steps.
 def describe_results(config: Config, teacher: Teacher, verdict, evaluation: dict | None) -> None:
     """Writes run.json and README.md."""
     folder = Path(config.output_dir)
-    write_run(folder, config, teacher=teacher.info.fingerprint(), text_encoder=verdict.to_json(),
-              evaluation=evaluation)
-    write_atomically(folder / "README.md", readme(folder, config, teacher.info, evaluation).encode())
+    write_run(
+        folder,
+        config,
+        teacher=teacher.info.fingerprint(),
+        text_encoder=verdict.to_json(),
+        evaluation=evaluation,
+    )
+    write_atomically(
+        folder / "README.md", readme(folder, config, teacher.info, evaluation).encode()
+    )

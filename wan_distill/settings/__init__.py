@@ -1,1 +1,3 @@
-"""What was asked for, and what the teacher's folder says. No torch: `--help` and typos answer at once."""
+"""What was asked for, and what the teacher's folder says. No torch: `--help` and typos answer at
+once.
+"""

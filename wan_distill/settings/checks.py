@@ -1,4 +1,6 @@
-"""Fills in what was left open, and refuses what cannot work: ranges, and settings against each other."""
+"""Fills in what was left open, and refuses what cannot work: ranges, and settings against each
+other.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +15,28 @@ from wan_distill.settings.recipes import EMBEDDED, METHOD, REAL, SHARED, WARM_DM
 
 
 def resolve(config: Config, teacher) -> Config:
-    """Fills every None for this teacher (`teacher.TeacherInfo`) and method, and refuses what cannot work."""
+    """Fills every None for this teacher (`teacher.TeacherInfo`) and method, and refuses what cannot
+    work.
+    """
     family = EMBEDDED if teacher.embedded else REAL
-    chosen = dict(sampling_steps=(4,), boundary_ratio=teacher.boundary_ratio, **teacher.sampling_defaults, **family)
+    chosen = dict(
+        sampling_steps=(4,),
+        boundary_ratio=teacher.boundary_ratio,
+        **teacher.sampling_defaults,
+        **family,
+    )
     method = config.method or family["method"]
     chosen |= SHARED | METHOD[(method, teacher.embedded)]
     if method == "dmd" and config.init_student_from:
         chosen |= WARM_DMD[teacher.embedded]
-    if method == "trajectory" and teacher.embedded and max(config.sampling_steps or chosen["sampling_steps"]) <= 2:
-        chosen["max_train_steps"] = 900  # long steps are harder to regress: after 600, samples are a tenth too alike
+    if (
+        method == "trajectory"
+        and teacher.embedded
+        and max(config.sampling_steps or chosen["sampling_steps"]) <= 2
+    ):
+        chosen["max_train_steps"] = (
+            900  # long steps are harder to regress: after 600, samples are a tenth too alike
+        )
     if config.student_layers is not None:
         chosen |= dict(save_merged=True) | WHOLE_STUDENT[teacher.embedded]
     missing = {k: v for k, v in chosen.items() if getattr(config, k) is None}
@@ -37,14 +52,46 @@ def resolve(config: Config, teacher) -> Config:
     return config
 
 
-POSITIVE = ("max_train_steps", "train_batch_size", "gradient_accumulation_steps", "num_trajectories", "teacher_steps",
-            "rank", "lora_alpha", "flow_shift", "teacher_shift", "max_sequence_length", "learning_rate",
-            "max_grad_norm", "adam_epsilon", "sample_batch_size", "checkpointing_steps", "logging_steps",
-            "eval_samples", "fps", "critic_updates", "fake_score_learning_rate", "fake_score_lora_alpha", "score_draws",
-            "solver_points", "huber_c", "monitor_samples", "nonfinite_limit")
+POSITIVE = (
+    "max_train_steps",
+    "train_batch_size",
+    "gradient_accumulation_steps",
+    "num_trajectories",
+    "teacher_steps",
+    "rank",
+    "lora_alpha",
+    "flow_shift",
+    "teacher_shift",
+    "max_sequence_length",
+    "learning_rate",
+    "max_grad_norm",
+    "adam_epsilon",
+    "sample_batch_size",
+    "checkpointing_steps",
+    "logging_steps",
+    "eval_samples",
+    "fps",
+    "critic_updates",
+    "fake_score_learning_rate",
+    "fake_score_lora_alpha",
+    "score_draws",
+    "solver_points",
+    "huber_c",
+    "monitor_samples",
+    "nonfinite_limit",
+)
 FRACTIONS = ("adam_beta1", "adam_beta2", "ema_decay")
-NOT_NEGATIVE = ("critic_warmup_steps", "diversity_weight", "seed", "eval_seed", "lr_warmup_steps", "ema_start",
-                "adam_weight_decay", "monitor_steps", "validation_steps")
+NOT_NEGATIVE = (
+    "critic_warmup_steps",
+    "diversity_weight",
+    "seed",
+    "eval_seed",
+    "lr_warmup_steps",
+    "ema_start",
+    "adam_weight_decay",
+    "monitor_steps",
+    "validation_steps",
+)
 
 
 def check_values(config: Config) -> None:
@@ -63,17 +110,31 @@ def check_values(config: Config) -> None:
         if name.removeprefix("real_score_") in ("guidance_scale", "guidance_scale_2") and value < 1:
             raise UsageError(f"--{name} {value}: guidance starts at 1, which is off")
     if config.checkpoints_total_limit is not None and config.checkpoints_total_limit < 1:
-        raise UsageError(f"--checkpoints_total_limit {config.checkpoints_total_limit}: keep at least 1 to resume from")
+        raise UsageError(
+            f"--checkpoints_total_limit {config.checkpoints_total_limit}: keep at least 1 to "
+            "resume from"
+        )
     if foreign := [name for name in config.lora_layers if name not in LORA_TARGETS]:
-        raise UsageError(f"--lora_layers {','.join(config.lora_layers)}: Wan's blocks have no {foreign[0] or 'such'} "
-                         f"layer; choose from {','.join(LORA_TARGETS)}")
+        raise UsageError(
+            f"--lora_layers {','.join(config.lora_layers)}: Wan's blocks have no "
+            f"{foreign[0] or 'such'} "
+            f"layer; choose from {','.join(LORA_TARGETS)}"
+        )
     if config.score_sigma_max is not None and not 0.9 <= config.score_sigma_max < 1:
-        raise UsageError(f"--score_sigma_max {config.score_sigma_max}: must be at least 0.9 and below 1 (DMD2: 0.98)")
+        raise UsageError(
+            f"--score_sigma_max {config.score_sigma_max}: must be at least 0.9 and below 1 (DMD2: "
+            "0.98)"
+        )
     if config.num_frames < 1 or config.num_frames % 4 != 1:
         near = max(1, (config.num_frames - 1) // 4 * 4 + 1)
-        raise UsageError(f"--num_frames {config.num_frames}: Wan needs 4k+1 frames; use {near} or {near + 4}")
+        raise UsageError(
+            f"--num_frames {config.num_frames}: Wan needs 4k+1 frames; use {near} or {near + 4}"
+        )
     if config.max_sequence_length < 2:
-        raise UsageError(f"--max_sequence_length {config.max_sequence_length}: need room for one word and its end mark")
+        raise UsageError(
+            f"--max_sequence_length {config.max_sequence_length}: need room for one word and its "
+            "end mark"
+        )
 
 
 def check_sides(config: Config, multiple: int) -> None:
@@ -83,7 +144,9 @@ def check_sides(config: Config, multiple: int) -> None:
         if side < multiple or side % multiple:
             near = max(multiple, side // multiple * multiple)
             raise UsageError(
-                f"--{name} {side}: Wan's patches need a multiple of {multiple}; use {near} or {near + multiple}")
+                f"--{name} {side}: Wan's patches need a multiple of {multiple}; use {near} or "
+                f"{near + multiple}"
+            )
 
 
 def check_student_layers(config: Config, teacher) -> None:
@@ -92,54 +155,93 @@ def check_student_layers(config: Config, teacher) -> None:
     if layers is None:
         return
     if not 1 <= layers <= total:
-        raise UsageError(f"--student_layers {layers}: {teacher.name} has {total} blocks; give 1 to {total}")
+        raise UsageError(
+            f"--student_layers {layers}: {teacher.name} has {total} blocks; give 1 to {total}"
+        )
     if config.method != "trajectory":
-        raise UsageError(f"--student_layers {layers}: --method {config.method} needs the teacher beneath the student; "
-                         "use --method trajectory")
-    clashing = [flag for flag, given in (
-        ("--init_student_from", config.init_student_from), ("--offload", config.offload), ("--shard", config.shard),
-        (f"--base_precision {config.base_precision}", config.base_precision != "bf16"),
-        ("--no-save_merged", not config.save_merged)) if given]
+        raise UsageError(
+            f"--student_layers {layers}: --method {config.method} needs the teacher beneath the "
+            "student; "
+            "use --method trajectory"
+        )
+    clashing = [
+        flag
+        for flag, given in (
+            ("--init_student_from", config.init_student_from),
+            ("--offload", config.offload),
+            ("--shard", config.shard),
+            (f"--base_precision {config.base_precision}", config.base_precision != "bf16"),
+            ("--no-save_merged", not config.save_merged),
+        )
+        if given
+    ]
     if clashing:
-        raise UsageError(f"--student_layers {layers}: all weights are trained and a pipeline is written; leave "
-                         f"{clashing[0]} out")
+        raise UsageError(
+            f"--student_layers {layers}: all weights are trained and a pipeline is written; leave "
+            f"{clashing[0]} out"
+        )
 
 
 def check_schedule(config: Config, teacher) -> None:
-    """Grids are nested; each expert that is trained owns a step, and owns it at inference too. Raises UsageError."""
+    """Grids are nested; each expert that is trained owns a step, and owns it at inference too.
+    Raises UsageError.
+    """
     for steps in config.sampling_steps:
         if config.grid_steps % steps:
             listing = ",".join(map(str, config.sampling_steps))
-            raise UsageError(f"--sampling_steps {listing}: the sigmas of {steps} steps "
-                             f"are not among those of {config.grid_steps}; use divisors of the largest, such as 2,4,8")
+            raise UsageError(
+                f"--sampling_steps {listing}: the sigmas of {steps} steps "
+                f"are not among those of {config.grid_steps}; use divisors of the largest, such as "
+                "2,4,8"
+            )
     boundary = config.boundary
     if boundary is None:
         if config.expert == "low":
-            raise UsageError(f"--expert low: {teacher.name} has a single transformer; leave --expert out")
+            raise UsageError(
+                f"--expert low: {teacher.name} has a single transformer; leave --expert out"
+            )
         return
     if teacher.boundary_ratio is None:
-        raise UsageError(f"--boundary_ratio {boundary}: {teacher.name} has a single transformer; leave it out")
+        raise UsageError(
+            f"--boundary_ratio {boundary}: {teacher.name} has a single transformer; leave it out"
+        )
     if not 0 < boundary < 1:
-        raise UsageError(f"--boundary_ratio {boundary}: must lie between 0 and 1 (Wan2.2 T2V: 0.875)")
+        raise UsageError(
+            f"--boundary_ratio {boundary}: must lie between 0 and 1 (Wan2.2 T2V: 0.875)"
+        )
     if config.score_sigma_max <= boundary:
-        raise UsageError(f"--score_sigma_max {config.score_sigma_max}: leaves the high expert, which works above "
-                         f"{boundary:g}, no score; raise it")
+        raise UsageError(
+            f"--score_sigma_max {config.score_sigma_max}: leaves the high expert, which works "
+            "above "
+            f"{boundary:g}, no score; raise it"
+        )
     for steps in config.sampling_steps:
         sigmas = config.sigmas(steps)
         for sigma in sigmas[:-1]:
             if abs(sigma - boundary) < 1e-4:
                 raise UsageError(
-                    f"--flow_shift {config.flow_shift:g} with {steps} steps: sigma {sigma:.4f} sits on the boundary "
-                    f"{boundary:g}, where rounding picks the expert; choose another --flow_shift, such as 5")
+                    f"--flow_shift {config.flow_shift:g} with {steps} steps: sigma {sigma:.4f} "
+                    "sits on the boundary "
+                    f"{boundary:g}, where rounding picks the expert; choose another --flow_shift, "
+                    "such as 5"
+                )
             if expert_of(sigma, boundary) != expert_of(sigma, teacher.boundary_ratio):
                 raise UsageError(
-                    f"--boundary_ratio {boundary:g}: the step at sigma {sigma:.4f} would be run by the other expert at "
-                    f"inference, where the teacher's pipeline splits at {teacher.boundary_ratio:g}; "
-                    "leave --boundary_ratio out")
+                    f"--boundary_ratio {boundary:g}: the step at sigma {sigma:.4f} would be run by "
+                    "the other expert at "
+                    "inference, where the teacher's pipeline splits at "
+                    f"{teacher.boundary_ratio:g}; "
+                    "leave --boundary_ratio out"
+                )
     for expert in config.experts:
-        if not any(steps_of(expert, config.sigmas(steps), boundary) for steps in config.sampling_steps):
+        if not any(
+            steps_of(expert, config.sigmas(steps), boundary) for steps in config.sampling_steps
+        ):
             listing = ", ".join(f"{sigma:.4f}" for sigma in config.sigmas()[:-1])
             other = "high" if expert == "low" else "low"
             raise UsageError(
-                f"--expert {config.expert}: the {expert} expert owns none of the steps (sigmas {listing}; "
-                f"boundary {boundary:g}); use --expert {other}, more --sampling_steps or another --flow_shift")
+                f"--expert {config.expert}: the {expert} expert owns none of the steps (sigmas "
+                f"{listing}; "
+                f"boundary {boundary:g}); use --expert {other}, more --sampling_steps or another "
+                "--flow_shift"
+            )

@@ -38,9 +38,15 @@ def _kind(annotation) -> type:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(
-        prog="train_distillation.py", usage="%(prog)s [flags]", allow_abbrev=False, epilog=EXAMPLES,
+        prog="train_distillation.py",
+        usage="%(prog)s [flags]",
+        allow_abbrev=False,
+        epilog=EXAMPLES,
         description="Distil a Wan text-to-video teacher into a student that samples in a few steps without guidance.",
-        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=32, width=110))
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(
+            prog, max_help_position=32, width=110
+        ),
+    )
     groups: dict[str, argparse._ArgumentGroup] = {}
     hints = typing.get_type_hints(Config)
     for item in dataclasses.fields(Config):
@@ -57,19 +63,27 @@ def build_parser() -> argparse.ArgumentParser:
             if not meta["choices"]:
                 options["metavar"] = {int: "N", float: "X"}.get(kind, "TEXT")
         group.add_argument(f"--{item.name}", *meta["alias"], **options)
-    groups[START].add_argument("--config", metavar="FILE.yaml", default=None,
-                               help="read settings from a file; flags on the command line win")
+    groups[START].add_argument(
+        "--config",
+        metavar="FILE.yaml",
+        default=None,
+        help="read settings from a file; flags on the command line win",
+    )
     return parser
 
 
 def parse_args(argv: list[str]) -> Config:
     """Command line -> Config. Raises UsageError naming the flag, the value and the remedy."""
     parser = build_parser()
-    if empty := [given for given in argv if given.endswith("=--")]:  # argparse would take it for a list
+    if empty := [
+        given for given in argv if given.endswith("=--")
+    ]:  # argparse would take it for a list
         raise UsageError(f"{empty[0]}: '--' is no value; leave the flag out")
     known, unknown = parser.parse_known_args(argv)
     if unknown:
-        raise UsageError(_unknown(unknown[0], [o for a in parser._actions for o in a.option_strings]))
+        raise UsageError(
+            _unknown(unknown[0], [o for a in parser._actions for o in a.option_strings])
+        )
     settings = vars(known)
     file = settings.pop("config", None)
     return Config(**{**(_read_yaml(file) if file else {}), **settings})
@@ -89,7 +103,9 @@ def _read_yaml(file: str) -> dict:
     try:
         settings = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"--config {file}: cannot be read ({one_line(error)}); give a YAML file") from error
+        raise UsageError(
+            f"--config {file}: cannot be read ({one_line(error)}); give a YAML file"
+        ) from error
     if not isinstance(settings, dict):
         raise UsageError(f"--config {file}: must hold 'flag: value' lines")
     argv = []

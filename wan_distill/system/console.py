@@ -24,7 +24,9 @@ class _Lines:
 
 
 def progress_bar(total: int, what: str, unit: str, shown: bool, done: int = 0, **options) -> tqdm:
-    """A bar on a terminal, a line every half minute elsewhere; on the main process, and only where there is work."""
+    """A bar on a terminal, a line every half minute elsewhere; on the main process, and only where
+    there is work.
+    """
     if not sys.stderr.isatty():
         options = dict(file=_Lines(), mininterval=QUIET_SECONDS, ncols=80) | options
     idle = not shown or done >= total
@@ -32,12 +34,18 @@ def progress_bar(total: int, what: str, unit: str, shown: bool, done: int = 0, *
 
 
 class TrainingBar:
-    """Updates of one expert: losses, seconds an update, and the time that the whole run still needs."""
+    """Updates of one expert: losses, seconds an update, and the time that the whole run still
+    needs.
+    """
 
     def __init__(self, expert: str, first: int, last: int, config: Config, shown: bool):
         later = len(config.experts) - 1 - config.experts.index(expert)
         self.after, self.started, self.first = later * last, time.perf_counter(), first
-        lines = {} if sys.stderr.isatty() else dict(mininterval=float("inf"), miniters=last + 1, ncols=160)
+        lines = (
+            {}
+            if sys.stderr.isatty()
+            else dict(mininterval=float("inf"), miniters=last + 1, ncols=160)
+        )
         self.bar = progress_bar(last, f"{expert} expert", "update", shown, first, **lines)
 
     def __enter__(self) -> TrainingBar:
@@ -55,11 +63,15 @@ class TrainingBar:
         left = (self.bar.total - self.bar.n + self.after) * each
         losses = [f"{name} {value:.4g}" for name, value in line.items() if name.endswith("_loss")]
         left = tqdm.format_interval(left)
-        self.bar.set_postfix_str(", ".join([*losses, f"{each:.2g} s/update", f"training left {left}"]))
+        self.bar.set_postfix_str(
+            ", ".join([*losses, f"{each:.2g} s/update", f"training left {left}"])
+        )
 
 
 def speak_plainly() -> None:
-    """What stdout or stderr cannot encode, such as Wan's negative prompt in a Windows pipe, is shown as escapes."""
+    """What stdout or stderr cannot encode, such as Wan's negative prompt in a Windows pipe, is
+    shown as escapes.
+    """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # not where a caller has put something else in its place
             stream.reconfigure(errors="backslashreplace")

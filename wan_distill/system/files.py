@@ -25,14 +25,22 @@ def write_atomically(file: Path, data: bytes) -> None:
     os.replace(temporary, file)
 
 
-def write_tensors(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+def write_tensors(
+    file: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
     """`save_file`, atomically: the name appears only when the content is on disk."""
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
-        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary, metadata)
+        save_file(
+            {name: t.detach().cpu().contiguous() for name, t in tensors.items()},
+            temporary,
+            metadata,
+        )
     except SafetensorError as error:  # it wraps what the system said
         number = re.search(r"os error (\d+)", str(error))
-        raise OSError(int(number[1]), os.strerror(int(number[1])), str(file)) if number else error from error
+        raise (
+            OSError(int(number[1]), os.strerror(int(number[1])), str(file)) if number else error
+        ) from error
     _sync(temporary)
     os.replace(temporary, file)
 
@@ -63,10 +71,14 @@ def _remove(folder: Path) -> None:
 
 def claim(output_dir: Path) -> None:
     """Makes the output folder and shows that it can be written to. Raises UsageError."""
-    probe = output_dir / f".writable.{os.getpid()}"  # its own: the processes of one run claim the same folder at once
+    probe = (
+        output_dir / f".writable.{os.getpid()}"
+    )  # its own: the processes of one run claim the same folder at once
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"")
         probe.unlink(missing_ok=True)
     except OSError as error:
-        raise UsageError(f"--output_dir {output_dir}: cannot be written ({error.strerror}); choose another") from error
+        raise UsageError(
+            f"--output_dir {output_dir}: cannot be written ({error.strerror}); choose another"
+        ) from error

@@ -11,7 +11,9 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 
-def contact_sheet(file: Path, clips: dict[str, Tensor], prompts: list[str], frames: int = 6) -> None:
+def contact_sheet(
+    file: Path, clips: dict[str, Tensor], prompts: list[str], frames: int = 6
+) -> None:
     """One block a prompt; in it one row a sampler, its clip's frames from left to right.
 
     Args:
@@ -31,14 +33,18 @@ def contact_sheet(file: Path, clips: dict[str, Tensor], prompts: list[str], fram
             chosen = torch.linspace(0, clip.shape[1] - 1, min(frames, clip.shape[1])).round().long()
             for c, frame in enumerate(clip[p, chosen]):
                 picture = Image.fromarray((frame * 255).round().byte().numpy())
-                sheet.paste(picture.resize((wide, tall), Image.Resampling.NEAREST), (label + c * (wide + 2), top))
+                sheet.paste(
+                    picture.resize((wide, tall), Image.Resampling.NEAREST),
+                    (label + c * (wide + 2), top),
+                )
     temporary = file.with_name(f".{file.name}")
     sheet.save(temporary, format="PNG")
     temporary.replace(file)
 
 
 def write_video(file: Path, frames: numpy.ndarray, fps: int) -> Path:
-    """Writes [F, H, W, 3] frames in [0, 1] as mp4; where no encoder is installed, as a PNG strip beside it.
+    """Writes [F, H, W, 3] frames in [0, 1] as mp4; where no encoder is installed, as a PNG strip
+    beside it.
 
     Returns the file that was written.
     """

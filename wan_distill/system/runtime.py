@@ -17,15 +17,19 @@ from wan_distill.errors import Stopped
 from wan_distill.settings.config import Config
 
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# While the main process encodes prompts or solves the last samples, the others wait in a collective.
+# While the main process encodes prompts or solves the last samples, the others wait in a
+# collective.
 COLLECTIVE_TIMEOUT = timedelta(hours=3)
 
 
 def process_state() -> PartialState:
-    """Joins the process group where a launcher made one; without an accelerator that is gloo on the CPU."""
+    """Joins the process group where a launcher made one; without an accelerator that is gloo on the
+    CPU.
+    """
     if "WORLD_SIZE" not in os.environ:
         return PartialState()
-    # Not told so, accelerate lets every rank of a machine without accelerator believe that it is alone.
+    # Not told so, accelerate lets every rank of a machine without accelerator believe that it is
+    # alone.
     return PartialState(cpu=not torch.accelerator.is_available(), timeout=COLLECTIVE_TIMEOUT)
 
 
@@ -40,8 +44,11 @@ class Runtime:
         self.is_main = self.state.is_main_process
         self.sharded = config.shard and self.processes > 1
         self.together = config.context_parallel and self.processes > 1
-        # This process' share of the samples: none of its own where all work on each sample together.
-        self.rank, self.world = (0, 1) if self.together else (self.state.process_index, self.processes)
+        # This process' share of the samples: none of its own where all work on each sample
+        # together.
+        self.sample_rank, self.sample_groups = (
+            (0, 1) if self.together else (self.state.process_index, self.processes)
+        )
         self.joint = self.sharded or self.together
         """whether every forward needs all processes"""
         self.dtype = DTYPES[config.mixed_precision]
@@ -51,22 +58,30 @@ class Runtime:
                 signal.signal(getattr(signal, name), self._on_signal)
 
     def _on_signal(self, number: int, frame) -> None:
-        """The first signal asks for a save after the update in flight; a second one ends the process at once."""
+        """The first signal asks for a save after the update in flight; a second one ends the
+        process at once.
+        """
         if self.signal is not None:
             os._exit(128 + number)
         self.signal = number
-        print("\nStopping after this update and saving; once more to stop at once.", file=sys.stderr, flush=True)
+        print(
+            "\nStopping after this update and saving; once more to stop at once.",
+            file=sys.stderr,
+            flush=True,
+        )
 
     def stop_requested(self) -> bool:
         """Whether any rank was told to stop; all ranks get the same answer."""
-        return bool(self.agree(float(self.signal is not None)))
+        return bool(self.max_over_ranks(float(self.signal is not None)))
 
     def stop_here_if_asked(self) -> None:
-        """For loops whose finished pieces are on disk already. Raises Stopped after a signal to this process."""
+        """For loops whose finished pieces are on disk already. Raises Stopped after a signal to
+        this process.
+        """
         if self.stop_requested() if self.joint else self.signal is not None:  # joint: all or none
             raise Stopped("Stopped; what is finished is kept. Run the same command to go on.")
 
-    def agree(self, value: float) -> float:
+    def max_over_ranks(self, value: float) -> float:
         """The largest `value` over ranks, the same on all of them."""
         if self.processes == 1:
             return value
@@ -74,8 +89,10 @@ class Runtime:
         dist.all_reduce(largest, op=dist.ReduceOp.MAX)
         return float(largest)
 
-    def looks(self) -> bool:
-        """Whether this process samples the student: the main one, but all of them where each forward needs all."""
+    def samples_student(self) -> bool:
+        """Whether this process samples the student: the main one, but all of them where each
+        forward needs all.
+        """
         return self.is_main or self.joint
 
     def told_by_main(self, value):
@@ -92,12 +109,20 @@ class Runtime:
             print(*lines, sep="\n", flush=True)
 
     def autocast(self):
-        """bf16/fp16 arithmetic around a low-precision base, whose float32 adapters would otherwise promote it."""
-        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+        """bf16/fp16 arithmetic around a low-precision base, whose float32 adapters would otherwise
+        promote it.
+        """
+        return torch.autocast(
+            self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32
+        )
 
     def micro_batch(self, step: int, micro: int) -> int:
-        """Global index of a micro-batch: the same work is done for any split into processes and accumulation."""
-        return (step * self.config.gradient_accumulation_steps + micro) * self.world + self.rank
+        """Global index of a micro-batch: the same work is done for any split into processes and
+        accumulation.
+        """
+        return (
+            step * self.config.gradient_accumulation_steps + micro
+        ) * self.sample_groups + self.rank
 
     def average_gradients(self, parameters: Iterable[Tensor]) -> None:
         """Mean gradient over ranks in one all-reduce: data parallelism without wrapping the model.
@@ -109,11 +134,15 @@ class Runtime:
         gradients = [p.grad for p in parameters]
         flat = torch._utils._flatten_dense_tensors(gradients)
         dist.all_reduce(flat)
-        flat /= self.world
-        for gradient, mean in zip(gradients, torch._utils._unflatten_dense_tensors(flat, gradients), strict=True):
+        flat /= self.sample_groups
+        for gradient, mean in zip(
+            gradients, torch._utils._unflatten_dense_tensors(flat, gradients), strict=True
+        ):
             gradient.copy_(mean)
 
 
-def sent(values: Tensor, device: torch.device) -> Tensor:
-    """`values` on `device`; the host does not wait for it (from pageable memory a large copy would)."""
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """`values` on `device`; the host does not wait for it (from pageable memory a large copy
+    would).
+    """
     return (values.pin_memory() if device.type == "cuda" else values).to(device, non_blocking=True)

@@ -13,19 +13,27 @@ def weight_files(folder: Path) -> list[Path]:
     """The weight files that the index names, or all there are; safetensors before pickles."""
     for pattern in ("*.safetensors", "*.bin"):
         for index in sorted(folder.glob(f"{pattern}.index.json")):
-            named = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            named = sorted(
+                set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            )
             missing = [name for name in named if not (folder / name).is_file()]
             if missing:
-                raise TextEncoderError(f"{folder}: {missing[0]} is named by {index.name} but missing; "
-                                       "download it again")
+                raise TextEncoderError(
+                    f"{folder}: {missing[0]} is named by {index.name} but missing; "
+                    "download it again"
+                )
             return [folder / name for name in named]
         if files := sorted(folder.glob(pattern)):
             return files
-    raise TextEncoderError(f"{folder}: no weight file (*.safetensors or *.bin) here; download the text encoder again")
+    raise TextEncoderError(
+        f"{folder}: no weight file (*.safetensors or *.bin) here; download the text encoder again"
+    )
 
 
 def read_header(file: Path) -> tuple[dict, int]:
-    """A safetensors file's header, and where its data begins. Raises TextEncoderError on a damaged file."""
+    """A safetensors file's header, and where its data begins. Raises TextEncoderError on a damaged
+    file.
+    """
     size = file.stat().st_size
     with file.open("rb") as data:
         start = data.read(8)
@@ -36,7 +44,11 @@ def read_header(file: Path) -> tuple[dict, int]:
             header = json.loads(data.read(length))
         except ValueError as error:
             raise TextEncoderError(f"{file}: its header is damaged; download it again") from error
-    end = max((t["data_offsets"][1] for name, t in header.items() if name != "__metadata__"), default=0)
+    end = max(
+        (t["data_offsets"][1] for name, t in header.items() if name != "__metadata__"), default=0
+    )
     if 8 + length + end > size:
-        raise TextEncoderError(f"{file}: truncated ({size} of {8 + length + end} bytes); download it again")
+        raise TextEncoderError(
+            f"{file}: truncated ({size} of {8 + length + end} bytes); download it again"
+        )
     return header, 8 + length

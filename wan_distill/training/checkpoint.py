@@ -1,8 +1,9 @@
-"""Checkpoints that survive a kill at any instruction: a new folder, fsync, rename, move LATEST, only then prune.
+"""Checkpoints that survive a kill at any instruction: a new folder, fsync, rename, move LATEST,
+only then prune.
 
-    <root>/checkpoint-200/state.json     step, settings, and the SHA-256 of every file
-    <root>/checkpoint-200/*.safetensors  tensors, one file per role
-    <root>/LATEST                        the name of the newest complete folder
+<root>/checkpoint-200/state.json     step, settings, and the SHA-256 of every file
+<root>/checkpoint-200/*.safetensors  tensors, one file per role
+<root>/LATEST                        the name of the newest complete folder
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ class DamagedCheckpoint(Exception):
 
 
 def save(root: Path, step: int, tensors: Tensors, state: dict, keep: int | None) -> Path:
-    """Writes `checkpoint-<step>` below `root`, points LATEST to it, then prunes to `keep` checkpoints."""
+    """Writes `checkpoint-<step>` below `root`, points LATEST to it, then prunes to `keep`
+    checkpoints.
+    """
     final = root / f"checkpoint-{step}"
     partial = root / f".partial-{step}"
     _remove(partial)
@@ -46,14 +49,16 @@ def save(root: Path, step: int, tensors: Tensors, state: dict, keep: int | None)
     verify(final)
     write_atomically(root / "LATEST", final.name.encode())
     _sync(root)
-    for old in (found(root)[keep:] if keep else []):
+    for old in found(root)[keep:] if keep else []:
         _remove(old)
     return final
 
 
 def found(root: Path) -> list[Path]:
     """Checkpoint folders below `root`, the highest step first."""
-    folders = [f for f in root.glob("checkpoint-*") if f.is_dir() and f.name.split("-")[1].isdecimal()]
+    folders = [
+        f for f in root.glob("checkpoint-*") if f.is_dir() and f.name.split("-")[1].isdecimal()
+    ]
     return sorted(folders, key=lambda f: -int(f.name.split("-")[1]))
 
 
@@ -70,7 +75,9 @@ def latest(root: Path, say: Callable[[str], None] = print) -> Path | None:
 
 
 def set_aside(root: Path, step: int) -> list[Path]:
-    """Renames checkpoints after `step`, so that training anew from there neither trusts nor destroys them."""
+    """Renames checkpoints after `step`, so that training anew from there neither trusts nor
+    destroys them.
+    """
     moved = []
     for folder in found(root):
         if int(folder.name.split("-")[1]) > step:
@@ -86,7 +93,9 @@ def read_state(folder: Path) -> dict:
         if not all(isinstance(state[key], kind) for key, kind in WRITTEN.items()):
             raise ValueError(f"{STATE} holds something else")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DamagedCheckpoint(f"{folder} is incomplete ({type(error).__name__}: {error})") from error
+        raise DamagedCheckpoint(
+            f"{folder} is incomplete ({type(error).__name__}: {error})"
+        ) from error
     return state
 
 
@@ -96,11 +105,15 @@ def verify(folder: Path) -> dict:
     if _state_hash(state) != state.get("sha256_state"):
         raise DamagedCheckpoint(f"{folder} is damaged ({STATE} changed since it was written)")
     try:
-        damaged = [name for name, digest in state["sha256"].items() if _sha256(folder / name) != digest]
+        damaged = [
+            name for name, digest in state["sha256"].items() if _sha256(folder / name) != digest
+        ]
     except OSError as error:
         raise DamagedCheckpoint(f"{folder} is incomplete ({error})") from error
     if damaged:
-        raise DamagedCheckpoint(f"{folder} is damaged ({', '.join(damaged)} changed since it was written)")
+        raise DamagedCheckpoint(
+            f"{folder} is damaged ({', '.join(damaged)} changed since it was written)"
+        )
     return state
 
 

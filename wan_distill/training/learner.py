@@ -21,25 +21,37 @@ Named = dict[str, Tensor]
 class Learner:
     """One role's trainable tensors with their optimizer and, for the student, their moving average."""
 
-    def __init__(self, role: Role, parameters: dict[str, torch.nn.Parameter], config: Config, updates: int):
+    def __init__(
+        self, role: Role, parameters: dict[str, torch.nn.Parameter], config: Config, updates: int
+    ):
         self.role = role
         self.parameters = parameters
         self.config = config
         self.updates = updates
         self.done = 0
-        self.peak_lr = config.learning_rate if role == "student" else config.fake_score_learning_rate
+        self.peak_lr = (
+            config.learning_rate if role == "student" else config.fake_score_learning_rate
+        )
         self.optimizer = adamw(config)(
-            parameters.values(), lr=self.peak_lr, betas=(config.adam_beta1, config.adam_beta2),
-            weight_decay=config.adam_weight_decay, eps=config.adam_epsilon,
-            **({} if config.use_8bit_adam else {"fused": True}))
-        self.average = {name: p.detach().clone() for name, p in parameters.items()} if self.averages else {}
+            parameters.values(),
+            lr=self.peak_lr,
+            betas=(config.adam_beta1, config.adam_beta2),
+            weight_decay=config.adam_weight_decay,
+            eps=config.adam_epsilon,
+            **({} if config.use_8bit_adam else {"fused": True}),
+        )
+        self.average = (
+            {name: p.detach().clone() for name, p in parameters.items()} if self.averages else {}
+        )
 
     @property
     def averages(self) -> bool:
         return self.role == "student" and self.config.ema_decay > 0
 
     def learning_rate(self) -> float:
-        """Warm-up, then constant or decaying; a pure function of the update, so nothing needs saving."""
+        """Warm-up, then constant or decaying; a pure function of the update, so nothing needs
+        saving.
+        """
         warmup, kind = self.config.lr_warmup_steps, self.config.lr_scheduler
         if kind != "constant" and self.done < warmup:
             return self.peak_lr * (self.done + 1) / warmup
@@ -48,16 +60,17 @@ class Learner:
         return self.peak_lr * factor
 
     def update(self, runtime: Runtime, loss: Tensor) -> float:
-        """Averages gradients over ranks, checks, clips, steps. Returns the gradient's norm before clipping.
+        """Averages gradients over ranks, checks, clips, steps. Returns the gradient's norm before
+        clipping.
 
-        Raises NonFiniteError, on every rank and with no weight changed, when any rank's `loss` or gradient is not
-        finite; the gradients are then gone.
+        Raises NonFiniteError, on every rank and with no weight changed, when any rank's `loss` or
+        gradient is not finite; the gradients are then gone.
         """
         runtime.average_gradients(self.parameters.values())
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.max_grad_norm)
         # The one wait for the device in an update: a bad one must not happen.
         norm, loss = torch.stack([norm.double(), loss.detach().double()]).tolist()
-        if runtime.agree(float(not (math.isfinite(norm) and math.isfinite(loss)))):
+        if runtime.max_over_ranks(float(not (math.isfinite(norm) and math.isfinite(loss)))):
             self.optimizer.zero_grad(set_to_none=True)
             raise NonFiniteError(f"loss {loss:g}, gradient norm {norm:g}")
         for group in self.optimizer.param_groups:
@@ -67,12 +80,18 @@ class Learner:
         self.done += 1
         if self.averages:
             decay = self.config.ema_decay if self.done > self.config.ema_start else 0.0
-            torch._foreach_lerp_(list(self.average.values()), [p.detach() for p in self.parameters.values()], 1 - decay)
+            torch._foreach_lerp_(
+                list(self.average.values()),
+                [p.detach() for p in self.parameters.values()],
+                1 - decay,
+            )
         return norm
 
     @torch.no_grad()
     def update_norm(self) -> float | None:
-        """Norm of the last change of the weights, weight decay aside, as AdamW's moments tell (8-bit ones do not)."""
+        """Norm of the last change of the weights, weight decay aside, as AdamW's moments tell
+        (8-bit ones do not).
+        """
         if self.config.use_8bit_adam:
             return None
         total = 0.0
@@ -82,18 +101,28 @@ class Learner:
                 if state := self.optimizer.state.get(p):
                     step = float(state["step"])
                     change = state["exp_avg"] / (1 - first**step)
-                    change = change / ((state["exp_avg_sq"] / (1 - second**step)).sqrt() + group["eps"])
+                    change = change / (
+                        (state["exp_avg_sq"] / (1 - second**step)).sqrt() + group["eps"]
+                    )
                     total += float((lr * change).square().sum())
         return math.sqrt(total)
 
     def exported(self) -> Named:
         """The tensors to ship: the moving average where one is kept."""
-        return self.average if self.averages else {name: p.detach() for name, p in self.parameters.items()}
+        return (
+            self.average
+            if self.averages
+            else {name: p.detach() for name, p in self.parameters.items()}
+        )
 
     @contextmanager
     def shipped(self) -> Iterator[None]:
         """Inside, the parameters are those that `exported` would ship."""
-        held = {name: p.detach().clone() for name, p in self.parameters.items()} if self.averages else {}
+        held = (
+            {name: p.detach().clone() for name, p in self.parameters.items()}
+            if self.averages
+            else {}
+        )
         try:
             for name in held:
                 self.parameters[name].data.copy_(self.average[name])
@@ -107,7 +136,10 @@ class Learner:
         saved = {f"weight.{name}": p.detach() for name, p in self.parameters.items()}
         saved |= {f"average.{name}": p for name, p in self.average.items()}
         for name, p in self.parameters.items():
-            saved |= {f"adam.{key}.{name}": torch.as_tensor(value) for key, value in self.optimizer.state[p].items()}
+            saved |= {
+                f"adam.{key}.{name}": torch.as_tensor(value)
+                for key, value in self.optimizer.state[p].items()
+            }
         return saved
 
     @torch.no_grad()
@@ -120,10 +152,18 @@ class Learner:
             if full.startswith("adam."):
                 _, key, name = full.split(".", 2)
                 p, counts = self.parameters[name], key == "step" and not value.is_floating_point()
-                # bitsandbytes counts in an int; torch's fused AdamW wants its count beside the weights
-                self.optimizer.state[p][key] = int(value) if counts else value.to(p.device, copy=True)
-        if any((("state1" in state) != self.config.use_8bit_adam) for state in self.optimizer.state.values()):
-            raise KeyError("--use_8bit_adam: its moments and those of plain AdamW are not the same tensors")
+                # bitsandbytes counts in an int; torch's fused AdamW wants its count beside the
+                # weights
+                self.optimizer.state[p][key] = (
+                    int(value) if counts else value.to(p.device, copy=True)
+                )
+        if any(
+            (("state1" in state) != self.config.use_8bit_adam)
+            for state in self.optimizer.state.values()
+        ):
+            raise KeyError(
+                "--use_8bit_adam: its moments and those of plain AdamW are not the same tensors"
+            )
         for name, p in self.average.items():
             p.copy_(saved[f"average.{name}"])
 
@@ -137,7 +177,9 @@ def adamw(config: Config) -> type[torch.optim.Optimizer]:
     return bitsandbytes.optim.AdamW8bit
 
 
-def make_learners(method: Method, parameters: dict[Role, dict], config: Config) -> dict[Role, Learner]:
+def make_learners(
+    method: Method, parameters: dict[Role, dict], config: Config
+) -> dict[Role, Learner]:
     """A learner for each role of `method`; how often each steps follows from `method.role_at`."""
     total = method.updates(config.max_train_steps)
     counts = {role: 0 for role in method.roles}

@@ -16,7 +16,9 @@ from wan_distill.system.runtime import Runtime
 
 
 class Tracker:
-    """The tracker that `--report_to` names, through accelerate; metrics of both experts on one axis."""
+    """The tracker that `--report_to` names, through accelerate; metrics of both experts on one
+    axis.
+    """
 
     def __init__(self, config: Config, runtime: Runtime):
         self.tracker = None
@@ -25,16 +27,27 @@ class Tracker:
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
         kind = LOGGER_TYPE_TO_CLASS[config.report_to]
-        place = dict(logging_dir=str(Path(config.output_dir) / "logs")) if kind.requires_logging_directory else {}
+        place = (
+            dict(logging_dir=str(Path(config.output_dir) / "logs"))
+            if kind.requires_logging_directory
+            else {}
+        )
         self.tracker = kind(config.tracker_project_name, **place)
         self.tracker.start()
-        settings = {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in config.to_json().items()}
+        settings = {
+            k: v if isinstance(v, (bool, int, float, str)) else str(v)
+            for k, v in config.to_json().items()
+        }
         self.tracker.store_init_configuration(settings)
 
     def log(self, line: dict, offset: int) -> None:
-        """One line of metrics.jsonl; `offset` is the number of updates that came before this expert's."""
+        """One line of metrics.jsonl; `offset` is the number of updates that came before this
+        expert's.
+        """
         if self.tracker:
-            values = {f"{line['expert']}/{k}": v for k, v in line.items() if k not in ("expert", "step")}
+            values = {
+                f"{line['expert']}/{k}": v for k, v in line.items() if k not in ("expert", "step")
+            }
             self.tracker.log(values, step=offset + line["step"])
 
     def finish(self) -> None:
@@ -43,7 +56,9 @@ class Tracker:
 
 
 class Metrics:
-    """Appends one JSON line per logging interval to metrics.jsonl: means over its micro-batches, of all ranks."""
+    """Appends one JSON line per logging interval to metrics.jsonl: means over its micro-batches, of
+    all ranks.
+    """
 
     def __init__(self, file: Path, runtime: Runtime):
         self.file = file
@@ -56,7 +71,11 @@ class Metrics:
     def add(self, **values: Tensor | float) -> None:
         """Records scalars, the same names on all ranks, without waiting for the device."""
         for name, value in values.items():
-            value = value.detach().double() if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+            value = (
+                value.detach().double()
+                if isinstance(value, Tensor)
+                else torch.tensor(value, dtype=torch.float64)
+            )
             self.sums[name] = self.sums.get(name, 0) + value
             self.counts[name] = self.counts.get(name, 0) + 1
 
@@ -83,22 +102,33 @@ class Metrics:
         """The sums, averaged over ranks; all of them must ask."""
         names = sorted(self.sums)
         totals = torch.stack([self.sums[n].to(self.runtime.device) for n in names])
-        if self.runtime.world > 1:
+        if self.runtime.sample_groups > 1:
             dist.all_reduce(totals)
-            totals /= self.runtime.world
+            totals /= self.runtime.sample_groups
         return dict(zip(names, totals.tolist(), strict=True))
 
     def state(self) -> dict:
         """What has not been written yet, for a checkpoint; all ranks must ask."""
-        return dict(sums=self._totals() if self.sums else {}, counts=dict(self.counts), seen=dict(self.seen))
+        return dict(
+            sums=self._totals() if self.sums else {}, counts=dict(self.counts), seen=dict(self.seen)
+        )
 
     def resume(self, state: dict, expert: str, step: int) -> None:
-        """Goes on after `step` of `expert`: puts back `state`, drops lines that tell of later updates or are torn."""
-        self.sums = {name: torch.tensor(total, dtype=torch.float64) for name, total in state.get("sums", {}).items()}
+        """Goes on after `step` of `expert`: puts back `state`, drops lines that tell of later
+        updates or are torn.
+        """
+        self.sums = {
+            name: torch.tensor(total, dtype=torch.float64)
+            for name, total in state.get("sums", {}).items()
+        }
         self.counts, self.seen = dict(state.get("counts", {})), dict(state.get("seen", {}))
         if not self.runtime.is_main or not self.file.exists():
             return
-        kept = [line for line in read_lines(self.file) if line["expert"] != expert or line["step"] <= step]
+        kept = [
+            line
+            for line in read_lines(self.file)
+            if line["expert"] != expert or line["step"] <= step
+        ]
         write_atomically(self.file, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
 

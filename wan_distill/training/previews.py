@@ -1,7 +1,8 @@
 """Clips to judge by eye while an expert trains: the same prompts and noise, teacher beside student.
 
-The teacher's side is solved once, before the expert is loaded. The high expert is shown by the x0 that its last step
-heads for (blurred by nature), the low one by the finished clip, which begins with the distilled high expert's latents.
+The teacher's side is solved once, before the expert is loaded. The high expert is shown by the x0
+that its last step heads for (blurred by nature), the low one by the finished clip, which begins
+with the distilled high expert's latents.
 """
 
 from __future__ import annotations
@@ -40,27 +41,45 @@ class Previews:
 
     def __init__(self, expert: Expert, sources: Sources, prompts: list[str]):
         config = sources.config
-        self.config, self.expert, self.teacher, self.runtime = config, expert, sources.teacher, sources.runtime
+        self.config, self.expert, self.teacher, self.runtime = (
+            config,
+            expert,
+            sources.teacher,
+            sources.runtime,
+        )
         self.prompts = prompts
         self.folder = Path(config.output_dir) / FOLDER
         self.began, self.spent = time.perf_counter(), 0.0
         self.skipped = self.teacher_shown = False
         if config.validation_steps:
-            watched = dataclasses.replace(config, monitor_steps=1, monitor_samples=SEEDS * len(prompts))
+            watched = dataclasses.replace(
+                config, monitor_steps=1, monitor_samples=SEEDS * len(prompts)
+            )
             sources = dataclasses.replace(sources, config=watched, prompts=prompts)
             self.clips = Monitor(expert, sources, self.folder)  # its samples, not its judgement
 
     def due(self, step: int, last: int) -> bool:
         """At 0, at every `--validation_steps` while that costs little, and at the end."""
         every = self.config.validation_steps
-        if not every or not self.runtime.looks() or not self.clips.on or (step % every and step != last):
+        if (
+            not every
+            or not self.runtime.samples_student()
+            or not self.clips.on
+            or (step % every and step != last)
+        ):
             return False
         share = self.spent / (time.perf_counter() - self.began)
-        if step in (0, last) or (self.runtime.agree(share) if self.runtime.joint else share) <= MAX_SHARE:
+        if (
+            step in (0, last)
+            or (self.runtime.max_over_ranks(share) if self.runtime.joint else share) <= MAX_SHARE
+        ):
             return True
         if not self.skipped:
-            self.runtime.say(f"\nA preview was left out: they have taken {self.spent:.0f} s, more than {MAX_SHARE:.0%} "
-                             "of the run. Raise --validation_steps to space them evenly.")
+            self.runtime.say(
+                f"\nA preview was left out: they have taken {self.spent:.0f} s, more than "
+                f"{MAX_SHARE:.0%} "
+                "of the run. Raise --validation_steps to space them evenly."
+            )
             self.skipped = True
         return False
 
@@ -71,7 +90,9 @@ class Previews:
         if not self.teacher_shown:
             if self.runtime.is_main:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                write_atomically(self.folder / PROMPTS, json.dumps(self.prompts, ensure_ascii=False).encode())
+                write_atomically(
+                    self.folder / PROMPTS, json.dumps(self.prompts, ensure_ascii=False).encode()
+                )
             self._save("teacher", self.clips.teacher_x0())
             self.teacher_shown = True
         with learner.shipped():
@@ -84,6 +105,8 @@ class Previews:
     def _save(self, who: str, x0: torch.Tensor) -> None:
         if not self.runtime.is_main:
             return
-        frames = decode(self.teacher.load_vae(), x0[:len(self.prompts)], self.config.sample_batch_size)
+        frames = decode(
+            self.teacher.load_vae(), x0[: len(self.prompts)], self.config.sample_batch_size
+        )
         for prompt, clip in enumerate(frames):
             write_video(self.file(who, prompt), clip.numpy(), self.config.fps)

@@ -10,13 +10,29 @@ from pathlib import Path
 
 from wan_distill.errors import TextEncoderError
 from wan_distill.system.weight_files import weight_files
-from wan_distill.umt5.inspect import EMBED, SHARED, Inspection, check_class, inspect_text_encoder, locate, refuse_pickle
+from wan_distill.umt5.inspect import (
+    EMBED,
+    SHARED,
+    Inspection,
+    check_class,
+    inspect_text_encoder,
+    locate,
+    refuse_pickle,
+)
 from wan_distill.umt5.silence import silence_tied_weight_report
-from wan_distill.umt5.verify import Verdict, fingerprint, read_rows, table_in_use, trusted_key, verify
+from wan_distill.umt5.verify import (
+    Verdict,
+    fingerprint,
+    read_rows,
+    table_in_use,
+    trusted_key,
+    verify,
+)
 
 
 def repair(encoder, source: str | Path | Inspection, key: str | None = None) -> None:
-    """Puts the file's table in use under both names, as one parameter, in the encoder's dtype and place.
+    """Puts the file's table in use under both names, as one parameter, in the encoder's dtype and
+    place.
 
     Do this before anything is quantised, offloaded, sharded or compiled.
     """
@@ -26,13 +42,17 @@ def repair(encoder, source: str | Path | Inspection, key: str | None = None) -> 
     stored = found.tables[key or trusted_key(found, encoder)]
     old = encoder.encoder.embed_tokens.weight
     place = next((p.device for p in encoder.parameters() if not p.is_meta), torch.device("cpu"))
-    table = torch.nn.Parameter(read_rows(stored).to(place, old.dtype), requires_grad=old.requires_grad)
+    table = torch.nn.Parameter(
+        read_rows(stored).to(place, old.dtype), requires_grad=old.requires_grad
+    )
     encoder.shared.weight = table
     encoder.encoder.embed_tokens.weight = table
 
 
-def settle(encoder, found: Inspection) -> Verdict:
-    """Verifies a loaded encoder, repairs it in memory where needed, and says so. Raises TextEncoderError."""
+def verify_or_repair(encoder, found: Inspection) -> Verdict:
+    """Verifies a loaded encoder, repairs it in memory where needed, and says so. Raises
+    TextEncoderError.
+    """
     check_class(found, type(encoder).__name__)
     key, done, remedy = trusted_key(found, encoder), [], ""
     if len(found.tables) == 2 and not found.tables_equal:
@@ -40,7 +60,9 @@ def settle(encoder, found: Inspection) -> Verdict:
         done.append(f"the file holds two different tables, of which {key} is healthy")
     checked = verify(encoder, found, key)
     if checked.matches is None and not table_in_use(encoder).is_meta:
-        raise TextEncoderError(f"{found.folder}: cannot be verified, {checked.reason}; load it unquantised first")
+        raise TextEncoderError(
+            f"{found.folder}: cannot be verified, {checked.reason}; load it unquantised first"
+        )
     if not checked.matches:
         repair(encoder, found, key)
         done.append(f"{checked.reason}; the file's was put in its place")
@@ -49,21 +71,41 @@ def settle(encoder, found: Inspection) -> Verdict:
         done.append("the two names held equal but separate tables; they share one now")
     checked = verify(encoder, found, key)
     if not checked.matches:
-        raise TextEncoderError(f"{found.folder}: {checked.reason}, also after repair; get the original checkpoint")
-    return Verdict("REPAIRED" if done else "PASS", "; ".join(done) or "the table in use is the file's", remedy,
-                   found.keys_in_file, checked.rows_compared, checked.rows_total, found.transformers,
-                   fingerprint(encoder), found.loads_right_on)
+        raise TextEncoderError(
+            f"{found.folder}: {checked.reason}, also after repair; get the original checkpoint"
+        )
+    return Verdict(
+        "REPAIRED" if done else "PASS",
+        "; ".join(done) or "the table in use is the file's",
+        remedy,
+        found.keys_in_file,
+        checked.rows_compared,
+        checked.rows_total,
+        found.transformers,
+        fingerprint(encoder),
+        found.loads_right_on,
+    )
 
 
-def load_text_encoder(source: str | Path, *, subfolder: str = "text_encoder", torch_dtype=None, revision=None,
-                      cache_dir=None, verbose: bool = False, allow_pickle: bool = False, **kwargs):
+def load_text_encoder(
+    source: str | Path,
+    *,
+    subfolder: str = "text_encoder",
+    torch_dtype=None,
+    revision=None,
+    cache_dir=None,
+    verbose: bool = False,
+    allow_pickle: bool = False,
+    **kwargs,
+):
     """Loads a UMT5 text encoder quietly and makes sure that its table is the file's.
 
     Args:
         source: hub id, pipeline folder, or text encoder folder.
         kwargs: go to `UMT5EncoderModel.from_pretrained`.
 
-    Returns (encoder in eval mode, Verdict). Raises TextEncoderError where it is broken beyond repair.
+    Returns (encoder in eval mode, Verdict). Raises TextEncoderError where it is broken beyond
+    repair.
     """
     folder = locate(source, subfolder, revision, cache_dir)
     found = inspect_text_encoder(folder)
@@ -74,14 +116,15 @@ def load_text_encoder(source: str | Path, *, subfolder: str = "text_encoder", to
 
     with silence_tied_weight_report(verbose):
         encoder = UMT5EncoderModel.from_pretrained(found.folder, torch_dtype=torch_dtype, **kwargs)
-    return encoder.eval(), settle(encoder, found)
+    return encoder.eval(), verify_or_repair(encoder, found)
 
 
 def repair_on_disk(source: str | Path, out: str | Path) -> Verdict:
-    """Writes a clean copy of a text encoder to the new folder `out`, atomically, and loads it back to verify it.
+    """Writes a clean copy of a text encoder to the new folder `out`, atomically, and loads it back
+    to verify it.
 
-    The copy holds one table, `shared.weight`, and says `tie_word_embeddings: true`, which every version of
-    transformers loads right. `source` is never written to.
+    The copy holds one table, `shared.weight`, and says `tie_word_embeddings: true`, which every
+    version of transformers loads right. `source` is never written to.
     """
     from safetensors.torch import load_file, save_file
 
@@ -107,13 +150,19 @@ def repair_on_disk(source: str | Path, out: str | Path) -> Verdict:
         for file in found.folder.iterdir():
             if file.suffix == ".json" and not file.name.endswith(".index.json"):
                 shutil.copy2(file, partial)
-        config = json.loads((found.folder / "config.json").read_text(encoding="utf-8")) | {"tie_word_embeddings": True}
+        config = json.loads((found.folder / "config.json").read_text(encoding="utf-8")) | {
+            "tie_word_embeddings": True
+        }
         (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         if len(set(weight_map.values())) > 1:
             index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-            (partial / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+            (partial / "model.safetensors.index.json").write_text(
+                json.dumps(index, indent=2) + "\n", encoding="utf-8"
+            )
         _, verdict = load_text_encoder(partial)
         os.replace(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return replace(verdict, verdict="REPAIRED", reason=f"a clean copy is in {out}, loaded back and verified")
+    return replace(
+        verdict, verdict="REPAIRED", reason=f"a clean copy is in {out}, loaded back and verified"
+    )

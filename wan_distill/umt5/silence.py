@@ -18,18 +18,24 @@ _lock = threading.Lock()
 
 
 def is_tied_weight_report(message: str) -> bool:
-    """Whether `message` reports the tied table, and nothing else, as missing from a UMT5 or T5 encoder's file."""
+    """Whether `message` reports the tied table, and nothing else, as missing from a UMT5 or T5
+    encoder's file.
+    """
     text = _ANSI.sub("", message)
     if re.search(r"\w*T5EncoderModel LOAD REPORT", text):
         rows = re.findall(r"^\s*(\S+)\s*\|\s*(MISSING|UNEXPECTED|MISMATCH|CONVERSION)", text, re.M)
         return [(name, status) for name, status in rows] == [(EMBED, "MISSING")]
-    newly = re.search(r"T5EncoderModel were not initialized .*newly initialized: \[(.*?)\]", text, re.S)
+    newly = re.search(
+        r"T5EncoderModel were not initialized .*newly initialized: \[(.*?)\]", text, re.S
+    )
     return newly is not None and newly.group(1).strip("'\" ") == EMBED
 
 
 class _ReportFilter(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
-        return not (threading.get_ident() in _quiet_threads and is_tied_weight_report(record.getMessage()))
+        return not (
+            threading.get_ident() in _quiet_threads and is_tied_weight_report(record.getMessage())
+        )
 
 
 _filter = _ReportFilter()
@@ -45,10 +51,11 @@ _show_before = warnings.showwarning
 
 @contextmanager
 def silence_tied_weight_report(verbose: bool = False) -> Iterator[None]:
-    """Inside, on this thread, the report that only the tied table is missing is not shown; anything else is.
+    """Inside, on this thread, the report that only the tied table is missing is not shown; anything
+    else is.
 
-    transformers 5 writes it through `logging`, so a `warnings` filter alone misses it: both paths are covered.
-    `verbose` shows everything. What was changed is put back, also after an error.
+    transformers 5 writes it through `logging`, so a `warnings` filter alone misses it: both paths
+    are covered. `verbose` shows everything. What was changed is put back, also after an error.
     """
     global _show_before
     if verbose:
