@@ -419,7 +419,7 @@ def test_a_hub_teachers_samples_are_solved_once_though_its_files_arrive_one_by_o
 
 
 def test_an_interval_that_a_stop_cuts_is_still_the_mean_of_all_ranks(tmp_path, monkeypatch):
-    runtime = SimpleNamespace(world=2, device=torch.device("cpu"), is_main=True)
+    runtime = SimpleNamespace(sample_groups=2, device=torch.device("cpu"), is_main=True)
     monkeypatch.setattr(
         torch.distributed, "all_reduce", lambda total: total.add_(3.0)
     )  # what the other rank has

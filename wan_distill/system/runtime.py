@@ -122,7 +122,7 @@ class Runtime:
         """
         return (
             step * self.config.gradient_accumulation_steps + micro
-        ) * self.sample_groups + self.rank
+        ) * self.sample_groups + self.sample_rank
 
     def average_gradients(self, parameters: Iterable[Tensor]) -> None:
         """Mean gradient over ranks in one all-reduce: data parallelism without wrapping the model.

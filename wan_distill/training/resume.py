@@ -41,12 +41,13 @@ FREE = {item.name for item in dataclasses.fields(Config) if item.metadata["group
 }
 
 
-def identity(config: Config, info: TeacherInfo, prompts: list[str], world: int) -> dict:
+def identity(config: Config, info: TeacherInfo, prompts: list[str], sample_groups: int) -> dict:
     """What makes a run this run, besides its settings, in words that a refusal can use."""
     return {
         "the teacher's files": info.fingerprint(),
         "the prompts": hashlib.sha256("\n".join(prompts).encode()).hexdigest()[:16],
-        "processes x gradient_accumulation_steps": world * config.gradient_accumulation_steps,
+        "processes x gradient_accumulation_steps": sample_groups
+        * config.gradient_accumulation_steps,
     }
 
 
