@@ -8,7 +8,7 @@ from conftest import TEXT_DIM, random_transformer
 from diffusers import FlowMapEulerDiscreteScheduler, WanPipeline
 
 from wan_distill.maths import flow
-from wan_distill.maths.flow import at, euler, sample
+from wan_distill.maths.flow import euler, sample, sigma_batch
 from wan_distill.maths.sigmas import expert_of, handover, insert_sigmas, sigma_grid, steps_of
 from wan_distill.model.adapters import adapter_parameters, add_adapter
 from wan_distill.model.denoiser import Denoiser
@@ -32,7 +32,7 @@ def two_role_denoiser(checkpointing: bool) -> Denoiser:
 def inputs(batch: int = 2, sigma: float = 0.9):
     rng = torch.Generator().manual_seed(3)
     x = torch.randn(batch, 16, 2, 4, 4, generator=rng)
-    return x, at(sigma, x), torch.randn(batch, 8, TEXT_DIM, generator=rng)
+    return x, sigma_batch(sigma, x), torch.randn(batch, 8, TEXT_DIM, generator=rng)
 
 
 def gradients_after_scores(denoiser: Denoiser, role: str) -> dict[str, torch.Tensor | None]:
@@ -231,7 +231,7 @@ def test_one_student_step_with_the_trajectory_target_lands_on_the_path():
     def student(x, sigma):
         i = sigmas.index(float(sigma[0]))
         start, end = gaussian_path(noise, sigmas[i]), gaussian_path(noise, sigmas[i + 1])
-        return flow.mean_velocity(start, end, at(sigmas[i], x), at(sigmas[i + 1], x))
+        return flow.mean_velocity(start, end, sigma_batch(sigmas[i], x), sigma_batch(sigmas[i + 1], x))
 
     torch.testing.assert_close(sample(student, noise, sigmas), gaussian_path(noise, 0.0))
 

@@ -95,7 +95,7 @@ def phase_add_noise(x_start: Tensor, noise: Tensor, sigma: Tensor, start: float)
 Velocity = Callable[[Tensor, Tensor], Tensor]
 
 
-def at(sigma: float, like: Tensor) -> Tensor:
+def sigma_batch(sigma: float, like: Tensor) -> Tensor:
     """`sigma` for every sample of `like` [B, ...], as the float64 CPU tensor the denoiser routes
     by.
     """
@@ -112,7 +112,7 @@ def euler(velocity: Velocity, x: Tensor, sigmas: Iterable[float]) -> Iterator[Te
     """
     sigmas = list(sigmas)
     for sigma, next_sigma in itertools.pairwise(sigmas):
-        x = euler_step(x, velocity(x, at(sigma, x)), at(sigma, x), at(next_sigma, x))
+        x = euler_step(x, velocity(x, sigma_batch(sigma, x)), sigma_batch(sigma, x), sigma_batch(next_sigma, x))
         yield x
 
 

@@ -32,7 +32,7 @@ from torch import Tensor
 from wan_distill.data.run import Sources
 from wan_distill.data.samples import anchors, handovers, trajectories
 from wan_distill.maths import flow
-from wan_distill.maths.flow import at, sample
+from wan_distill.maths.flow import sample, sigma_batch
 from wan_distill.maths.randomness import generator, keyed_noise, keyed_order
 from wan_distill.maths.sigmas import Expert, expert_sigmas, score_range, unshift_sigma
 from wan_distill.methods.base import Loss
@@ -179,7 +179,7 @@ class PhasedDMD:
 
         with torch.no_grad():
             x = sample(student, batch.x, batch.sigmas[: batch.exit + 1])
-        sigma, end = at(batch.sigmas[batch.exit], x), at(batch.sigmas[-1], x)
+        sigma, end = sigma_batch(batch.sigmas[batch.exit], x), sigma_batch(batch.sigmas[-1], x)
         velocity = student(x, sigma)
         return flow.x0_from_velocity(x, velocity, sigma), flow.euler_step(x, velocity, sigma, end)
 
@@ -221,7 +221,7 @@ class PhasedDMD:
 
     def first_step_loss(self, denoiser: Denoiser, batch: Batch) -> Tensor:
         """DP-DMD: from the same noise, the first step must head for the teacher's own latents."""
-        start, end = at(1.0, batch.x), at(self.anchors.knots[0], batch.x)
+        start, end = sigma_batch(1.0, batch.x), sigma_batch(self.anchors.knots[0], batch.x)
         velocity = denoiser.velocity(batch.x, start, batch.prompt, role="student")
         return (velocity - flow.mean_velocity(batch.x, batch.anchor, start, end)).square().mean()
 

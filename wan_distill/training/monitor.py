@@ -26,7 +26,7 @@ from wan_distill.data.run import Sources
 from wan_distill.data.samples import handovers, trajectories
 from wan_distill.maths import flow
 from wan_distill.maths.distances import diversity, picture_statistics, relative, score
-from wan_distill.maths.flow import at, euler
+from wan_distill.maths.flow import euler, sigma_batch
 from wan_distill.maths.sigmas import Expert, expert_sigmas
 from wan_distill.model.denoiser import Denoiser
 from wan_distill.model.loading import decode
@@ -172,7 +172,7 @@ class Monitor:
 
     def _implied_x0(self, x: Tensor, end: Tensor) -> Tensor:
         """Where the phase's last step, from `x` to `end`, would arrive if it went on to sigma 0."""
-        sigma, last = at(self.sigmas[-2], x), at(self.sigmas[-1], x)
+        sigma, last = sigma_batch(self.sigmas[-2], x), sigma_batch(self.sigmas[-1], x)
         return flow.x0_from_velocity(end, flow.mean_velocity(x, end, sigma, last), last)
 
     def _statistics(self, x0: Tensor) -> dict[str, float]:
