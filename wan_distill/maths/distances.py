@@ -1,65 +1,61 @@
-"""How far two sets of clips are apart, and what a clip looks like in numbers."""
+"""How far apart two sets of clips are, and what a set of clips is like, in numbers.
+
+A set of latents is [N, C, F, H, W]; [N, D] is a set of vectors. Everything is on the CPU.
+"""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+REC_709 = (0.2126, 0.7152, 0.0722)  # weights of red, green and blue in luminance
+SMALLEST_EIGENVALUE = 1e-12  # of a principal component; keeps a set of equal samples finite
 
-def relative(student: dict[str, float], teacher: dict[str, float]) -> dict[str, float]:
-    """Student / teacher of each statistic, but the difference of luminance; a single frame has no
-    motion.
-    """
-    ratios = {
-        name: student[name] / teacher[name]
-        for name in ("motion", "saturation", "diversity")
-        if teacher[name] > 0
-    }  # false for nan as well
-    return ratios | dict(luminance=student["luminance"] - teacher["luminance"])
+
+# ------------------------------------------------------------------------- distances between sets
 
 
 def score(student: Tensor, teacher: Tensor) -> float:
-    """How far two sets of clips are apart, content plus motion; 0 = alike, lower is better."""
-    sides = [(student, teacher)]
+    """Energy distance of two sets of latents plus that of their frame differences.
+
+    0 for two sets of one distribution (on average), lower is better. Clips of one frame have no
+    differences. Both sets have the same N >= 2.
+    """
+    distance = energy_distance(student.flatten(1), teacher.flatten(1))
     if student.shape[2] > 1:
-        sides.append((student.diff(dim=2), teacher.diff(dim=2)))
-    return sum(energy_distance(a.flatten(1), b.flatten(1)) for a, b in sides)
+        motion, teacher_motion = student.diff(dim=2), teacher.diff(dim=2)
+        distance += energy_distance(motion.flatten(1), teacher_motion.flatten(1))
+    return distance
 
 
 def energy_distance(a: Tensor, b: Tensor) -> float:
-    """(2 E|a - b| - E|a - a'| - E|b - b'|) / E|b - b'| of sets [N, D] (Szekely and Rizzo, 2013),
-    unbiased.
+    """(2 E|a - b| - E|a - a'| - E|b - b'|) / E|b - b'| of two sets [N, D], same N >= 2.
 
-    a_i and b_i may share noise and prompt: such pairs are left out, as each sample's distance to
-    itself is.
+    The energy distance of Szekely and Rizzo (2013), relative to the spread of `b` and estimated
+    without bias, so that it is sometimes below 0. Pairs of equal index are left out of all three
+    means: a_i and b_i may have the same prompt and noise, and the distance of a_i to itself is 0.
     """
-    others = ~torch.eye(len(a), dtype=torch.bool)
-    between, within_a, within_b = (
-        torch.cdist(x.double(), y.double())[others].mean() for x, y in ((a, b), (a, a), (b, b))
-    )
-    return float((2 * between - within_a - within_b) / within_b)
+    different = ~torch.eye(len(a), dtype=torch.bool)
 
+    def mean_distance(x: Tensor, y: Tensor) -> Tensor:
+        return torch.cdist(x.double(), y.double())[different].mean()
 
-def principal_components(latents: Tensor, count: int):
-    """A projection onto the leading `count` principal components of `latents` [N, ...]; returns [n,
-    count] float64.
-    """
-    flat = latents.flatten(1).double()
-    mean = flat.mean(0)
-    centred = flat - mean
-    count = min(count, len(flat) - 1)
-    values, vectors = torch.linalg.eigh(
-        centred @ centred.T
-    )  # N x N: samples are fewer than latent values
-    directions = (centred.T @ vectors[:, -count:]) / values[-count:].clamp_min(1e-12).sqrt()
-    return lambda x: (x.flatten(1).double() - mean) @ directions
+    within_b = mean_distance(b, b)
+    return float((2 * mean_distance(a, b) - mean_distance(a, a) - within_b) / within_b)
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> float:
-    """|mu_a - mu_b|^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2) of two sets [N, D] (arXiv 1706.08500, eq.
-    6).
+    """Fréchet distance of the Gaussians fitted to two sets [N, D] (arXiv 1706.08500, eq. 6).
+
+    |mean_a - mean_b|^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2), where A and B are the covariances
+    (divided by N - 1). In squared units of the vectors. nan where a set has fewer than two vectors.
     """
-    covariance_a, covariance_b = torch.cov(a.T), torch.cov(b.T)
+    if min(len(a), len(b)) < 2:
+        return float("nan")
+    covariance_a = torch.atleast_2d(torch.cov(a.T))  # cov of D = 1 has no dimensions
+    covariance_b = torch.atleast_2d(torch.cov(b.T))
     root = _matrix_root(covariance_a)
     cross = torch.linalg.eigvalsh(root @ covariance_b @ root).clamp_min(0).sqrt().sum()
     return float(
@@ -71,13 +67,48 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
 
 
 def _matrix_root(symmetric: Tensor) -> Tensor:
+    """The positive square root of a symmetric positive semi-definite matrix."""
     values, vectors = torch.linalg.eigh(symmetric)
     return (vectors * values.clamp_min(0).sqrt()) @ vectors.T
 
 
+# ----------------------------------------------------------------------------- principal components
+
+
+@dataclass(frozen=True)
+class PrincipalComponents:
+    """An orthogonal projection onto the directions in which a set varies most."""
+
+    mean: Tensor
+    """[D], of the set."""
+    directions: Tensor
+    """[D, K], orthonormal columns; the variance along them increases with their index."""
+
+    def __call__(self, samples: Tensor) -> Tensor:
+        """Coordinates of `samples` [N, ...] from the mean, along each direction: [N, K] float64."""
+        return (samples.flatten(1).double() - self.mean) @ self.directions
+
+
+def principal_components(samples: Tensor, count: int) -> PrincipalComponents:
+    """The `count` leading principal components of `samples` [N, ...], at most N - 1 of them."""
+    flat = samples.flatten(1).double()
+    mean = flat.mean(0)
+    centred = flat - mean
+    count = min(count, len(flat) - 1)
+    # The Gram matrix is N x N; the covariance would be D x D, and D is far larger than N here.
+    values, vectors = torch.linalg.eigh(centred @ centred.T)
+    scale = values[-count:].clamp_min(SMALLEST_EIGENVALUE).sqrt()
+    return PrincipalComponents(mean, (centred.T @ vectors[:, -count:]) / scale)
+
+
+# ------------------------------------------------------------------------ statistics of one set
+
+
 def diversity(latents: Tensor, prompts: int) -> float:
-    """Mean distance (root mean square) between samples of one prompt; sample i follows prompt i %
-    prompts.
+    """Mean distance between two samples of one prompt, over all such pairs of all prompts.
+
+    A distance is the root mean square of the difference of all latent values. Sample i belongs to
+    prompt i % prompts. nan where no prompt has two samples.
     """
     distances = []
     for prompt in range(prompts):
@@ -88,16 +119,34 @@ def diversity(latents: Tensor, prompts: int) -> float:
 
 
 def picture_statistics(frames: Tensor) -> dict[str, float]:
-    """Motion (mean absolute frame difference), luminance and saturation of clips [N, F, H, W, 3] in
-    [0, 1].
+    """Means over clips [N, F, H, W, 3] of RGB in [0, 1].
+
+    Returns:
+        motion: absolute difference of successive frames; nan for clips of one frame.
+        luminance: Rec. 709, in [0, 1].
+        saturation: largest minus smallest of red, green and blue, in [0, 1].
     """
-    motion = (
-        (frames[:, 1:] - frames[:, :-1]).abs().mean()
-        if frames.shape[1] > 1
-        else torch.tensor(float("nan"))
-    )
-    luminance = frames @ torch.tensor([0.2126, 0.7152, 0.0722])  # Rec. 709
+    motion = frames.diff(dim=1).abs().mean()  # the mean of no difference is nan
+    luminance = frames @ torch.tensor(REC_709)
     saturation = frames.amax(-1) - frames.amin(-1)
     return dict(
         motion=float(motion), luminance=float(luminance.mean()), saturation=float(saturation.mean())
     )
+
+
+def relative(student: dict[str, float], teacher: dict[str, float]) -> dict[str, float]:
+    """What the student's statistics are, compared with the teacher's.
+
+    Ratios student / teacher of motion, saturation and diversity, each left out where the teacher's
+    is 0 or nan; for luminance the difference, since its zero is arbitrary.
+
+    Args:
+        student: the four statistics of `picture_statistics` and `diversity`.
+        teacher: the same.
+    """
+    ratios = {
+        name: student[name] / teacher[name]
+        for name in ("motion", "saturation", "diversity")
+        if teacher[name] > 0  # False for nan
+    }
+    return ratios | dict(luminance=student["luminance"] - teacher["luminance"])

@@ -1,7 +1,8 @@
-"""Flow-matching maths of Wan, and the Euler sampler that everything shares, in plain tensors.
+"""Flow matching as Wan uses it, and the Euler sampler, for plain tensors.
 
-Notation: x0 clean latents, noise ~ N(0, I), x = (1 - sigma) * x0 + sigma * noise, velocity = noise
-- x0 (rectified flow, arXiv 2209.03003). Latents are [B, C, F, H, W]; sigmas are [B].
+Notation (rectified flow, arXiv 2209.03003): x0 are clean latents, noise ~ N(0, I),
+x = (1 - sigma) * x0 + sigma * noise, and velocity = dx/dsigma = noise - x0. Latents are
+[B, C, F, H, W]. `sigma` is one noise level per sample, [B], in [0, 1], unless it is a float.
 """
 
 from __future__ import annotations
@@ -12,14 +13,28 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import Tensor
 
+Velocity = Callable[[Tensor, Tensor], Tensor]
+"""(x [B, C, F, H, W], sigma [B]) -> velocity, of the shape of x."""
+
 
 def per_sample(values: Tensor, like: Tensor) -> Tensor:
-    """Views `values` [B] as [B, 1, 1, ...] on the device and in the dtype of `like` [B, ...]."""
+    """`values` [B] as [B, 1, 1, ...], on the device and in the dtype of `like` [B, ...]."""
     return values.to(like.device, like.dtype, non_blocking=True).view(-1, *[1] * (like.ndim - 1))
 
 
+def sigma_batch(sigma: float, like: Tensor) -> Tensor:
+    """`sigma` once for each sample of `like` [B, ...]: float64 [B] on the CPU.
+
+    `Denoiser` chooses the expert by these values; on the CPU that never waits for a device.
+    """
+    return torch.full((like.shape[0],), sigma, dtype=torch.float64)
+
+
+# ------------------------------------------------------------------------------------- conversions
+
+
 def add_noise(x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
-    """x = (1 - sigma) * x0 + sigma * noise, at sigma [B] in [0, 1]."""
+    """x = (1 - sigma) * x0 + sigma * noise."""
     sigma = per_sample(sigma, x0)
     return (1 - sigma) * x0 + sigma * noise
 
@@ -30,93 +45,102 @@ def x0_from_velocity(x: Tensor, velocity: Tensor, sigma: Tensor) -> Tensor:
 
 
 def euler_step(x: Tensor, velocity: Tensor, sigma: Tensor, next_sigma: Tensor) -> Tensor:
-    """One explicit Euler step of dx/dsigma = velocity, from `sigma` [B] to `next_sigma` [B]."""
+    """One explicit Euler step of dx/dsigma = velocity, from `sigma` to `next_sigma`."""
     return x + per_sample(next_sigma - sigma, x) * velocity
 
 
 def mean_velocity(x: Tensor, next_x: Tensor, sigma: Tensor, next_sigma: Tensor) -> Tensor:
-    """The constant velocity that carries `x` at `sigma` [B] exactly to `next_x` at `next_sigma`
-    [B].
+    """The velocity with which one Euler step from `x` arrives at `next_x`.
+
+    The inverse of `euler_step`; `sigma` and `next_sigma` must differ.
     """
     return (x - next_x) / per_sample(sigma - next_sigma, x)
 
 
+# ---------------------------------------------------------------------------------------- guidance
+
+
 def guide(cond: Tensor, uncond: Tensor, guidance_scale: float) -> Tensor:
-    """Classifier-free guidance (arXiv 2207.12598) as `WanPipeline` writes it; scale 1 = off."""
+    """Classifier-free guidance (arXiv 2207.12598) as `WanPipeline` computes it.
+
+    Args:
+        guidance_scale: 1 returns `cond`; a larger scale moves further away from `uncond`.
+    """
     return uncond + guidance_scale * (cond - uncond)
 
 
+# ------------------------------------------------------------------------------------ noise levels
+
+
+def uniform(low: float, high: float, size: int, rng: torch.Generator) -> Tensor:
+    """`size` float64 draws from [low, high), on the CPU as `sigma_batch` is."""
+    return low + (high - low) * torch.rand(size, generator=rng, dtype=torch.float64)
+
+
 def shift_sigmas(u: Tensor, shift: float) -> Tensor:
-    """Resolution shift of uniform levels `u` in [0, 1]; see `schedule.shift_sigma`."""
+    """`sigmas.shift_sigma` for a tensor of levels `u` in [0, 1], of any shape."""
     return shift * u / (1 + (shift - 1) * u)
 
 
+# ------------------------------------------------------------------------------------------ phases
+
+
 def phase_coefficients(sigma: Tensor, start: float) -> tuple[Tensor, Tensor]:
-    """alpha and beta of the diffusion that begins at latents of noise level `start` instead of at
-    x0.
+    """alpha and beta of the diffusion that begins at latents x_start of noise level `start`.
 
     x_sigma = alpha * x_start + beta * noise, with alpha = (1 - sigma) / (1 - start) and
-    beta^2 = sigma^2 - alpha^2 start^2 (Phased DMD, arXiv 2510.27684); sigma [B] in (start, 1].
-    `start` = 0 gives back the ordinary diffusion alpha = 1 - sigma, beta = sigma.
+    beta^2 = sigma^2 - alpha^2 * start^2 (Phased DMD, arXiv 2510.27684). A `start` of 0 gives the
+    ordinary diffusion: alpha = 1 - sigma, beta = sigma.
+
+    Args:
+        sigma: [B], in (start, 1].
+        start: in [0, 1).
     """
     alpha = (1 - sigma) / (1 - start)
     beta = (sigma**2 - alpha**2 * start**2).sqrt()
     return alpha, beta
 
 
-def phase_velocity(x_start: Tensor, noise: Tensor, sigma: Tensor, start: float) -> Tensor:
-    """Regression target whose conditional mean is the marginal velocity of p(x_start) diffused to
-    sigma.
+def phase_add_noise(x_start: Tensor, noise: Tensor, sigma: Tensor, start: float) -> Tensor:
+    """Latents of noise level `start` diffused further to `sigma`: alpha * x_start + beta * noise.
 
-    v* = -x_start / (1 - start) + [(sigma + (1 - sigma) start^2 / (1 - start)^2) / beta] * noise
-    (Phased DMD, arXiv 2510.27684). The naive `noise - x_start` is biased for start > 0. For start =
-    0 it is `noise - x0`. The label noise grows as sigma -> start: keep a margin.
+    See `phase_coefficients`.
+    """
+    alpha, beta = phase_coefficients(sigma, start)
+    return per_sample(alpha, x_start) * x_start + per_sample(beta, x_start) * noise
+
+
+def phase_velocity(x_start: Tensor, noise: Tensor, sigma: Tensor, start: float) -> Tensor:
+    """Regression target of the critic: its mean given x_sigma is the velocity of the diffusion.
+
+    v* = (sigma + (1 - sigma) * start^2 / (1 - start)^2) / beta * noise - x_start / (1 - start)
+    (Phased DMD, arXiv 2510.27684). For `start` = 0 it is `noise - x0`. For `start` > 0 the target
+    `noise - x_start` is biased, and v* has label noise that grows without bound as sigma
+    approaches `start`: keep a distance.
     """
     _, beta = phase_coefficients(sigma, start)
     weight = (sigma + (1 - sigma) * start**2 / (1 - start) ** 2) / beta
     return per_sample(weight, x_start) * noise - x_start / (1 - start)
 
 
-def uniform(low: float, high: float, size: int, rng: torch.Generator) -> Tensor:
-    """`size` float64 draws, uniform in [low, high), on the CPU so that routing by sigma never syncs
-    a device.
-    """
-    return low + (high - low) * torch.rand(size, generator=rng, dtype=torch.float64)
-
-
-def phase_add_noise(x_start: Tensor, noise: Tensor, sigma: Tensor, start: float) -> Tensor:
-    """alpha * x_start + beta * noise: latents of level `start` diffused on to sigma [B]; see
-    `phase_coefficients`.
-    """
-    alpha, beta = phase_coefficients(sigma, start)
-    return per_sample(alpha, x_start) * x_start + per_sample(beta, x_start) * noise
-
-
-Velocity = Callable[[Tensor, Tensor], Tensor]
-
-
-def sigma_batch(sigma: float, like: Tensor) -> Tensor:
-    """`sigma` for every sample of `like` [B, ...], as the float64 CPU tensor the denoiser routes
-    by.
-    """
-    return torch.full((like.shape[0],), sigma, dtype=torch.float64)
+# ----------------------------------------------------------------------------------------- sampler
 
 
 def euler(velocity: Velocity, x: Tensor, sigmas: Iterable[float]) -> Iterator[Tensor]:
-    """Yields the latents after each Euler step along `sigmas` (descending), beginning from `x` at
-    the first.
+    """Yields the latents after each Euler step along `sigmas`, which descend.
 
     Args:
-        velocity: (x [B, C, F, H, W], sigma [B]) -> velocity, same shape as x.
-        x: latents at sigmas[0].
+        x: latents [B, C, F, H, W] at the first of `sigmas`; not yielded.
     """
-    sigmas = list(sigmas)
-    for sigma, next_sigma in itertools.pairwise(sigmas):
-        x = euler_step(x, velocity(x, sigma_batch(sigma, x)), sigma_batch(sigma, x), sigma_batch(next_sigma, x))
+    for level, next_level in itertools.pairwise(sigmas):
+        sigma = sigma_batch(level, x)
+        x = euler_step(x, velocity(x, sigma), sigma, sigma_batch(next_level, x))
         yield x
 
 
 def sample(velocity: Velocity, x: Tensor, sigmas: Iterable[float]) -> Tensor:
-    """The latents at the last of `sigmas`; `x` itself where there is no step to take."""
-    *_, x = x, *euler(velocity, x, sigmas)
-    return x
+    """The latents at the last of `sigmas`, from `x` at the first; `x` itself for a single sigma."""
+    latents = x
+    for latents_after_step in euler(velocity, x, sigmas):
+        latents = latents_after_step
+    return latents
