@@ -5,134 +5,24 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from wan_distill.errors import UsageError
 from wan_distill.maths.sigmas import Expert
-from wan_distill.settings.assets import EMBEDDED_TEACHER
+from wan_distill.settings.assets import EMBEDDED_TEACHER, download
 from wan_distill.settings.config import Config
 
 # Wan's own sampling settings. A14B: Wan2.2 wan/configs/wan_t2v_A14B.py; the others: Wan2.1 README,
 # TI2V-5B config.
 TWO_EXPERTS = dict(teacher_shift=12.0, guidance_scale=4.0, guidance_scale_2=3.0)
 ONE_EXPERT = dict(teacher_shift=5.0, guidance_scale=5.0, guidance_scale_2=5.0)
+# Enough of a hub repository to describe it; weights are downloaded part by part, when needed.
 SKELETON = ["model_index.json", "*/config.json", "scheduler/*", "tokenizer/*", "*/*.index.json"]
-
-
-@dataclass(frozen=True)
-class TeacherInfo:
-    """What the configuration files of a Wan pipeline say."""
-
-    source: str
-    folder: Path
-    name: str
-    embedded: bool
-    boundary_ratio: float | None
-    expand_timesteps: bool
-    transformer: dict
-    vae: dict
-
-    @property
-    def commit(self) -> str:
-        """Of a hub teacher: the snapshot's, by which its folder in the cache is named."""
-        return self.folder.name
-
-    @property
-    def sampling_defaults(self) -> dict:
-        return ONE_EXPERT if self.boundary_ratio is None else TWO_EXPERTS
-
-    @property
-    def experts(self) -> tuple[Expert, ...]:
-        return ("high",) if self.boundary_ratio is None else ("high", "low")
-
-    @property
-    def side_multiple(self) -> int:
-        """Height and width in pixels are multiples of this: pixels a latent times latents a patch
-        (TI2V-5B: 32).
-        """
-        return self.vae.get("scale_factor_spatial", 8) * self.transformer["patch_size"][-1]
-
-    def latent_shape(self, config: Config) -> tuple[int, int, int, int]:
-        """[C, F, H, W] of one sample's latents."""
-        temporal, spatial = (
-            self.vae.get("scale_factor_temporal", 4),
-            self.vae.get("scale_factor_spatial", 8),
-        )
-        frames = (config.num_frames - 1) // temporal + 1
-        return (
-            self.transformer["in_channels"],
-            frames,
-            config.height // spatial,
-            config.width // spatial,
-        )
-
-    def fingerprint(self, parts: tuple[str, ...] = ("transformer", "transformer_2", "vae")) -> str:
-        """Changes when any file of `parts` does: sizes, headers and samples of the bytes are
-        hashed.
-
-        Files of a hub teacher arrive when they are needed; what they will be is told by the commit.
-        """
-        digest = hashlib.sha256((self.folder / "model_index.json").read_bytes())
-        if not Path(self.source).is_dir():
-            digest.update(self.commit.encode())
-            return digest.hexdigest()[:32]
-        for part in parts:
-            for file in sorted((self.folder / part).glob("*")):
-                size = file.stat().st_size
-                digest.update(f"{part}/{file.name}:{size}".encode())
-                with file.open("rb") as data:
-                    for start in (0, size // 2, max(0, size - (1 << 16))):
-                        data.seek(start)
-                        digest.update(data.read(1 << 16))
-        return digest.hexdigest()[:32]
-
-
-def read_teacher(config: Config) -> TeacherInfo:
-    """Finds the teacher and reads its configuration. Raises UsageError where it is not a Wan
-    text-to-video one.
-    """
-    source = config.teacher_path or str(EMBEDDED_TEACHER)
-    folder = Path(source)
-    if not folder.is_dir():
-        folder = download(source, config.revision, config.cache_dir, SKELETON)
-    index = _json(folder / "model_index.json", source)
-    if index.get("_class_name") != "WanPipeline":
-        raise UsageError(
-            f"--teacher_path {source}: is a {index.get('_class_name')}; this tool distils "
-            "WanPipeline (text to video)"
-        )
-    transformer = _json(folder / "transformer" / "config.json", source)
-    if transformer.get("image_dim") is not None or transformer.get(
-        "in_channels"
-    ) != transformer.get("out_channels"):
-        raise UsageError(
-            f"--teacher_path {source}: an image-to-video transformer; give a text-to-video teacher"
-        )
-    vae = _json(folder / "vae" / "config.json", source)
-    check_numbers(source, transformer, vae)
-    second = index.get("transformer_2")
-    two = isinstance(second, list) and second[:1] != [None]
-    boundary = index.get("boundary_ratio") if two else None
-    if two and not (isinstance(boundary, float) and 0 < boundary < 1):
-        raise UsageError(
-            f"--teacher_path {source}: has two transformers but boundary_ratio {boundary} in "
-            "model_index.json; "
-            "set it there (Wan2.2-T2V-A14B: 0.875)"
-        )
-    return TeacherInfo(
-        source=source,
-        folder=folder,
-        name=source.rstrip("/\\").replace("\\", "/").split("/")[-1],
-        embedded=folder.resolve() == EMBEDDED_TEACHER.resolve(),
-        boundary_ratio=boundary,
-        expand_timesteps=bool(index.get("expand_timesteps")),
-        transformer=transformer,
-        vae=vae,
-    )
-
-
-WHOLE = (
+SAMPLE_BYTES = 1 << 16  # read at the start, the middle and the end of each file for a fingerprint
+TRANSFORMER_NUMBERS = (
     "in_channels",
     "num_layers",
     "num_attention_heads",
@@ -143,68 +33,190 @@ WHOLE = (
 )
 
 
-def check_numbers(source: str, transformer: dict, vae: dict) -> None:
-    """The numbers that are used before any model is built are numbers. Raises UsageError."""
+@dataclass(frozen=True)
+class TeacherInfo:
+    """What the configuration files of a Wan pipeline say.
 
-    def positive(value) -> bool:
-        return type(value) is int and value > 0
+    Attributes:
+        source: the hub id or folder that the user gave.
+        folder: where the files are on this machine.
+        name: the last part of `source`, for the names of output folders.
+        embedded: whether this is the tiny teacher that comes with the package.
+        boundary_ratio: sigma in (0, 1) at and above which the high expert works; None: one expert.
+        expand_timesteps: whether each token has its own timestep (Wan2.2 TI2V-5B).
+        transformer, vae: their `config.json`.
+    """
 
-    patch, channels = transformer.get("patch_size"), vae.get("z_dim")
+    source: str
+    folder: Path
+    name: str
+    embedded: bool
+    boundary_ratio: float | None
+    expand_timesteps: bool
+    transformer: dict[str, Any]
+    vae: dict[str, Any]
+
+    @property
+    def commit(self) -> str:
+        """The commit of a hub teacher: the hub's cache names its folder by it."""
+        return self.folder.name
+
+    @property
+    def sampling_defaults(self) -> dict[str, float]:
+        """`teacher_shift`, `guidance_scale` and `guidance_scale_2` as Wan itself samples."""
+        return dict(ONE_EXPERT if self.boundary_ratio is None else TWO_EXPERTS)
+
+    @property
+    def experts(self) -> tuple[Expert, ...]:
+        """The teacher's experts in the order in which they sample."""
+        return ("high",) if self.boundary_ratio is None else ("high", "low")
+
+    @property
+    def side_multiple(self) -> int:
+        """Height and width in pixels must be multiples of this (A14B: 16, TI2V-5B: 32)."""
+        # Pixels per latent times latents per patch.
+        return self.vae.get("scale_factor_spatial", 8) * self.transformer["patch_size"][-1]
+
+    def latent_shape(self, config: Config) -> tuple[int, int, int, int]:
+        """[C, F, H, W] of one sample's latents. `config` must be resolved."""
+        temporal = self.vae.get("scale_factor_temporal", 4)
+        spatial = self.vae.get("scale_factor_spatial", 8)
+        return (
+            self.transformer["in_channels"],
+            (config.num_frames - 1) // temporal + 1,
+            config.height // spatial,
+            config.width // spatial,
+        )
+
+    def fingerprint(self, parts: tuple[str, ...] = ("transformer", "transformer_2", "vae")) -> str:
+        """32 hexadecimal digits that change when any file of `parts` (folder names) changes.
+
+        Hashed are names, sizes, and 64 KiB at the start, the middle and the end of each file:
+        whole files of 28 GB would take minutes. A hub teacher's files may not be downloaded yet,
+        so its commit is hashed instead.
+        """
+        digest = hashlib.sha256((self.folder / "model_index.json").read_bytes())
+        if not Path(self.source).is_dir():
+            digest.update(self.commit.encode())
+            return digest.hexdigest()[:32]
+        for part in parts:
+            for file in sorted((self.folder / part).glob("*")):
+                size = file.stat().st_size
+                digest.update(f"{part}/{file.name}:{size}".encode())
+                with file.open("rb") as data:
+                    for start in (0, size // 2, max(0, size - SAMPLE_BYTES)):
+                        data.seek(start)
+                        digest.update(data.read(SAMPLE_BYTES))
+        return digest.hexdigest()[:32]
+
+
+def read_teacher(config: Config) -> TeacherInfo:
+    """Reads the configuration of the teacher that `--teacher_path` names, downloading it if needed.
+
+    Raises UsageError where there is none, where it is not a Wan text-to-video pipeline, and where
+    its files are missing or damaged.
+    """
+    source = config.teacher_path or str(EMBEDDED_TEACHER)
+    folder = Path(source)
+    local = folder.is_dir()
+    if not local:
+        folder = download(source, config.revision, config.cache_dir, SKELETON)
+    index = _read_json(folder / "model_index.json", source)
+    if index.get("_class_name") != "WanPipeline":
+        raise UsageError(
+            f"--teacher_path {source}: is a {index.get('_class_name')}; this tool distils "
+            "WanPipeline (text to video)"
+        )
+    transformer = _read_json(folder / "transformer" / "config.json", source)
+    check_text_to_video(source, transformer)
+    vae = _read_json(folder / "vae" / "config.json", source)
+    check_numbers(source, transformer, vae)
+    return TeacherInfo(
+        source=source,
+        folder=folder,
+        name=Path(os.path.abspath(source)).name if local else source.rstrip("/").split("/")[-1],
+        embedded=folder.resolve() == EMBEDDED_TEACHER.resolve(),
+        boundary_ratio=_boundary_ratio(source, index),
+        expand_timesteps=bool(index.get("expand_timesteps")),
+        transformer=transformer,
+        vae=vae,
+    )
+
+
+def check_text_to_video(source: str, transformer: dict[str, Any]) -> None:
+    """Raises UsageError for a transformer that also needs an image.
+
+    Image-to-video transformers have an image encoder's width (Wan2.1), or take the image's latents
+    and a mask as additional channels: 36 in, 16 out.
+    """
+    channels_in = transformer.get("in_channels")
+    channels_out = transformer.get("out_channels")
+    if transformer.get("image_dim") is not None or channels_in != channels_out:
+        raise UsageError(
+            f"--teacher_path {source}: an image-to-video transformer; give a text-to-video teacher"
+        )
+
+
+def _boundary_ratio(source: str, index: dict[str, Any]) -> float | None:
+    """The boundary in `model_index.json`; None for a single transformer. Raises UsageError."""
+    second = index.get("transformer_2")
+    if not isinstance(second, list) or second[:1] == [None]:
+        return None
+    boundary = index.get("boundary_ratio")
+    if not (isinstance(boundary, float) and 0 < boundary < 1):
+        raise UsageError(
+            f"--teacher_path {source}: has two transformers but boundary_ratio {boundary} in "
+            "model_index.json; set it there (Wan2.2-T2V-A14B: 0.875)"
+        )
+    return boundary
+
+
+def check_numbers(source: str, transformer: dict[str, Any], vae: dict[str, Any]) -> None:
+    """Raises UsageError where a number that this tool calculates with is not one."""
+    channels = transformer.get("in_channels")
     wrong = [
-        f"transformer/config.json: {k} {transformer.get(k)}"
-        for k in WHOLE
-        if not positive(transformer.get(k))
+        f"transformer/config.json: {key} {transformer.get(key)}"
+        for key in TRANSFORMER_NUMBERS
+        if not _is_positive(transformer.get(key))
     ]
-    if not (isinstance(patch, list) and len(patch) == 3 and all(map(positive, patch))):
+    patch = transformer.get("patch_size")
+    if not (isinstance(patch, list) and len(patch) == 3 and all(map(_is_positive, patch))):
         wrong.append(f"transformer/config.json: patch_size {patch}")
     wrong += [
-        f"vae/config.json: {k} {vae.get(k)}"
-        for k in ("scale_factor_temporal", "scale_factor_spatial")
-        if k in vae and not positive(vae[k])
+        f"vae/config.json: {key} {vae[key]}"
+        for key in ("scale_factor_temporal", "scale_factor_spatial")
+        if key in vae and not _is_positive(vae[key])
     ]
-    for key in ("latents_mean", "latents_std"):
-        values = vae.get(key)
-        if not (
-            isinstance(values, list)
-            and len(values) == channels == transformer.get("in_channels")
-            and all(type(v) in (int, float) and math.isfinite(v) for v in values)
-        ):
-            wrong.append(f"vae/config.json: {key} is not {transformer.get('in_channels')} numbers")
+    wrong += [
+        f"vae/config.json: {key} is not {channels} numbers"
+        for key in ("latents_mean", "latents_std")
+        if vae.get("z_dim") != channels or not _are_numbers(vae.get(key), channels)
+    ]
     if wrong:
         raise UsageError(
             f"--teacher_path {source}: {wrong[0]}; that is no Wan model, download it again"
         )
 
 
-def download(source: str, revision: str | None, cache_dir: str | None, patterns: list[str]) -> Path:
-    """Fetches files of a hub repository into the cache. Raises UsageError when there is no such
-    repository.
-    """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(
-            snapshot_download(
-                source, revision=revision, cache_dir=cache_dir, allow_patterns=patterns
-            )
-        )
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UsageError(
-            f"--teacher_path {source}: neither a folder here nor reachable on the hub ({reason}); "
-            "check the spelling, the network and, for gated models, `hf auth login`"
-        ) from error
+def _is_positive(value: Any) -> bool:
+    return type(value) is int and value > 0
 
 
-def _json(file: Path, source: str) -> dict:
+def _are_numbers(values: Any, count: int | None) -> bool:
+    """Whether `values` is a list of `count` finite numbers."""
+    if not isinstance(values, list) or len(values) != count:
+        return False
+    return all(type(value) in (int, float) and math.isfinite(value) for value in values)
+
+
+def _read_json(file: Path, source: str) -> dict[str, Any]:
+    """The object in a JSON file. Raises UsageError."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UsageError(
             f"--teacher_path {source}: {file.parent.name}/{file.name} is missing; give the folder "
-            "of a "
-            "diffusers WanPipeline"
+            "of a diffusers WanPipeline"
         ) from error
     except (OSError, ValueError) as error:
         raise UsageError(
