@@ -1,6 +1,6 @@
 """One object that hides parameterisation, experts and roles from objectives and samplers.
 
-Teacher, student and fake score share one frozen base per expert: the teacher is the base with its
+Teacher, student and scores share one frozen base per expert: the teacher is the base with its
 adapters off, the others are LoRA adapters (arXiv 2106.09685) on it. Nothing is copied.
 """
 
@@ -10,23 +10,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from diffusers import WanTransformer3DModel
-from peft.tuners.tuners_utils import BaseTunerLayer
+from diffusers.models import WanTransformer3DModel
 from torch import Tensor
 
 from wan_distill.maths import flow
 from wan_distill.maths.sigmas import NUM_TRAIN_TIMESTEPS, Expert, expert_of
+from wan_distill.model.adapters import adapter_layers
 from wan_distill.settings.recipes import Role
 
 
 class Denoiser:
-    """velocity(x, sigma, prompt, role) over the experts that are resident.
+    """velocity(x, sigma, prompt, role) over the experts that are loaded.
 
     Args:
-        experts: resident transformers by name; one is enough as long as every sigma is its own.
+        experts: loaded transformers by name; one is enough as long as every sigma is its own.
         boundary: sigma at and above which `high` works; None for single-transformer models.
         expand_timesteps: Wan2.2 TI2V-5B wants one timestep per token.
-        whole: the experts are students themselves, without a teacher beneath (--student_layers).
+        whole: the experts are students with weights of their own, without a teacher beneath
+            (--student_layers).
     """
 
     def __init__(
@@ -40,13 +41,9 @@ class Denoiser:
         self.boundary = boundary
         self.expand_timesteps = expand_timesteps
         self.whole = whole
-        self.dtype = next(
-            iter(experts.values())
-        ).dtype  # asked once: looking it up walks through all modules
-        self._adapters = {
-            name: [m for m in model.modules() if isinstance(m, BaseTunerLayer)]
-            for name, model in experts.items()
-        }
+        # Asked once: diffusers finds it by walking through all modules.
+        self.dtype = next(iter(experts.values())).dtype
+        self._adapters = {name: adapter_layers(model) for name, model in experts.items()}
         self._trained: Role | None = None
         self._active: Role | None = None
         self._activate("teacher")
@@ -54,7 +51,7 @@ class Denoiser:
     # ----------------------------------------------------------------------------------- velocities
 
     def velocity(self, x: Tensor, sigma: Tensor, prompt: Tensor, *, role: Role) -> Tensor:
-        """Predicted noise - x0, in float32.
+        """Predicted noise - x0 [B, C, F, H, W], in float32.
 
         Args:
             x: noisy latents [B, C, F, H, W].
@@ -64,9 +61,9 @@ class Denoiser:
             role: whose prediction. Roles other than the one in training run without gradient.
 
         Raises:
-            ValueError: the sigmas belong to two experts, or to one that is not resident.
-            RuntimeError: a gradient is asked of a role that is not in training, or a role of a
-                whole student.
+            ValueError: the sigmas belong to two experts, or to one that is not loaded.
+            RuntimeError: a gradient is asked of a role that is not in training, or anything of the
+                teacher or a score of a whole student.
         """
         expert = self.expert_at(sigma)
         if self.whole and role != "student":
@@ -85,8 +82,10 @@ class Denoiser:
     ) -> Tensor:
         """The teacher's velocity under classifier-free guidance; both halves in one forward.
 
-        `negative` [1 or B, L, D] is the negative prompt's embedding. Scale 1 costs a single
-        evaluation.
+        Shapes are those of `velocity`. Scale 1 costs a single evaluation.
+
+        Args:
+            negative: the negative prompt's embedding [1 or B, L, D].
         """
         if guidance_scale == 1:
             return self.velocity(x, sigma, prompt, role="teacher")
@@ -96,11 +95,15 @@ class Denoiser:
             torch.cat([prompt, negative.expand_as(prompt)]),
             role="teacher",
         )
-        cond, uncond = both.chunk(2)
-        return flow.guide(cond, uncond, guidance_scale)
+        conditional, unconditional = both.chunk(2)
+        return flow.guide(conditional, unconditional, guidance_scale)
 
     def expert_at(self, sigma: Tensor) -> Expert:
-        """The one resident expert that owns all of `sigma` [B]."""
+        """The one loaded expert that owns all of `sigma` [B].
+
+        Raises:
+            ValueError: they belong to two experts, or to one that is not loaded.
+        """
         owners = {expert_of(float(s), self.boundary) for s in (sigma.min(), sigma.max())}
         if len(owners) > 1:
             raise ValueError(
@@ -116,17 +119,16 @@ class Denoiser:
     def _forward(
         self, transformer: WanTransformer3DModel, x: Tensor, sigma: Tensor, prompt: Tensor
     ) -> Tensor:
+        # In float32 whatever the base's dtype: bf16 has no numbers between 832 and 836.
         timestep = (NUM_TRAIN_TIMESTEPS * sigma.double()).float().to(x.device, non_blocking=True)
         if self.expand_timesteps:
-            patches = [
-                size // patch
-                for size, patch in zip(x.shape[2:], transformer.config.patch_size, strict=True)
-            ]
-            timestep = timestep[:, None].expand(-1, patches[0] * patches[1] * patches[2])
-        output = transformer(x.to(self.dtype), timestep, prompt.to(self.dtype), return_dict=False)[
-            0
-        ]
-        return output.float()
+            patch = transformer.config["patch_size"]
+            frames, rows, columns = (n // p for n, p in zip(x.shape[2:], patch, strict=True))
+            timestep = timestep[:, None].expand(-1, frames * rows * columns)
+        (velocity,) = transformer(
+            x.to(self.dtype), timestep, prompt.to(self.dtype), return_dict=False
+        )
+        return velocity.float()
 
     # ---------------------------------------------------------------------------------------- roles
 
@@ -139,7 +141,8 @@ class Denoiser:
         *then*, and with the wrong one the student's gradients are zero without any error (measured,
         peft 0.21).
         """
-        before, self._trained = self._trained, role
+        before = self._trained
+        self._trained = role
         try:
             with self.acting_as(role):
                 yield
@@ -148,7 +151,9 @@ class Denoiser:
 
     @contextmanager
     def acting_as(self, role: Role) -> Iterator[None]:
-        """Inside, forwards are `role`'s; what was active before is restored, also after an error."""
+        """Inside, forward passes are `role`'s. Afterwards, also after an error, the role from
+        before is active again.
+        """
         before = self._active
         self._activate(role)
         try:
@@ -156,11 +161,12 @@ class Denoiser:
         finally:
             self._activate(before)
 
-    def _activate(self, role: Role) -> None:
-        """Also makes exactly this role's adapter require gradients (none for the teacher): peft's
-        switches do.
+    def _activate(self, role: Role | None) -> None:
+        """Makes `role`'s adapter the active one; for the teacher, none.
+
+        peft's switches also set `requires_grad`: afterwards only this role's adapter has it.
         """
-        if role == self._active:
+        if role is None or role == self._active:
             return
         for layers in self._adapters.values():
             for layer in layers:
@@ -171,12 +177,8 @@ class Denoiser:
 
 
 def nonfinite_weight(module: torch.nn.Module) -> str | None:
-    """The first weight of `module` that is not finite everywhere, by name."""
-    return next(
-        (
-            name
-            for name, p in module.named_parameters()
-            if not torch.isfinite(p.detach().float()).all()
-        ),
-        None,
-    )
+    """The name of the first weight of `module` that is not finite everywhere, if there is one."""
+    for name, parameter in module.named_parameters():
+        if not torch.isfinite(parameter.detach().float()).all():
+            return name
+    return None
