@@ -1,9 +1,10 @@
 #!/usr/bin/env python
-"""Is this text encoder's token table the one in its file? Run it, or let pytest collect it.
+"""Checks that a text encoder uses the token table of its file. Also collected by pytest.
 
-    python test_umt5_weights.py                                                 the embedded teacher
-    python test_umt5_weights.py --teacher_path Wan-AI/Wan2.2-T2V-A14B-Diffusers  any hub id or folder
-    python test_umt5_weights.py --teacher_path X --repair OUT                   write a clean copy to OUT
+    python test_umt5_weights.py                                  the embedded teacher
+    python test_umt5_weights.py --teacher_path Wan-AI/Wan2.2-T2V-A14B-Diffusers
+                                                                 any hub id or folder
+    python test_umt5_weights.py --teacher_path X --repair OUT    write a clean copy to OUT
 
 Exit code: 0 PASS or REPAIRED, 1 BROKEN, 2 bad arguments.
 """
@@ -15,13 +16,19 @@ import json
 import logging
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from wan_distill.errors import TextEncoderError
 from wan_distill.settings.assets import EMBEDDED_TEACHER
-from wan_distill.umt5.inspect import EMBED, SHARED
+from wan_distill.umt5.inspect import inspect_text_encoder, locate, refuse_pickle
+from wan_distill.umt5.silence import LOADERS, silence_tied_weight_report
+from wan_distill.umt5.tables import EMBED, SHARED
 from wan_distill.umt5.verify import Verdict
 
-LOADERS = "transformers.modeling_utils"  # the logger that transformers 5 writes its report through
+if TYPE_CHECKING:
+    import pytest
+    from transformers import UMT5EncoderModel
+
 REPORT = (
     "UMT5EncoderModel LOAD REPORT from: somewhere\nKey | Status |\n----+--------+\n"
     "encoder.embed_tokens.weight | MISSING |\n\nNotes:\n- MISSING: newly initialized"
@@ -30,158 +37,147 @@ OTHER = REPORT.replace("encoder.embed_tokens.weight", "encoder.final_layer_norm.
 
 
 def check(
-    source: str | Path,
-    *,
-    revision: str | None = None,
-    cache_dir: str | None = None,
-    allow_pickle: bool = False,
-) -> tuple[object | None, Verdict]:
-    """The loaded encoder (None when broken) and the verdict on the text encoder of `source`.
+    source: str | Path, *, variant: str | None = None, allow_pickle: bool = False
+) -> tuple[UMT5EncoderModel | None, Verdict]:
+    """The loaded encoder (None where it is broken) and the verdict on it.
 
-    Raises TextEncoderError where there is nothing to judge: no such folder, or pickles without
-    permission.
+    Raises TextEncoderError where no verdict is possible: no such folder, no weight files of this
+    variant, or pickles without permission.
     """
-    from wan_distill.umt5.inspect import inspect_text_encoder, locate, refuse_pickle
     from wan_distill.umt5.repair import load_text_encoder
 
-    folder = locate(source, revision=revision, cache_dir=cache_dir)
-    found = inspect_text_encoder(folder)
+    inspection = inspect_text_encoder(locate(source), variant)
     if not allow_pickle:
-        refuse_pickle(found)
+        refuse_pickle(inspection)
     try:
-        return load_text_encoder(folder, allow_pickle=allow_pickle)
+        return load_text_encoder(inspection.folder, variant=variant, allow_pickle=allow_pickle)
     except TextEncoderError as error:
         reason, _, remedy = str(error).rpartition("; " if "; " in str(error) else ": ")
         return None, Verdict(
-            "BROKEN",
-            reason,
-            remedy,
-            found.keys_in_file,
-            0,
-            0,
-            found.transformers,
-            loads_right_on=found.loads_right_on,
+            verdict="BROKEN",
+            reason=reason,
+            remedy=remedy,
+            keys_in_file=inspection.keys_in_file,
+            rows_compared=0,
+            rows_total=0,
+            transformers=inspection.transformers,
+            loads_right_on=inspection.loads_right_on,
         )
 
 
-def shown_while_silenced(message: str) -> bool:
-    """Whether a loader's `message` still reaches the log inside `silence_tied_weight_report`."""
-    from wan_distill.umt5.silence import silence_tied_weight_report
-
-    seen: list[str] = []
+def is_shown(message: str) -> bool:
+    """Whether a loader's `message` reaches the log inside `silence_tied_weight_report`."""
+    messages: list[str] = []
     handler = logging.Handler()
-    handler.emit = lambda record: seen.append(record.getMessage())
-    logger = logging.getLogger(LOADERS)
+    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger(LOADERS[0])
+    propagate = logger.propagate
     logger.addHandler(handler)
-    propagate, logger.propagate = logger.propagate, False
+    logger.propagate = False
     try:
         with silence_tied_weight_report():
             logger.warning(message)
     finally:
         logger.removeHandler(handler)
         logger.propagate = propagate
-    return message in seen
+    return message in messages
 
 
-def tell(encoder, verdict: Verdict) -> None:
-    """The readable verdict."""
+def print_verdict(encoder: UMT5EncoderModel | None, verdict: Verdict) -> None:
+    """Prints the verdict for people; `encoder` is None where it is broken or was not kept."""
     print(
         f"file       holds {verdict.keys_in_file}; loads right on transformers "
-        f"{verdict.loads_right_on} "
-        f"(installed: {verdict.transformers})"
+        f"{verdict.loads_right_on} (installed: {verdict.transformers})"
     )
     if encoder is not None:
-        one = encoder.shared.weight is encoder.encoder.embed_tokens.weight
-        print(
-            f"tying      {SHARED} and {EMBED} are {'one parameter' if one else 'two parameters'} "
-            "in memory"
-        )
+        is_tied = encoder.shared.weight is encoder.encoder.embed_tokens.weight
+        parameters = "one parameter" if is_tied else "two parameters"
+        print(f"tying      {SHARED} and {EMBED} are {parameters} in memory")
         print(
             f"rows       {verdict.rows_compared} of {verdict.rows_total} compared with the file: "
             "equal"
         )
         print(
-            f"silencing  hides the tied-weight report: {not shown_while_silenced(REPORT)}; "
-            f"hides a report of another missing key: {not shown_while_silenced(OTHER)}"
+            f"silencing  hides the tied-weight report: {not is_shown(REPORT)}; "
+            f"hides a report of another missing key: {not is_shown(OTHER)}"
         )
-    print(
-        f"{verdict.verdict}: {verdict.reason}"
-        + (f"\n           {verdict.remedy}" if verdict.remedy else "")
-    )
+    print(f"{verdict.verdict}: {verdict.reason}")
+    if verdict.remedy:
+        print(f"           {verdict.remedy}")
 
 
-def parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(
         prog="test_umt5_weights.py",
         description=__doc__,
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "--teacher_path",
         default=str(EMBEDDED_TEACHER),
         help="hub id, pipeline or text encoder folder",
     )
-    parser.add_argument(
-        "--repair", metavar="OUT", help="write a clean copy of the text encoder to this new folder"
-    )
-    parser.add_argument(
-        "--json", action="store_true", help="print the verdict as JSON and nothing else"
-    )
-    parser.add_argument("--revision", help="branch, tag or commit on the hub")
-    parser.add_argument("--cache_dir", help="where hub files are kept")
-    parser.add_argument(
-        "--allow_pickle", action="store_true", help="also read .bin weights, if you trust them"
-    )
+    add("--repair", metavar="OUT", help="write a clean copy of the text encoder to this new folder")
+    add("--json", action="store_true", help="print the verdict as JSON and nothing else")
+    add("--revision", help="branch, tag or commit on the hub")
+    add("--cache_dir", help="where hub files are kept")
+    add("--variant", help="weight file variant, e.g. fp16")
+    add("--allow_pickle", action="store_true", help="also read .bin weights, if you trust them")
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parser().parse_args(argv)
-    where = dict(revision=args.revision, cache_dir=args.cache_dir)
+    """Runs the command line `argv` and returns the exit code."""
+    args = make_parser().parse_args(argv)
+    how = {"variant": args.variant, "allow_pickle": args.allow_pickle}
+    encoder = None
     try:
+        folder = locate(args.teacher_path, revision=args.revision, cache_dir=args.cache_dir)
         if args.repair:
-            from wan_distill.umt5.inspect import locate
             from wan_distill.umt5.repair import repair_on_disk
 
-            encoder, verdict = None, repair_on_disk(locate(args.teacher_path, **where), args.repair)
+            verdict = repair_on_disk(folder, args.repair, **how)
         else:
-            encoder, verdict = check(args.teacher_path, allow_pickle=args.allow_pickle, **where)
+            encoder, verdict = check(folder, **how)
     except TextEncoderError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if args.json:
         print(json.dumps(verdict.to_json()))
     else:
-        tell(encoder, verdict)
+        print_verdict(encoder, verdict)
     return 1 if verdict.verdict == "BROKEN" else 0
 
 
 # ---------------------------------------------------------------------- the same checks, for pytest
 
 
-def test_the_table_in_use_is_the_files():
+def test_the_table_in_use_is_the_files() -> None:
     from wan_distill.umt5.verify import verify
 
     encoder, verdict = check(EMBEDDED_TEACHER)
-    assert verdict.verdict == "PASS" and verdict.rows_compared == verdict.rows_total > 100
+    assert encoder is not None
+    assert verdict.verdict == "PASS"
+    assert verdict.rows_compared == verdict.rows_total > 100
     assert verify(encoder, EMBEDDED_TEACHER).matches
 
 
-def test_both_names_are_one_parameter():
+def test_both_names_are_one_parameter() -> None:
     encoder, _ = check(EMBEDDED_TEACHER)
+    assert encoder is not None
     assert encoder.shared.weight is encoder.encoder.embed_tokens.weight
 
 
-def test_only_the_tied_weight_report_is_hidden():
-    assert not shown_while_silenced(REPORT)
-    assert shown_while_silenced(OTHER)
-    assert shown_while_silenced(
-        REPORT.replace("\n\nNotes", "\nencoder.block.0.x | UNEXPECTED |\n\nNotes")
-    )
+def test_only_the_tied_weight_report_is_hidden() -> None:
+    assert not is_shown(REPORT)
+    assert is_shown(OTHER)
+    assert is_shown(REPORT.replace("\n\nNotes", "\nencoder.block.0.x | UNEXPECTED |\n\nNotes"))
 
 
-def test_the_script_says_pass(capsys):
+def test_the_script_prints_its_verdict_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--json"]) == 0
     verdict = json.loads(capsys.readouterr().out)
     assert verdict["verdict"] == "PASS"

@@ -251,7 +251,7 @@ torch.accelerator.device_count = lambda: 1
 dtype, together = getattr(torch, sys.argv[2]), sys.argv[3] == "together"
 found = []
 for share in (False, True):
-    base = WanTransformer3DModel.from_pretrained(sys.argv[1], torch_dtype=dtype).requires_grad_(False)
+    base = WanTransformer3DModel.from_pretrained(sys.argv[1], dtype=dtype).requires_grad_(False)
     if share and together:
         base.enable_parallelism(config=ContextParallelConfig(ulysses_degree=2))
     elif share:

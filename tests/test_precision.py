@@ -149,7 +149,7 @@ def test_rounding_error_and_size_are_as_documented(kind, error):
 def test_bf16_adapters_stay_float32_and_agree(stored):
     from diffusers import WanTransformer3DModel
 
-    half = WanTransformer3DModel.from_pretrained(stored, torch_dtype=torch.bfloat16).requires_grad_(
+    half = WanTransformer3DModel.from_pretrained(stored, dtype=torch.bfloat16).requires_grad_(
         False
     )
     plain = gradient(random_transformer(7, layers=2).requires_grad_(False))

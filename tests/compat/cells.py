@@ -21,7 +21,7 @@ from umt5_layouts import LAYOUTS, SHARED, true_weights, write_layout
 
 from wan_distill import errors
 from wan_distill.system import weight_files
-from wan_distill.umt5 import inspect, repair, verify
+from wan_distill.umt5 import evidence, inspect, repair, verify
 
 IDS = torch.tensor([[5, 17, 60, 44, 1], [9, 9, 44, 2, 1]])
 PATHS = (
@@ -45,7 +45,7 @@ def reference(folder: Path, dtype=torch.float32) -> UMT5EncoderModel:
     The other layers go through `from_pretrained`, because versions differ in which of them stay in
     float32.
     """
-    model = UMT5EncoderModel.from_pretrained(folder, torch_dtype=dtype).eval()
+    model = UMT5EncoderModel.from_pretrained(folder, dtype=dtype).eval()
     for module in (model.shared, model.encoder.embed_tokens):
         module.weight = torch.nn.Parameter(true_weights()[SHARED].to(dtype))
     return model
@@ -104,7 +104,7 @@ def pipeline(folder: Path):
 def as_stock(path: str, folder: Path) -> UMT5EncoderModel:
     """What a user of this version gets by this path, without our help."""
     options = {
-        "bf16": dict(torch_dtype=torch.bfloat16),
+        "bf16": dict(dtype=torch.bfloat16),
         "device_map": dict(device_map="cpu"),
         "low_cpu_mem off": dict(low_cpu_mem_usage=False),
     }.get(path, {})
@@ -126,7 +126,7 @@ def as_ours(path: str, folder: Path) -> tuple[UMT5EncoderModel, verify.Verdict]:
     loaded.
     """
     options = {
-        "bf16": dict(torch_dtype=torch.bfloat16),
+        "bf16": dict(dtype=torch.bfloat16),
         "device_map": dict(device_map="cpu"),
         "low_cpu_mem off": dict(low_cpu_mem_usage=False),
     }.get(path, {})
@@ -145,7 +145,7 @@ def as_ours(path: str, folder: Path) -> tuple[UMT5EncoderModel, verify.Verdict]:
     encoder = afterwards(path, encoder)
     if path != "torch.compile":  # a compiled module is the same module underneath
         assert verify.verify(
-            encoder, folder, verify.trusted_key(inspect.inspect_text_encoder(folder))
+            encoder, folder, evidence.trusted_key(inspect.inspect_text_encoder(folder))
         ).matches
     return encoder, verdict
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from wan_distill.maths.sigmas import SUBFOLDER, Expert
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo, download
+from wan_distill.system.weight_files import variant_or_none, weight_files
 
 
 class Teacher:
@@ -41,12 +42,10 @@ class Teacher:
         stored = config.base_precision != "bf16" or config.offload
         if stored and not exact:
             from wan_distill.model.quantise import load_stored
-            from wan_distill.system.weight_files import weight_files
-
             folder = self.fetch(part) / part
             transformer = load_stored(
                 folder,
-                weight_files(folder),
+                weight_files(folder, config.variant),
                 config.base_precision,
                 self.runtime.dtype,
                 device,
@@ -58,7 +57,7 @@ class Teacher:
                 WanTransformer3DModel.from_pretrained(
                     self.fetch(part),
                     subfolder=part,
-                    torch_dtype=self.runtime.dtype,
+                    dtype=self.runtime.dtype,
                     variant=config.variant,
                     use_safetensors=None if config.allow_pickle else True,
                     **({} if on_host else {"device_map": {"": str(device)}}),
@@ -83,8 +82,12 @@ class Teacher:
         import torch
         from diffusers import AutoencoderKLWan
 
+        folder = self.fetch("vae")
         vae = AutoencoderKLWan.from_pretrained(
-            self.fetch("vae"), subfolder="vae", torch_dtype=torch.float32
+            folder,
+            subfolder="vae",
+            dtype=torch.float32,
+            variant=variant_or_none(folder / "vae", self.config.variant),
         )
         return vae.requires_grad_(False).eval().to(self.runtime.device)
 

@@ -39,7 +39,7 @@ def check_surroundings(config: Config, info) -> list[str]:
         from wan_distill.results.hub import check_hub
 
         check_hub(config)
-    found = [f"Versions  {check_versions()}", f"Files     {check_files(info)}"]
+    found = [f"Versions  {check_versions()}", f"Files     {check_files(info, config.variant)}"]
     cost = trace.trace(needs.shape_of(config, info))
     needed = sum(disk_needs(config, info, cost).values())
     place = next(
@@ -195,12 +195,12 @@ def check_versions() -> str:
     return ", ".join(found)
 
 
-def check_files(info) -> str:
+def check_files(info, variant: str | None = None) -> str:
     """Every weight file that is here is whole, by its header. Raises UsageError naming a damaged or
     missing one.
     """
     from wan_distill.errors import TextEncoderError
-    from wan_distill.system.weight_files import read_header, weight_files
+    from wan_distill.system.weight_files import read_header, variant_or_none, weight_files
     from wan_distill.umt5.inspect import check_class, inspect_text_encoder
 
     if not Path(info.source).is_dir():
@@ -214,13 +214,18 @@ def check_files(info) -> str:
                 f"({one_line(error)}); download it again"
             ) from error
     try:
-        check_class(inspect_text_encoder(info.folder / "text_encoder"), "UMT5EncoderModel")
+        folder = info.folder / "text_encoder"
+        encoder = inspect_text_encoder(folder, variant_or_none(folder, variant))
+        check_class(encoder, "UMT5EncoderModel")
     except TextEncoderError as error:
         raise UsageError(f"--teacher_path {info.source}: {error}") from error
     tensors: dict[str, dict] = {}
     for part in ("text_encoder", "vae", *(SUBFOLDER[e] for e in info.experts)):
         try:
-            files = weight_files(info.folder / part)
+            wanted = variant  # the experts' alone must exist: the other parts may be plain
+            if part in ("text_encoder", "vae"):
+                wanted = variant_or_none(info.folder / part, variant)
+            files = weight_files(info.folder / part, wanted)
             headers = [read_header(file)[0] for file in files if file.suffix == ".safetensors"]
         except TextEncoderError as error:
             raise UsageError(f"--teacher_path {info.source}: {error}") from error

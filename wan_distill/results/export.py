@@ -93,7 +93,7 @@ def _save_merged_expert(
         transformer.unload_lora()
     transformer.save_pretrained(folder)
     del transformer
-    saved = WanTransformer3DModel.from_pretrained(folder, torch_dtype=dtype).to(device)
+    saved = WanTransformer3DModel.from_pretrained(folder, dtype=dtype).to(device)
     difference = float((probe(saved) - trained).norm() / trained.norm())
     if not difference < (
         1e-4 if dtype == torch.float32 else 2e-2
@@ -152,7 +152,7 @@ def snippet(
 from diffusers import {imports}
 from diffusers.utils import export_to_video
 
-pipe = WanPipeline.from_pretrained({json.dumps(source)}, torch_dtype={dtype})
+pipe = WanPipeline.from_pretrained({json.dumps(source)}, dtype={dtype})
 {load}pipe.to("cuda" if torch.cuda.is_available() else "cpu")
 video = pipe(
     "a prompt of yours", height={config.height}, width={config.width}, num_frames={config.num_frames},

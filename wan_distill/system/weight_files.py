@@ -1,38 +1,177 @@
-"""Which weight files a folder holds, and what their headers say, without loading a weight."""
+"""Which weight files the loaders read from a folder, and what a file's header says; no torch.
+
+transformers and diffusers choose files by their names, and each in its own order: beside an index
+of shards a single file wins in transformers and loses in diffusers. `weight_files` follows the
+loader that the folder's config.json is for, and refuses a folder that holds both.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 import struct
 from pathlib import Path
+from typing import Any
 
 from wan_distill.errors import TextEncoderError
 
+TRANSFORMERS_FILES = ("model.safetensors", "pytorch_model.bin")
+DIFFUSERS_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+_VARIANT_NAME = re.compile(
+    r"(?:diffusion_pytorch_|pytorch_)?model\."
+    r"(?:(?P<file>[^.]+)\.(?:safetensors|bin)"
+    r"|(?:safetensors|bin)\.(?:index\.(?P<index>[^.]+)|(?P<old_index>[^.]+)\.index)\.json)"
+)
 
-def weight_files(folder: Path) -> list[Path]:
-    """The weight files that the index names, or all there are; safetensors before pickles."""
-    for pattern in ("*.safetensors", "*.bin"):
-        for index in sorted(folder.glob(f"{pattern}.index.json")):
-            named = sorted(
-                set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-            )
-            missing = [name for name in named if not (folder / name).is_file()]
-            if missing:
-                raise TextEncoderError(
-                    f"{folder}: {missing[0]} is named by {index.name} but missing; "
-                    "download it again"
-                )
-            return [folder / name for name in named]
-        if files := sorted(folder.glob(pattern)):
+
+def weight_files(folder: Path, variant: str | None = None) -> list[Path]:
+    """The files that `from_pretrained(folder, variant=variant)` reads, in the order of their names.
+
+    Safetensors come before pickles (.bin). Files of other names, and the files of other variants,
+    are ignored. `variant` is not replaced by the plain files where it is absent: see
+    `variant_or_none`.
+
+    Raises TextEncoderError where the loader would find nothing, where a shard is missing or the
+    index is damaged, and where a single file and a complete set of shards lie side by side.
+    """
+    config = _read_json(folder / "config.json")
+    for_transformers = _is_for_transformers(folder, config)
+    named = config.get("transformers_weights") if for_transformers else None
+    if named:
+        return _named_by_config(folder, str(named))
+    names = TRANSFORMERS_FILES if for_transformers else DIFFUSERS_FILES
+    for name in names:
+        files = _checkpoint(folder, name, variant, index_first=not for_transformers)
+        if files:
             return files
+    raise TextEncoderError(f"{folder}: {_why_nothing(folder, names, variant)}")
+
+
+def variant_or_none(folder: Path, variant: str | None) -> str | None:
+    """`variant` where `folder` has weight files of it, else None. `WanPipeline.from_pretrained`
+    loads each part by this rule.
+    """
+    return variant if variant in _variants(folder) else None
+
+
+def _is_for_transformers(folder: Path, config: dict[str, Any]) -> bool:
+    """Whether transformers loads `folder`; diffusers does otherwise."""
+    if "model_type" in config or "_class_name" in config:  # each library writes one of them
+        return "model_type" in config
+    return not any(folder.glob("diffusion_pytorch_model*"))
+
+
+def _checkpoint(folder: Path, name: str, variant: str | None, index_first: bool) -> list[Path]:
+    """The single file `name` or the shards of its index; empty where neither exists."""
+    single = folder / _with_variant(name, variant)
+    indices = [folder / _with_variant(f"{name}.index.json", variant)]
+    if variant and index_first:  # diffusers also reads the older form of the name
+        indices.append(folder / f"{name}.{variant}.index.json")
+    index = next((file for file in indices if file.is_file()), None)
+    if index is None:
+        return [single] if single.is_file() else []
+    if not single.is_file():
+        return _shards(index)
+    try:
+        shards = _shards(index)
+    except TextEncoderError:
+        if index_first:
+            raise
+        return [single]  # transformers does not open the index then
+    if shards == [single]:
+        return shards
     raise TextEncoderError(
-        f"{folder}: no weight file (*.safetensors or *.bin) here; download the text encoder again"
+        f"{folder}: holds two checkpoints, {single.name} and the shards of {index.name}, and it "
+        "is not known which is right; move one of them to another folder"
     )
 
 
-def read_header(file: Path) -> tuple[dict, int]:
-    """A safetensors file's header, and where its data begins. Raises TextEncoderError on a damaged
-    file.
+def _named_by_config(folder: Path, name: str) -> list[Path]:
+    """The file or index that `transformers_weights` in config.json names."""
+    file = folder / name
+    if Path(name).name != name or not file.is_file():
+        raise TextEncoderError(
+            f"{folder}: config.json gives {name} as transformers_weights, which is no file here; "
+            "download it again"
+        )
+    return _shards(file) if name.endswith(".index.json") else [file]
+
+
+def _shards(index: Path) -> list[Path]:
+    content = _read_json(index)
+    weight_map = content.get("weight_map")
+    if not (
+        weight_map and isinstance(weight_map, dict) and isinstance(content.get("metadata"), dict)
+    ):
+        raise TextEncoderError(
+            f"{index}: is no index of weights (it needs weight_map and metadata); download it again"
+        )
+    names = sorted({str(name) for name in weight_map.values()})
+    for name in names:
+        if Path(name).name != name:
+            raise TextEncoderError(f"{index}: names {name}, which is outside its folder")
+        if not (index.parent / name).is_file():
+            raise TextEncoderError(
+                f"{index.parent}: {name} is named by {index.name} but missing; download it again"
+            )
+    return [index.parent / name for name in names]
+
+
+def _with_variant(name: str, variant: str | None) -> str:
+    stem, _, suffix = name.rpartition(".")
+    return f"{stem}.{variant}.{suffix}" if variant else name
+
+
+def _variants(folder: Path) -> list[str]:
+    """Variants of which `folder` holds a single file or an index."""
+    matches = (_VARIANT_NAME.fullmatch(file.name) for file in folder.glob("*"))
+    return sorted({next(filter(None, match.groups())) for match in matches if match})
+
+
+def _why_nothing(folder: Path, names: tuple[str, str], variant: str | None) -> str:
+    """Why no loader finds weights in `folder`, and what to do."""
+    wanted = _with_variant(names[0], variant)
+    index = _with_variant(f"{names[0]}.index.json", variant)
+    for link in (folder / wanted, folder / index):
+        if link.is_symlink():
+            return f"no weight file here, {link.name} is a link to nothing; download it again"
+    others = _variants(folder)
+    if others:
+        return (
+            f"no weight file {wanted} here, only files of variant {', '.join(others)}; "
+            f"give --variant {others[0]}"
+        )
+    if variant and any((folder / name).is_file() for name in (names[0], f"{names[0]}.index.json")):
+        return f"no weight file {wanted} here, only the plain files; leave out --variant {variant}"
+    strays = sorted(
+        file.name
+        for file in folder.glob("[!.]*")
+        if file.suffix in (".safetensors", ".bin") and file.name not in names
+    )
+    if len(strays) == 1 and "-of-" not in strays[0]:
+        name = next(name for name in names if name.endswith(Path(strays[0]).suffix))
+        return f"no weight file of a name that is loaded, only {strays[0]}; rename it to {name}"
+    if strays:
+        return f"no weight file {wanted} and no {index} here, only {strays[0]}; download it again"
+    return f"no weight file ({wanted}, or {index} and its shards) here; download it again"
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise TextEncoderError(f"{file}: cannot be read ({reason}); download it again") from error
+    if not isinstance(content, dict):
+        raise TextEncoderError(f"{file}: is not a JSON object; download it again")
+    return content
+
+
+def read_header(file: Path) -> tuple[dict[str, Any], int]:
+    """The header of a safetensors file, and the position in bytes where its data begins.
+
+    The header maps each tensor's name to its dtype, shape and data_offsets (bytes from the start of
+    the data); `__metadata__` is an entry of its own. Raises TextEncoderError on a damaged file.
     """
     size = file.stat().st_size
     with file.open("rb") as data:
@@ -42,11 +181,10 @@ def read_header(file: Path) -> tuple[dict, int]:
             raise TextEncoderError(f"{file}: truncated or not safetensors; download it again")
         try:
             header = json.loads(data.read(length))
-        except ValueError as error:
+            tensors = [entry for name, entry in header.items() if name != "__metadata__"]
+            end = max((entry["data_offsets"][1] for entry in tensors), default=0)
+        except (ValueError, AttributeError, LookupError, TypeError) as error:
             raise TextEncoderError(f"{file}: its header is damaged; download it again") from error
-    end = max(
-        (t["data_offsets"][1] for name, t in header.items() if name != "__metadata__"), default=0
-    )
     if 8 + length + end > size:
         raise TextEncoderError(
             f"{file}: truncated ({size} of {8 + length + end} bytes); download it again"

@@ -1,4 +1,4 @@
-"""Loads a text encoder, puts the file's table in use where it is not, or writes a clean copy."""
+"""Loads a text encoder and makes sure that it uses the file's table, or writes a clean copy."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from wan_distill.errors import TextEncoderError
-from wan_distill.system.weight_files import weight_files
+from wan_distill.system.weight_files import variant_or_none
+from wan_distill.umt5.evidence import compare_pickled, trusted_key
 from wan_distill.umt5.inspect import (
-    EMBED,
-    SHARED,
     Inspection,
     check_class,
     inspect_text_encoder,
@@ -20,149 +20,201 @@ from wan_distill.umt5.inspect import (
     refuse_pickle,
 )
 from wan_distill.umt5.silence import silence_tied_weight_report
-from wan_distill.umt5.verify import (
-    Verdict,
-    fingerprint,
-    read_rows,
-    table_in_use,
-    trusted_key,
-    verify,
-)
+from wan_distill.umt5.tables import EMBED, SHARED
+from wan_distill.umt5.verify import Verdict, fingerprint, read_rows, table_in_use, verify
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import UMT5EncoderModel
 
 
-def repair(encoder, source: str | Path | Inspection, key: str | None = None) -> None:
-    """Puts the file's table in use under both names, as one parameter, in the encoder's dtype and
-    place.
+def repair(
+    encoder: UMT5EncoderModel, source: str | Path | Inspection, key: str | None = None
+) -> None:
+    """Puts the file's table into use under both names, as one parameter, in the encoder's dtype and
+    on its device.
 
-    Do this before anything is quantised, offloaded, sharded or compiled.
+    `key` names the stored table; by default the trusted one. Call this before anything is
+    quantised, offloaded, sharded or compiled. Raises TextEncoderError where no table is healthy.
     """
     import torch
 
-    found = source if isinstance(source, Inspection) else inspect_text_encoder(source)
-    stored = found.tables[key or trusted_key(found, encoder)]
+    inspection = source if isinstance(source, Inspection) else inspect_text_encoder(source)
+    stored = inspection.tables[key or trusted_key(compare_pickled(inspection), encoder)]
     old = encoder.encoder.embed_tokens.weight
     place = next((p.device for p in encoder.parameters() if not p.is_meta), torch.device("cpu"))
-    table = torch.nn.Parameter(
-        read_rows(stored).to(place, old.dtype), requires_grad=old.requires_grad
-    )
+    values = read_rows(stored).to(place, old.dtype)
+    table = torch.nn.Parameter(values, requires_grad=old.requires_grad)
     encoder.shared.weight = table
     encoder.encoder.embed_tokens.weight = table
 
 
-def verify_or_repair(encoder, found: Inspection) -> Verdict:
-    """Verifies a loaded encoder, repairs it in memory where needed, and says so. Raises
-    TextEncoderError.
+def verify_or_repair(encoder: UMT5EncoderModel, inspection: Inspection) -> Verdict:
+    """Verifies a loaded encoder and repairs it in memory where that is needed.
+
+    Returns a verdict of PASS or REPAIRED. Raises TextEncoderError where the encoder is of another
+    class, cannot be verified, or is beyond repair.
     """
-    check_class(found, type(encoder).__name__)
-    key, done, remedy = trusted_key(found, encoder), [], ""
-    if len(found.tables) == 2 and not found.tables_equal:
+    check_class(inspection, type(encoder).__name__)
+    inspection = compare_pickled(inspection)
+    key = trusted_key(inspection, encoder)
+    done = []
+    remedy = ""
+    if len(inspection.tables) == 2 and not inspection.tables_equal:
         remedy = "Write a clean copy: python test_umt5_weights.py --teacher_path ... --repair OUT"
         done.append(f"the file holds two different tables, of which {key} is healthy")
-    checked = verify(encoder, found, key)
-    if checked.matches is None and not table_in_use(encoder).is_meta:
+    done += _repair_where_needed(encoder, inspection, key)
+    after = verify(encoder, inspection, key)
+    if not after.matches:
         raise TextEncoderError(
-            f"{found.folder}: cannot be verified, {checked.reason}; load it unquantised first"
-        )
-    if not checked.matches:
-        repair(encoder, found, key)
-        done.append(f"{checked.reason}; the file's was put in its place")
-    elif not checked.shares:
-        repair(encoder, found, key)
-        done.append("the two names held equal but separate tables; they share one now")
-    checked = verify(encoder, found, key)
-    if not checked.matches:
-        raise TextEncoderError(
-            f"{found.folder}: {checked.reason}, also after repair; get the original checkpoint"
+            f"{inspection.folder}: {after.reason}, also after repair; get the original checkpoint"
         )
     return Verdict(
-        "REPAIRED" if done else "PASS",
-        "; ".join(done) or "the table in use is the file's",
-        remedy,
-        found.keys_in_file,
-        checked.rows_compared,
-        checked.rows_total,
-        found.transformers,
-        fingerprint(encoder),
-        found.loads_right_on,
+        verdict="REPAIRED" if done else "PASS",
+        reason="; ".join(done) or "the table in use is the file's",
+        remedy=remedy,
+        keys_in_file=inspection.keys_in_file,
+        rows_compared=after.rows_compared,
+        rows_total=after.rows_total,
+        transformers=inspection.transformers,
+        fingerprint=fingerprint(encoder),
+        loads_right_on=inspection.loads_right_on,
     )
+
+
+def _repair_where_needed(encoder: UMT5EncoderModel, inspection: Inspection, key: str) -> list[str]:
+    """Repairs unless the table in use is the file's and both names share it; what was done."""
+    checked = verify(encoder, inspection, key)
+    if checked.matches is None and not table_in_use(encoder).is_meta:
+        raise TextEncoderError(
+            f"{inspection.folder}: cannot be verified, {checked.reason}; load it unquantised first"
+        )
+    if checked.matches and checked.shares:
+        return []
+    repair(encoder, inspection, key)
+    if checked.matches:
+        return ["the two names had equal but separate tables; they share one now"]
+    return [f"{checked.reason}; the file's was put in its place"]
 
 
 def load_text_encoder(
     source: str | Path,
     *,
     subfolder: str = "text_encoder",
-    torch_dtype=None,
-    revision=None,
-    cache_dir=None,
+    dtype: torch.dtype | None = None,
+    variant: str | None = None,
+    revision: str | None = None,
+    cache_dir: str | None = None,
     verbose: bool = False,
     allow_pickle: bool = False,
-    **kwargs,
-):
-    """Loads a UMT5 text encoder quietly and makes sure that its table is the file's.
+    **options: Any,
+) -> tuple[UMT5EncoderModel, Verdict]:
+    """Loads a UMT5 text encoder without the report of its tied table, and makes sure that its table
+    is the file's.
 
     Args:
         source: hub id, pipeline folder, or text encoder folder.
-        kwargs: go to `UMT5EncoderModel.from_pretrained`.
+        dtype: of the loaded weights; None: as transformers chooses.
+        variant: of the weight files; the plain ones are read where the encoder has none of it, as
+            `WanPipeline.from_pretrained` does.
+        verbose: show the report.
+        allow_pickle: also read .bin files.
+        options: passed on to `UMT5EncoderModel.from_pretrained`.
 
-    Returns (encoder in eval mode, Verdict). Raises TextEncoderError where it is broken beyond
-    repair.
+    Returns the encoder in evaluation mode and the verdict. Raises TextEncoderError where it is
+    beyond repair, is not UMT5, or has pickles only and `allow_pickle` is not set.
     """
     folder = locate(source, subfolder, revision, cache_dir)
-    found = inspect_text_encoder(folder)
-    check_class(found, "UMT5EncoderModel")
+    if (folder / subfolder).is_dir():
+        folder = folder / subfolder
+    inspection = inspect_text_encoder(folder, variant_or_none(folder, variant))
+    check_class(inspection, "UMT5EncoderModel")
     if not allow_pickle:
-        refuse_pickle(found)
+        refuse_pickle(inspection)
     from transformers import UMT5EncoderModel
 
     with silence_tied_weight_report(verbose):
-        encoder = UMT5EncoderModel.from_pretrained(found.folder, torch_dtype=torch_dtype, **kwargs)
-    return encoder.eval(), verify_or_repair(encoder, found)
+        encoder = UMT5EncoderModel.from_pretrained(
+            inspection.folder, dtype=dtype, variant=inspection.variant, **options
+        )
+    return encoder.eval(), verify_or_repair(encoder, inspection)
 
 
-def repair_on_disk(source: str | Path, out: str | Path) -> Verdict:
-    """Writes a clean copy of a text encoder to the new folder `out`, atomically, and loads it back
-    to verify it.
+def repair_on_disk(
+    source: str | Path, out: str | Path, variant: str | None = None, allow_pickle: bool = False
+) -> Verdict:
+    """Writes a clean copy of a text encoder to the new folder `out`, and loads it to verify it.
 
-    The copy holds one table, `shared.weight`, and says `tie_word_embeddings: true`, which every
-    version of transformers loads right. `source` is never written to.
+    The copy has one table, `shared.weight`, plain file names and `tie_word_embeddings: true`: every
+    version of transformers loads it right. `source` is only read. `out` appears when it is
+    complete. Raises TextEncoderError where `out` exists or `source` is beyond repair.
     """
-    from safetensors.torch import load_file, save_file
-
-    found, out = inspect_text_encoder(locate(source)), Path(out)
+    out = Path(out)
+    inspection = inspect_text_encoder(locate(source), variant)
     if out.exists():
         raise TextEncoderError(f"--repair {out}: already exists; give a new folder")
-    refuse_pickle(found)
-    encoder, _ = load_text_encoder(found.folder)
-    truth = found.tables[trusted_key(found, encoder)]
+    if not allow_pickle:
+        refuse_pickle(inspection)
+    inspection = compare_pickled(inspection)
+    encoder, _ = load_text_encoder(inspection.folder, variant=variant, allow_pickle=allow_pickle)
+    key = trusted_key(inspection, encoder)
     del encoder
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     partial.mkdir(parents=True)
     try:
-        weight_map, total = {}, 0
-        for file in weight_files(found.folder):
-            tensors = load_file(file)
-            here = tensors.pop(SHARED, None), tensors.pop(EMBED, None)
-            if file == truth.file:
-                tensors[SHARED] = here[0] if truth.key == SHARED else here[1]
-            save_file(tensors, partial / file.name, {"format": "pt"})
-            weight_map |= dict.fromkeys(tensors, file.name)
-            total += sum(t.numel() * t.element_size() for t in tensors.values())
-        for file in found.folder.iterdir():
-            if file.suffix == ".json" and not file.name.endswith(".index.json"):
-                shutil.copy2(file, partial)
-        config = json.loads((found.folder / "config.json").read_text(encoding="utf-8")) | {
-            "tie_word_embeddings": True
-        }
-        (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        if len(set(weight_map.values())) > 1:
-            index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-            (partial / "model.safetensors.index.json").write_text(
-                json.dumps(index, indent=2) + "\n", encoding="utf-8"
-            )
+        _copy_weights(inspection, key, partial)
+        _copy_settings(inspection.folder, partial)
         _, verdict = load_text_encoder(partial)
         os.replace(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return replace(
-        verdict, verdict="REPAIRED", reason=f"a clean copy is in {out}, loaded back and verified"
-    )
+    reason = f"a clean copy is in {out}, loaded back and verified"
+    return replace(verdict, verdict="REPAIRED", reason=reason)
+
+
+def _copy_weights(inspection: Inspection, key: str, out: Path) -> None:
+    """Writes the weights with the table `key` as the only one, one file at a time, and an index
+    where they are several files.
+    """
+    from wan_distill.system.files import write_tensors
+
+    weight_map: dict[str, str] = {}
+    total = 0
+    for file in inspection.files:
+        tensors = _read_tensors(file)
+        tables = {name: tensors.pop(name) for name in (SHARED, EMBED) if name in tensors}
+        if file == inspection.tables[key].file:
+            tensors[SHARED] = tables[key]
+        if not tensors:  # a shard that held the other table and nothing else
+            continue
+        is_single = len(inspection.files) == 1
+        name = "model.safetensors" if is_single else f"{file.stem}.safetensors"
+        write_tensors(out / name, tensors, {"format": "pt"})
+        weight_map |= dict.fromkeys(tensors, name)
+        total += sum(t.numel() * t.element_size() for t in tensors.values())
+    if len(inspection.files) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        _write_json(out / "model.safetensors.index.json", index)
+
+
+def _read_tensors(file: Path) -> dict[str, torch.Tensor]:
+    import torch
+    from safetensors.torch import load_file
+
+    if file.suffix == ".bin":
+        return torch.load(file, map_location="cpu", weights_only=True)
+    return load_file(file)
+
+
+def _copy_settings(folder: Path, out: Path) -> None:
+    """Copies the JSON files except indices; config.json asks for tied tables in the copy."""
+    for file in folder.glob("[!.]*.json"):
+        if ".index." not in file.name:
+            shutil.copyfile(file, out / file.name)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config.pop("transformers_weights", None)  # names a file of the source
+    _write_json(out / "config.json", config | {"tie_word_embeddings": True})
+
+
+def _write_json(file: Path, content: dict[str, Any]) -> None:
+    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

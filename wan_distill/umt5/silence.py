@@ -1,81 +1,57 @@
-"""Hides the report that only the tied table is missing; every other message is shown."""
+"""Hides the load report that only the tied table is missing; every other message is shown."""
 
 from __future__ import annotations
 
 import logging
 import re
-import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from wan_distill.umt5.inspect import EMBED
 
-_REPORT_LOGGERS = ("transformers.modeling_utils", "transformers.utils.loading_report")
-_ANSI = re.compile(r"\x1b\[[0-9;]*m")
-_quiet_threads: dict[int, int] = {}
-_lock = threading.Lock()
+LOADERS = ("transformers.modeling_utils", "transformers.utils.loading_report")
+ANSI_COLOUR = r"\x1b\[[0-9;]*m"
+TABLE_ROW = r"^(.+?)\s*\|\s*([A-Z]+)\b"  # key, status; transformers 5 writes a table
+SENTENCE = (  # transformers 4 writes a sentence
+    r"(?s)Some weights of \w*T5EncoderModel were not initialized "
+    rf".*newly initialized: \['{re.escape(EMBED)}'\]"
+)
 
 
 def is_tied_weight_report(message: str) -> bool:
-    """Whether `message` reports the tied table, and nothing else, as missing from a UMT5 or T5
-    encoder's file.
+    """Whether `message` reports the tied table, and no other tensor, as missing from the file of a
+    UMT5 or T5 encoder.
     """
-    text = _ANSI.sub("", message)
-    if re.search(r"\w*T5EncoderModel LOAD REPORT", text):
-        rows = re.findall(r"^\s*(\S+)\s*\|\s*(MISSING|UNEXPECTED|MISMATCH|CONVERSION)", text, re.M)
-        return [(name, status) for name, status in rows] == [(EMBED, "MISSING")]
-    newly = re.search(
-        r"T5EncoderModel were not initialized .*newly initialized: \[(.*?)\]", text, re.S
-    )
-    return newly is not None and newly.group(1).strip("'\" ") == EMBED
+    text = re.sub(ANSI_COLOUR, "", message)
+    if "T5EncoderModel LOAD REPORT" in text:
+        return re.findall(TABLE_ROW, text, re.MULTILINE) == [(EMBED, "MISSING")]
+    return re.match(SENTENCE, text) is not None
 
 
 class _ReportFilter(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
-        return not (
-            threading.get_ident() in _quiet_threads and is_tied_weight_report(record.getMessage())
-        )
-
-
-_filter = _ReportFilter()
-
-
-def _show_unless_report(message, category, filename, lineno, file=None, line=None) -> None:
-    if not (threading.get_ident() in _quiet_threads and is_tied_weight_report(str(message))):
-        _show_before(message, category, filename, lineno, file, line)
-
-
-_show_before = warnings.showwarning
+        return not is_tied_weight_report(record.getMessage())
 
 
 @contextmanager
 def silence_tied_weight_report(verbose: bool = False) -> Iterator[None]:
-    """Inside, on this thread, the report that only the tied table is missing is not shown; anything
-    else is.
+    """Hides, inside the block, the report that only the tied table is missing.
 
-    transformers 5 writes it through `logging`, so a `warnings` filter alone misses it: both paths
-    are covered. `verbose` shows everything. What was changed is put back, also after an error.
+    transformers writes it through `logging`, which a `warnings` filter does not reach, so both are
+    filtered. `verbose` hides nothing. All filters are removed at the end, also after an error.
     """
-    global _show_before
     if verbose:
         yield
         return
-    thread = threading.get_ident()
-    with _lock:
-        if not _quiet_threads:
-            _show_before, warnings.showwarning = warnings.showwarning, _show_unless_report
-            for name in _REPORT_LOGGERS:
-                logging.getLogger(name).addFilter(_filter)
-        _quiet_threads[thread] = _quiet_threads.get(thread, 0) + 1
-    try:
-        yield
-    finally:
-        with _lock:
-            _quiet_threads[thread] -= 1
-            if not _quiet_threads[thread]:
-                del _quiet_threads[thread]
-            if not _quiet_threads:
-                warnings.showwarning = _show_before
-                for name in _REPORT_LOGGERS:
-                    logging.getLogger(name).removeFilter(_filter)
+    report_filter = _ReportFilter()
+    loggers = [logging.getLogger(name) for name in LOADERS]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=SENTENCE)
+        for logger in loggers:
+            logger.addFilter(report_filter)
+        try:
+            yield
+        finally:
+            for logger in loggers:
+                logger.removeFilter(report_filter)

@@ -1,29 +1,33 @@
-"""The table in use against the file's, whatever the loader said."""
+"""Compares the token table that a loaded encoder uses with the one in its file."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from wan_distill.errors import TextEncoderError
 from wan_distill.umt5.inspect import (
-    EMBED,
-    ITEM_SIZE,
-    SHARED,
     Inspection,
-    StoredTable,
     check_class,
     inspect_text_encoder,
     installed_transformers,
-    rows_to_compare,
 )
+from wan_distill.umt5.tables import EMBED, SHARED, StoredTable, rows_to_compare
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import UMT5EncoderModel
 
 
 @dataclass(frozen=True)
 class Verification:
-    """The table in use against the file. `matches` None: it cannot be told, and `reason` says why."""
+    """The table in use against the file's.
+
+    `matches` is None where they cannot be compared; `reason` then says why. `shares` says whether
+    both names are one tensor in memory.
+    """
 
     matches: bool | None
     shares: bool
@@ -44,204 +48,148 @@ class Verdict:
     rows_total: int
     transformers: str
     fingerprint: str = ""
-    loads_right_on: str = field(default="")
+    loads_right_on: str = ""
 
-    def to_json(self) -> dict:
+    def to_json(self) -> dict[str, Any]:
+        """The fields, as `json.dumps` takes them."""
         return asdict(self)
 
     def explain(self) -> list[str]:
         """Three lines: what the load report means, what was verified, what was done."""
-        done = {
-            "PASS": "Nothing needed repair.",
-            "REPAIRED": f"Repaired in memory: {self.reason}. {self.remedy}",
-            "BROKEN": f"Not usable: {self.reason}. {self.remedy}",
-        }[self.verdict]
-        return [
-            "Text encoder: UMT5 has one token table under two names; this file holds "
-            f"{self.keys_in_file}. A report "
-            f"that {EMBED} is MISSING is harmless only if the two are tied after loading "
-            "(transformers "
-            f"{self.transformers}; right on: {self.loads_right_on}).",
+        verified = (
             f"Verified: {self.rows_compared} of {self.rows_total} rows of the table in use equal "
             "the file's."
-            if self.verdict != "BROKEN"
-            else f"Verified: the table in use is wrong ({self.rows_compared} rows read).",
-            done,
+        )
+        if self.verdict == "BROKEN":
+            verified = f"Verified: the table in use is wrong ({self.rows_compared} rows read)."
+        return [
+            "Text encoder: UMT5 has one token table under two names; this file holds "
+            f"{self.keys_in_file}. A report that {EMBED} is MISSING is harmless only if the two "
+            f"are tied after loading (transformers {self.transformers}; right on: "
+            f"{self.loads_right_on}).",
+            verified,
+            {
+                "PASS": "Nothing needed repair.",
+                "REPAIRED": f"Repaired in memory: {self.reason}. {self.remedy}",
+                "BROKEN": f"Not usable: {self.reason}. {self.remedy}",
+            }[self.verdict],
         ]
 
 
 def remember(verdict: Verdict, note: Path, files: str) -> None:
-    """Notes what was found out about the text encoder whose files have the fingerprint `files`."""
+    """Writes the verdict on the text encoder whose files have the fingerprint `files` to `note`."""
     from wan_distill.system.files import write_atomically
 
     note.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(
-        note, json.dumps(dict(files=files, verdict=verdict.to_json()), indent=1).encode()
-    )
+    content = {"files": files, "verdict": verdict.to_json()}
+    write_atomically(note, json.dumps(content, indent=1).encode())
 
 
 def recall(note: Path, files: str) -> Verdict | None:
-    """What `remember` noted, if it was about these very files and the transformers installed now."""
+    """The verdict that `remember` wrote to `note`; None unless it is about files of the fingerprint
+    `files`, read by the transformers that is installed now.
+    """
     try:
-        noted = json.loads(note.read_text(encoding="utf-8"))
-        verdict = Verdict(**noted["verdict"]) if noted["files"] == files else None
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-    ):  # no note of ours: then it is loaded and verified
+        content = json.loads(note.read_text(encoding="utf-8"))
+        verdict = Verdict(**content["verdict"])
+        is_current = content["files"] == files and verdict.transformers == installed_transformers()
+    except (OSError, ValueError, KeyError, TypeError):  # missing, or not written by us
         return None
-    return verdict if verdict and verdict.transformers == installed_transformers() else None
+    return verdict if is_current else None
 
 
-def table_in_use(encoder):
-    """The parameter that turns token ids into vectors, [V, D]; follows accelerate's offloading to
-    its true copy.
+def table_in_use(encoder: UMT5EncoderModel) -> torch.Tensor:
+    """The tensor [V, D] that turns token ids into vectors. Where accelerate has offloaded it, the
+    copy that holds the values.
     """
     module = encoder.encoder.embed_tokens
     weight = module.weight
     hook = module.__dict__.get("_hf_hook")
     if weight.is_meta and hook is not None:
-        weight = hook.weights_map["weight"]
+        return hook.weights_map["weight"]
     return weight
 
 
-def verify(encoder, source: str | Path | Inspection, key: str | None = None) -> Verification:
+def verify(
+    encoder: UMT5EncoderModel, source: str | Path | Inspection, key: str | None = None
+) -> Verification:
     """Compares the table in use with the file's, row by row, at the loaded dtype.
 
     Args:
-        encoder: a loaded UMT5EncoderModel; quantised Linear layers, offloading and device maps do
-            not matter.
-        source: its folder, or its inspection.
-        key: which stored table is the truth; by default the only one, or `shared.weight`.
+        encoder: loaded; its Linear layers may be quantised, and it may be offloaded or spread over
+            devices.
+        source: its folder, or the inspection of that.
+        key: which stored table is the true one; by default the only one, or `shared.weight`.
 
     Raises TextEncoderError where the encoder is of another class or the file holds no table.
     """
     import torch
 
-    found = source if isinstance(source, Inspection) else inspect_text_encoder(source)
-    check_class(found, type(encoder).__name__)
-    stored = found.tables[key or (SHARED if SHARED in found.tables else EMBED)]
+    inspection = source if isinstance(source, Inspection) else inspect_text_encoder(source)
+    check_class(inspection, type(encoder).__name__)
+    stored = inspection.tables[key or (SHARED if SHARED in inspection.tables else EMBED)]
     used = table_in_use(encoder)
     shares = encoder.shared.weight is encoder.encoder.embed_tokens.weight or (
         not used.is_meta and used.data_ptr() == encoder.shared.weight.data_ptr()
     )
     total = used.shape[0]
-    if used.is_meta:
-        return Verification(
-            None, shares, 0, total, "the table is on the meta device: it has no values to compare"
-        )
-    if type(used.data) is not torch.Tensor or not used.is_floating_point():
-        return Verification(
-            None, shares, 0, total, f"the table itself is quantised ({type(used.data).__name__})"
-        )
-    if stored.shape is not None and tuple(used.shape) != stored.shape:
-        return Verification(
-            False, shares, 0, total, f"its shape is {tuple(used.shape)}, the file's {stored.shape}"
-        )
-    rows = rows_to_compare(tuple(used.shape), used.element_size())
+    obstacle = _why_incomparable(used)
+    if obstacle:
+        return Verification(None, shares, 0, total, obstacle)
+    shape = tuple(used.shape)
+    if stored.place is not None and shape != stored.place.shape:
+        reason = f"its shape is {shape}, the file's {stored.place.shape}"
+        return Verification(False, shares, 0, total, reason)
+    rows = rows_to_compare(shape, used.element_size())
     expected = read_rows(stored, rows).to(used.dtype)
     actual = used.detach()[torch.tensor(rows, device=used.device)].cpu()
-    same = torch.equal(
-        expected.contiguous().view(torch.uint8), actual.contiguous().view(torch.uint8)
-    )
-    return Verification(
-        same, shares, len(rows), total, "" if same else "the table in use is not the file's"
-    )
+    same = torch.equal(_bits(expected), _bits(actual))
+    reason = "" if same else "the table in use is not the file's"
+    return Verification(same, shares, len(rows), total, reason)
 
 
-def read_rows(stored: StoredTable, rows: list[int] | None = None):
-    """Rows [n, D] of a stored table as a tensor; all of them for None."""
+def _why_incomparable(table: torch.Tensor) -> str:
+    """Why `table` has no values that could be compared with a file's; empty if it has."""
+    import torch
+
+    if table.is_meta:
+        return "the table is on the meta device: it has no values to compare"
+    if type(table.data) is not torch.Tensor or not table.is_floating_point():
+        return f"the table itself is quantised ({type(table.data).__name__})"
+    return ""
+
+
+def _bits(values: torch.Tensor) -> torch.Tensor:
+    """The same memory as uint8: NaN equals NaN, and 8-bit floats can be compared."""
+    import torch
+
+    return values.contiguous().view(torch.uint8)
+
+
+def read_rows(stored: StoredTable, rows: list[int] | None = None) -> torch.Tensor:
+    """Rows [n, D] of a stored table, by their indices; all of them for None."""
     import torch
     from safetensors import safe_open
 
-    if stored.offset is None:
-        table = torch.load(stored.file, map_location="cpu", weights_only=True, mmap=True)[
-            stored.key
-        ]
-        return table if rows is None else table[rows]
+    if stored.place is None:
+        state = torch.load(stored.file, map_location="cpu", weights_only=True, mmap=True)
+        return state[stored.key] if rows is None else state[stored.key][rows]
     with safe_open(stored.file, framework="pt") as file:
         table = file.get_slice(stored.key)
-        if rows is None or len(rows) == stored.shape[0]:
+        if rows is None or len(rows) == stored.place.shape[0]:
             return table[:]
         return torch.cat([table[row : row + 1] for row in rows])
 
 
-def fingerprint(encoder) -> str:
-    """A hash of the table in use: shape, dtype and rows (a seeded sample of large tables). The same
-    on any device, under any offloading and with any version of transformers."""
+def fingerprint(encoder: UMT5EncoderModel) -> str:
+    """A hash of the table in use, 32 hexadecimal digits: of its shape, its dtype and its rows (of a
+    large table, the sampled ones). The device, offloading and transformers do not change it.
+    """
     import torch
 
     used = table_in_use(encoder).detach()
     rows = rows_to_compare(tuple(used.shape), used.element_size())
-    values = used[torch.tensor(rows, device=used.device)].cpu().contiguous().view(torch.uint8)
+    values = used[torch.tensor(rows, device=used.device)].cpu()
     digest = hashlib.sha256(f"{tuple(used.shape)} {used.dtype}".encode())
-    digest.update(values.numpy().tobytes())
+    digest.update(_bits(values).numpy().tobytes())
     return digest.hexdigest()[:32]
-
-
-def unhealthy(rows) -> str:
-    """Why `rows` [n, D] cannot be of a trained token table; empty if they can."""
-    values = rows.float()
-    if not values.isfinite().all():
-        return "holds NaN or infinite values"
-    spread = float(values.std())
-    if not 1e-4 < spread < 1e3:
-        return f"has values that spread by {spread:.1e}, which no trained table does"
-    if float((values.std(dim=1) < 1e-6 * spread).float().mean()) > 0.5:
-        return "is constant in most of its rows"
-    return ""
-
-
-def canary(encoder, rows) -> str:
-    """Why `encoder` cannot work on token vectors `rows` [n, D]; empty if unlike prompts give
-    finite, clearly different embeddings and equal prompts equal ones."""
-    import torch
-
-    tokens = torch.randint(rows.shape[0], (2, 8), generator=torch.Generator().manual_seed(0))[
-        [0, 1, 0]
-    ]
-    place = next(p for p in encoder.encoder.block.parameters() if not p.is_meta)
-    with torch.no_grad():
-        states = encoder(
-            inputs_embeds=rows[tokens].to(place.device, encoder.dtype)
-        ).last_hidden_state.float()
-    if not states.isfinite().all():
-        return "gives NaN or infinite embeddings"
-    difference = float((states[0] - states[1]).norm() / states[0].norm())
-    if difference < 1e-2 or not torch.equal(states[0], states[2]):
-        return f"gives unlike prompts nearly equal embeddings ({difference:.1e} apart)"
-    return ""
-
-
-def trusted_key(found: Inspection, encoder=None) -> str:
-    """The stored table to trust, by evidence from (a sample of) its rows.
-
-    `encoder`, when given, lends its layers to the canary. Raises TextEncoderError where no table is
-    healthy, or where two are and differ.
-    """
-    keys = [SHARED] if found.tables_equal else list(found.tables)
-    reasons = {}
-    for key in keys:
-        stored = found.tables[key]
-        rows = read_rows(
-            stored, rows_to_compare(stored.shape, ITEM_SIZE[stored.dtype]) if stored.shape else None
-        )
-        reasons[key] = unhealthy(rows) or (
-            canary(encoder, rows) if encoder is not None and len(keys) > 1 else ""
-        )
-    good = [key for key, reason in reasons.items() if not reason]
-    if len(good) == 2:
-        raise TextEncoderError(
-            f"{found.folder}: {SHARED} and {EMBED} differ and both look healthy; nothing here "
-            "tells "
-            "which is right: get the original checkpoint"
-        )
-    if not good:
-        why = ", ".join(f"{key} {reason}" for key, reason in reasons.items())
-        raise TextEncoderError(
-            f"{found.folder}: the file holds no healthy token table ({why}); "
-            "get the original checkpoint"
-        )
-    return good[0]
