@@ -213,7 +213,8 @@ def load_encoder(config: Config, teacher, source: Path, runtime):
         with silence_tied_weight_report(config.verbose_loading):
             encoder, verdict = load_text_encoder(
                 source,
-                torch_dtype=runtime.dtype,
+                dtype=runtime.dtype,
+                variant=config.variant,
                 allow_pickle=config.allow_pickle,
                 verbose=config.verbose_loading,
             )
