@@ -1,4 +1,4 @@
-"""Files that survive a kill at any instruction: the name appears only when the content is on disk."""
+"""Files that survive a kill at any moment: a name appears once its content is on the disk."""
 
 from __future__ import annotations
 
@@ -16,8 +16,11 @@ from wan_distill.errors import UsageError
 
 
 def write_atomically(file: Path, data: bytes) -> None:
-    """The file holds either its old content or all of `data`, never part of it."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    """Writes `data` to `file`, which at any moment holds either its old content or all of `data`.
+
+    Raises OSError where the disk is full or the folder cannot be written to.
+    """
+    temporary = _temporary(file)
     with temporary.open("wb") as out:
         out.write(data)
         out.flush()
@@ -28,33 +31,42 @@ def write_atomically(file: Path, data: bytes) -> None:
 def write_tensors(
     file: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
 ) -> None:
-    """`save_file`, atomically: the name appears only when the content is on disk."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    """Writes a safetensors file, as atomically as `write_atomically` does.
+
+    Raises OSError, with the system's own error number, as `write_atomically` does.
+    """
+    temporary = _temporary(file)
+    contiguous = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     try:
-        save_file(
-            {name: t.detach().cpu().contiguous() for name, t in tensors.items()},
-            temporary,
-            metadata,
-        )
-    except SafetensorError as error:  # it wraps what the system said
+        save_file(contiguous, temporary, metadata)
+    except SafetensorError as error:  # the system's error is in its text only
         number = re.search(r"os error (\d+)", str(error))
-        raise (
-            OSError(int(number[1]), os.strerror(int(number[1])), str(file)) if number else error
-        ) from error
-    _sync(temporary)
+        if number is None:
+            raise
+        code = int(number[1])
+        raise OSError(code, os.strerror(code), str(file)) from error
+    open_to_umask(temporary)
+    sync(temporary)
     os.replace(temporary, file)
 
 
-def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as data:
-        while block := data.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
+def open_to_umask(path: Path) -> None:
+    """Gives a file, or all safetensors files below a folder, the permissions of any new file.
+
+    safetensors lets nobody but the owner read what it writes, whatever the umask is.
+    """
+    files = sorted(path.rglob("*.safetensors")) if path.is_dir() else [path]
+    for file in files:
+        # The umask cannot be read without setting it, for all threads: a new file shows it.
+        example = file.with_name(f".{file.name}.{os.getpid()}.mode")
+        example.touch(0o666)
+        mode = example.stat().st_mode
+        example.unlink()
+        file.chmod(mode & 0o777)
 
 
-def _sync(path: Path) -> None:
-    """Forces a file, or on POSIX the entries of a folder, to the disk."""
+def sync(path: Path) -> None:
+    """Forces a file's content, or on POSIX a folder's list of names, to the disk."""
     if path.is_dir() and os.name == "nt":  # Windows has no handle to sync a folder by
         return
     handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
@@ -64,21 +76,35 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def _remove(folder: Path) -> None:
+def sha256(file: Path) -> str:
+    """SHA-256 of a file's content, as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with file.open("rb") as data:
+        while block := data.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def remove_folder(folder: Path) -> None:
+    """Deletes a folder and what is in it, if it exists."""
     if folder.exists():
         shutil.rmtree(folder)
 
 
-def claim(output_dir: Path) -> None:
-    """Makes the output folder and shows that it can be written to. Raises UsageError."""
-    probe = (
-        output_dir / f".writable.{os.getpid()}"
-    )  # its own: the processes of one run claim the same folder at once
+def make_output_folder(folder: Path) -> None:
+    """Makes the output folder and tries to write to it. Raises UsageError where that fails."""
+    # The processes of one run do this at the same time, each with a file of its own.
+    probe = folder / f".writable.{os.getpid()}"
     try:
-        output_dir.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"")
         probe.unlink(missing_ok=True)
     except OSError as error:
         raise UsageError(
-            f"--output_dir {output_dir}: cannot be written ({error.strerror}); choose another"
+            f"--output_dir {folder}: cannot be written ({error.strerror}); choose another"
         ) from error
+
+
+def _temporary(file: Path) -> Path:
+    """Where this process writes what will be `file`: beside it, since a rename needs one disk."""
+    return file.with_name(f".{file.name}.{os.getpid()}.tmp")

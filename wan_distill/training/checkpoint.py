@@ -17,7 +17,13 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch import Tensor
 
-from wan_distill.system.files import _remove, _sha256, _sync, write_atomically, write_tensors
+from wan_distill.system.files import (
+    remove_folder,
+    sha256,
+    sync,
+    write_atomically,
+    write_tensors,
+)
 
 STATE = "state.json"
 WRITTEN = dict(step=int, sha256=dict, config=dict)
@@ -34,23 +40,23 @@ def save(root: Path, step: int, tensors: Tensors, state: dict, keep: int | None)
     """
     final = root / f"checkpoint-{step}"
     partial = root / f".partial-{step}"
-    _remove(partial)
+    remove_folder(partial)
     partial.mkdir(parents=True)
     for name, group in tensors.items():
         write_tensors(partial / f"{name}.safetensors", group)
-    hashes = {file.name: _sha256(file) for file in sorted(partial.glob("*.safetensors"))}
+    hashes = {file.name: sha256(file) for file in sorted(partial.glob("*.safetensors"))}
     state = state | {"step": step, "sha256": hashes}
     state["sha256_state"] = _state_hash(state)
     write_atomically(partial / STATE, json.dumps(state, indent=1).encode())
-    _sync(partial)
-    _remove(final)  # only ever a damaged one: a good one would have been resumed from
+    sync(partial)
+    remove_folder(final)  # only ever a damaged one: a good one would have been resumed from
     os.replace(partial, final)
-    _sync(root)
+    sync(root)
     verify(final)
     write_atomically(root / "LATEST", final.name.encode())
-    _sync(root)
+    sync(root)
     for old in found(root)[keep:] if keep else []:
-        _remove(old)
+        remove_folder(old)
     return final
 
 
@@ -106,7 +112,7 @@ def verify(folder: Path) -> dict:
         raise DamagedCheckpoint(f"{folder} is damaged ({STATE} changed since it was written)")
     try:
         damaged = [
-            name for name, digest in state["sha256"].items() if _sha256(folder / name) != digest
+            name for name, digest in state["sha256"].items() if sha256(folder / name) != digest
         ]
     except OSError as error:
         raise DamagedCheckpoint(f"{folder} is incomplete ({error})") from error
