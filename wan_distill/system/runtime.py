@@ -7,6 +7,8 @@ import signal
 import sys
 from collections.abc import Iterable
 from datetime import timedelta
+from types import FrameType
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -20,6 +22,7 @@ DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # While the main process encodes prompts or solves the last samples, the others wait in a
 # collective.
 COLLECTIVE_TIMEOUT = timedelta(hours=3)
+Value = TypeVar("Value")
 
 
 def process_state() -> PartialState:
@@ -28,38 +31,49 @@ def process_state() -> PartialState:
     """
     if "WORLD_SIZE" not in os.environ:
         return PartialState()
-    # Not told so, accelerate lets every rank of a machine without accelerator believe that it is
-    # alone.
+    # Without `cpu`, accelerate lets every rank of a machine that has no accelerator believe that it
+    # is alone.
     return PartialState(cpu=not torch.accelerator.is_available(), timeout=COLLECTIVE_TIMEOUT)
 
 
 class Runtime:
-    """Ranks, device and stop requests of this process."""
+    """Ranks, device and stop requests of this process.
+
+    Attributes:
+        device: where this process computes.
+        dtype: of the frozen base and of its arithmetic.
+        processes: their number, those on other machines included.
+        is_main: whether this is the process that writes the run's files and prints.
+        sharded: whether the frozen base is spread over all processes (--shard).
+        together: whether all processes work on each sample together (--context_parallel).
+        joint: whether every forward needs all processes: either of the two.
+        sample_rank: which share of the samples is this process' own.
+        sample_groups: the number of such shares; 1 where all work on each sample together.
+    """
 
     def __init__(self, config: Config):
+        """Joins the process group and takes over the signals. Call it in the main thread."""
         self.config = config
         self.state = process_state()
-        self.device = self.state.device
-        self.processes = self.state.num_processes
-        self.is_main = self.state.is_main_process
+        self.device: torch.device = self.state.device
+        self.dtype = DTYPES[config.mixed_precision]
+        self.processes: int = self.state.num_processes
+        self.is_main: bool = self.state.is_main_process
         self.sharded = config.shard and self.processes > 1
         self.together = config.context_parallel and self.processes > 1
-        # This process' share of the samples: none of its own where all work on each sample
-        # together.
-        self.sample_rank, self.sample_groups = (
-            (0, 1) if self.together else (self.state.process_index, self.processes)
-        )
         self.joint = self.sharded or self.together
-        """whether every forward needs all processes"""
-        self.dtype = DTYPES[config.mixed_precision]
+        self.sample_rank: int = 0 if self.together else self.state.process_index
+        self.sample_groups: int = 1 if self.together else self.processes
         self.signal: int | None = None
-        for name in ("SIGTERM", "SIGINT", "SIGBREAK"):  # SIGBREAK is Windows' own
+        for name in ("SIGTERM", "SIGINT", "SIGBREAK"):  # SIGBREAK exists on Windows only
             if hasattr(signal, name):
                 signal.signal(getattr(signal, name), self._on_signal)
 
-    def _on_signal(self, number: int, frame) -> None:
-        """The first signal asks for a save after the update in flight; a second one ends the
-        process at once.
+    # ------------------------------------------------------------------------------------- stopping
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        """The first signal asks for a save after the current update; a second one ends the process
+        at once.
         """
         if self.signal is not None:
             os._exit(128 + number)
@@ -71,78 +85,100 @@ class Runtime:
         )
 
     def stop_requested(self) -> bool:
-        """Whether any rank was told to stop; all ranks get the same answer."""
+        """Whether any rank got a signal. All ranks must ask; they get the same answer."""
         return bool(self.max_over_ranks(float(self.signal is not None)))
 
     def stop_here_if_asked(self) -> None:
-        """For loops whose finished pieces are on disk already. Raises Stopped after a signal to
-        this process.
+        """For loops whose finished pieces are on the disk already.
+
+        Raises Stopped after a signal to this process; where every forward needs all processes, on
+        all of them after a signal to any.
         """
-        if self.stop_requested() if self.joint else self.signal is not None:  # joint: all or none
+        if self.stop_requested() if self.joint else self.signal is not None:
             raise Stopped("Stopped; what is finished is kept. Run the same command to go on.")
 
+    # ------------------------------------------------------------------------------- between ranks
+
     def max_over_ranks(self, value: float) -> float:
-        """The largest `value` over ranks, the same on all of them."""
+        """The largest `value` over ranks. All ranks must ask; they get the same answer."""
         if self.processes == 1:
             return value
         largest = torch.tensor([value], dtype=torch.float64, device=self.device)
         dist.all_reduce(largest, op=dist.ReduceOp.MAX)
         return float(largest)
 
+    def told_by_main(self, value: Value) -> Value:
+        """The main process' `value`, where all work together; elsewhere this process' own."""
+        if not self.together:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, src=0)
+        return values[0]
+
+    @torch.no_grad()
+    def average_gradients(self, parameters: Iterable[Tensor]) -> None:
+        """Replaces gradients by their mean over ranks, in one all-reduce.
+
+        That is data parallelism without wrapping the model. With `--context_parallel` it is the
+        sum, since each rank's gradient is that of its own tokens. All `parameters` must have a
+        gradient, of one dtype.
+        """
+        if self.processes == 1:
+            return
+        gradients = []
+        for p in parameters:
+            assert p.grad is not None, "a trained tensor without a gradient"
+            gradients.append(p.grad)
+        total = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(total)
+        total /= self.sample_groups
+        sizes = [gradient.numel() for gradient in gradients]
+        for gradient, mean in zip(gradients, total.split(sizes), strict=True):
+            gradient.copy_(mean.view_as(gradient))
+
+    # ------------------------------------------------------------------------ this process' share
+
     def samples_student(self) -> bool:
-        """Whether this process samples the student: the main one, but all of them where each
+        """Whether this process samples the student: the main one, but all of them where every
         forward needs all.
         """
         return self.is_main or self.joint
 
-    def told_by_main(self, value):
-        """What the main process says, where all work together; elsewhere `value` itself."""
-        if not self.together:
-            return value
-        held = [value]
-        dist.broadcast_object_list(held, src=0)
-        return held[0]
+    def micro_batch(self, step: int, micro: int) -> int:
+        """Global index of this process' micro-batch number `micro` of update `step`.
+
+        However the same number of micro-batches is split into processes and accumulation, an update
+        works on the same indices.
+        """
+        first = (step * self.config.gradient_accumulation_steps + micro) * self.sample_groups
+        return first + self.sample_rank
 
     def say(self, *lines: str) -> None:
-        """Prints on the main process only."""
+        """Prints, on the main process only."""
         if self.is_main:
             print(*lines, sep="\n", flush=True)
 
-    def autocast(self):
-        """bf16/fp16 arithmetic around a low-precision base, whose float32 adapters would otherwise
-        promote it.
+    # --------------------------------------------------------------------------------- arithmetic
+
+    def autocast(self) -> torch.autocast:
+        """Arithmetic in the base's dtype: its adapters are float32 and would otherwise promote it.
+
+        Off where the base is float32.
         """
+        # The cache is off because of torch < 2.11: a weight that was cast under `no_grad` came out
+        # of it again where a gradient was wanted, and had none.
         return torch.autocast(
-            self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32
+            self.device.type,
+            dtype=self.dtype,
+            enabled=self.dtype != torch.float32,
+            cache_enabled=False,
         )
-
-    def micro_batch(self, step: int, micro: int) -> int:
-        """Global index of a micro-batch: the same work is done for any split into processes and
-        accumulation.
-        """
-        return (
-            step * self.config.gradient_accumulation_steps + micro
-        ) * self.sample_groups + self.sample_rank
-
-    def average_gradients(self, parameters: Iterable[Tensor]) -> None:
-        """Mean gradient over ranks in one all-reduce: data parallelism without wrapping the model.
-
-        With `--context_parallel` the sum: each rank's is that of its own tokens.
-        """
-        if self.processes == 1:
-            return
-        gradients = [p.grad for p in parameters]
-        flat = torch._utils._flatten_dense_tensors(gradients)
-        dist.all_reduce(flat)
-        flat /= self.sample_groups
-        for gradient, mean in zip(
-            gradients, torch._utils._unflatten_dense_tensors(flat, gradients), strict=True
-        ):
-            gradient.copy_(mean)
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:
-    """`values` on `device`; the host does not wait for it (from pageable memory a large copy
-    would).
+    """`values` on `device`, copied while the host goes on.
+
+    From pageable memory the host would wait for a large copy, so it is pinned first.
     """
-    return (values.pin_memory() if device.type == "cuda" else values).to(device, non_blocking=True)
+    on_host = values.pin_memory() if device.type == "cuda" else values
+    return on_host.to(device, non_blocking=True)

@@ -1,0 +1,105 @@
+"""Weight files that are refused, and what the message says."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from weight_layouts import SETTINGS, empty_part, save, write
+
+from wan_distill.errors import TextEncoderError
+from wan_distill.system.weight_files import read_header, weight_files
+
+
+@pytest.fixture(params=list(SETTINGS))
+def stem(request) -> str:
+    """The stem of the file names of one library."""
+    return request.param
+
+
+@pytest.fixture
+def folder(tmp_path: Path, stem: str) -> Path:
+    """A folder with that library's config.json and no weights."""
+    return empty_part(tmp_path / "part", stem)
+
+
+@pytest.mark.parametrize("kinds", [("single", "shards"), ("bin", "bin shards")])
+def test_two_complete_checkpoints_are_refused_by_name(folder, stem, kinds):
+    for kind in kinds:
+        write(kind, folder, stem, 1.0)
+    single, index = sorted(file.name for file in folder.glob("*model.*"))[:2]
+    with pytest.raises(TextEncoderError, match="two checkpoints") as refusal:
+        weight_files(folder)
+    assert single in str(refusal.value) and index in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"metadata": {}}',
+        "[]",
+        "{",
+        '{"metadata": {}, "weight_map": []}',
+        '{"weight_map": {"a": 1}}',
+    ],
+)
+def test_an_index_that_is_none_is_refused(folder, stem, content):
+    index = folder / f"{stem}.safetensors.index.json"
+    index.write_text(content)
+    with pytest.raises(TextEncoderError, match="download it again") as refusal:
+        weight_files(folder)
+    assert index.name in str(refusal.value)
+
+
+def test_an_index_cannot_name_files_outside_its_folder(folder, stem):
+    save({"a": 1.0}, folder.parent / "other.safetensors")
+    index = {"metadata": {}, "weight_map": {"a": "../other.safetensors"}}
+    (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(TextEncoderError, match="outside its folder"):
+        weight_files(folder)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "variant", "says"),
+    [
+        ((), None, "no weight file .* download it again"),
+        (("single fp16",), None, "only files of variant fp16; give --variant fp16"),
+        (("shards fp16",), "ema", "only files of variant fp16; give --variant fp16"),
+        (("single",), "fp16", "only the plain files; leave out --variant fp16"),
+        (("shards",), "fp16", "only the plain files; leave out --variant fp16"),
+    ],
+)
+def test_a_refusal_says_what_to_do(folder, stem, kinds, variant, says):
+    for kind in kinds:
+        write(kind, folder, stem, 1.0)
+    with pytest.raises(TextEncoderError, match=says):
+        weight_files(folder, variant)
+
+
+def test_a_single_file_of_another_name_is_refused_with_the_right_name(folder, stem):
+    save({"a": 1.0}, folder / "wan_fp8.safetensors")
+    says = f"only wan_fp8.safetensors; rename it to {stem}.safetensors"
+    with pytest.raises(TextEncoderError, match=says):
+        weight_files(folder)
+
+
+def test_a_shard_without_an_index_is_not_to_be_renamed(folder, stem):
+    save({"a": 1.0}, folder / f"{stem}-00001-of-00002.safetensors")
+    with pytest.raises(TextEncoderError, match=r"no .*index.json here, only .*download it again"):
+        weight_files(folder)
+
+
+def test_a_link_to_nothing_is_said_to_be_one(folder, stem):
+    os.symlink(folder / "gone", folder / f"{stem}.safetensors")
+    with pytest.raises(TextEncoderError, match=f"{stem}.safetensors is a link to nothing"):
+        weight_files(folder)
+
+
+@pytest.mark.parametrize("header", [b"[]", b'{"a": 1}', b'{"a": {}}', b"\xff\xff", b'{"a"'])
+def test_a_damaged_header_is_refused(tmp_path, header):
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(TextEncoderError, match="header is damaged"):
+        read_header(file)
