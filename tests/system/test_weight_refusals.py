@@ -85,10 +85,12 @@ def test_a_single_file_of_another_name_is_refused_with_the_right_name(folder, st
         weight_files(folder)
 
 
-def test_a_shard_without_an_index_is_not_to_be_renamed(folder, stem):
-    save({"a": 1.0}, folder / f"{stem}-00001-of-00002.safetensors")
-    with pytest.raises(TextEncoderError, match=r"no .*index.json here, only .*download it again"):
-        weight_files(folder)
+@pytest.mark.parametrize("variant", [None, "fp16"])
+def test_a_shard_without_an_index_is_not_to_be_renamed(folder, stem, variant):
+    middle = f".{variant}" if variant else ""
+    save({"a": 1.0}, folder / f"{stem}{middle}-00001-of-00002.safetensors")
+    with pytest.raises(TextEncoderError, match=r"no .*index.*json here, only .*download it again"):
+        weight_files(folder, variant)
 
 
 def test_a_link_to_nothing_is_said_to_be_one(folder, stem):

@@ -19,7 +19,7 @@ TRANSFORMERS_FILES = ("model.safetensors", "pytorch_model.bin")
 DIFFUSERS_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 _VARIANT_NAME = re.compile(
     r"(?:diffusion_pytorch_|pytorch_)?model\."
-    r"(?:(?P<file>[^.]+)\.(?:safetensors|bin)"
+    r"(?:(?P<file>[^.]+?)(?:-\d+-of-\d+)?\.(?:safetensors|bin)"
     r"|(?:safetensors|bin)\.(?:index\.(?P<index>[^.]+)|(?P<old_index>[^.]+)\.index)\.json)"
 )
 
@@ -123,7 +123,7 @@ def _with_variant(name: str, variant: str | None) -> str:
 
 
 def _variants(folder: Path) -> list[str]:
-    """Variants of which `folder` holds a single file or an index."""
+    """Variants of which `folder` holds a file, a shard or an index."""
     matches = (_VARIANT_NAME.fullmatch(file.name) for file in folder.glob("*"))
     return sorted({next(filter(None, match.groups())) for match in matches if match})
 
@@ -135,7 +135,7 @@ def _why_nothing(folder: Path, names: tuple[str, str], variant: str | None) -> s
     for link in (folder / wanted, folder / index):
         if link.is_symlink():
             return f"no weight file here, {link.name} is a link to nothing; download it again"
-    others = _variants(folder)
+    others = [other for other in _variants(folder) if other != variant]
     if others:
         return (
             f"no weight file {wanted} here, only files of variant {', '.join(others)}; "
