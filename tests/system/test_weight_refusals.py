@@ -65,10 +65,11 @@ def test_an_index_cannot_name_files_outside_its_folder(folder, stem):
     ("kinds", "variant", "says"),
     [
         ((), None, "no weight file .* download it again"),
-        (("single fp16",), None, "only files of variant fp16; give --variant fp16"),
-        (("shards fp16",), "ema", "only files of variant fp16; give --variant fp16"),
-        (("single",), "fp16", "only the plain files; leave out --variant fp16"),
-        (("shards",), "fp16", "only the plain files; leave out --variant fp16"),
+        (("single fp16",), None, "loads with --variant fp16"),
+        (("shards fp16",), "ema", "loads with --variant fp16"),
+        (("shards fp16", "bin"), "ema", "loads without --variant or with --variant fp16"),
+        (("single",), "fp16", "loads without --variant"),
+        (("shards",), "fp16", "loads without --variant"),
     ],
 )
 def test_a_refusal_says_what_to_do(folder, stem, kinds, variant, says):

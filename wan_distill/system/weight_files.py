@@ -109,7 +109,9 @@ def _shards(index: Path) -> list[Path]:
     names = sorted({str(name) for name in weight_map.values()})
     for name in names:
         if Path(name).name != name:
-            raise TextEncoderError(f"{index}: names {name}, which is outside its folder")
+            raise TextEncoderError(
+                f"{index}: names {name}, which is outside its folder; download it again"
+            )
         if not (index.parent / name).is_file():
             raise TextEncoderError(
                 f"{index.parent}: {name} is named by {index.name} but missing; download it again"
@@ -135,14 +137,12 @@ def _why_nothing(folder: Path, names: tuple[str, str], variant: str | None) -> s
     for link in (folder / wanted, folder / index):
         if link.is_symlink():
             return f"no weight file here, {link.name} is a link to nothing; download it again"
-    others = [other for other in _variants(folder) if other != variant]
-    if others:
-        return (
-            f"no weight file {wanted} here, only files of variant {', '.join(others)}; "
-            f"give --variant {others[0]}"
-        )
-    if variant and any((folder / name).is_file() for name in (names[0], f"{names[0]}.index.json")):
-        return f"no weight file {wanted} here, only the plain files; leave out --variant {variant}"
+    ways = [f"with --variant {other}" for other in _variants(folder) if other != variant]
+    plain = [*names, *(f"{name}.index.json" for name in names)]
+    if variant and any((folder / name).is_file() for name in plain):
+        ways.insert(0, "without --variant")
+    if ways:
+        return f"no weight file {wanted} here; this folder loads {' or '.join(ways)}"
     strays = sorted(
         file.name
         for file in folder.glob("[!.]*")
