@@ -178,5 +178,5 @@ def test_an_output_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> N
     make_output_folder(tmp_path / "a" / "b")
     assert list((tmp_path / "a" / "b").iterdir()) == []
     (tmp_path / "file").touch()
-    with pytest.raises(UsageError, match="cannot be written.*choose another"):
+    with pytest.raises(UsageError, match=r"cannot be written.*choose another"):
         make_output_folder(tmp_path / "file")
