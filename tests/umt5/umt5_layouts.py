@@ -1,5 +1,8 @@
-"""Every way a UMT5 text encoder's table can lie in its files, as folders of a tiny encoder. Needs
-no test framework, so that the version matrix can build the same folders under any transformers."""
+"""Every way a UMT5 text encoder's table can lie in its files, as folders of a tiny encoder.
+
+Needs no test framework, so that the version matrix can build the same folders under any
+transformers.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,9 @@ LAYOUTS = (
     "neither",
     "sharded",
     ".bin",
+    ".bin both",
 )
+REFUSED = ("both healthy but different", "neither")  # nobody can tell which table is right
 CONFIG = dict(
     vocab_size=96,
     d_model=32,
@@ -39,7 +44,7 @@ def true_weights() -> dict[str, torch.Tensor]:
     """
     rng = torch.Generator().manual_seed(0)
 
-    def normal(*shape, scale=0.2):
+    def normal(*shape: int, scale: float = 0.2) -> torch.Tensor:
         return scale * torch.randn(*shape, generator=rng)
 
     c, inner = CONFIG, CONFIG["d_kv"] * CONFIG["num_heads"]
@@ -72,18 +77,24 @@ def garbage() -> torch.Tensor:
 
 
 def write_layout(
-    layout: str, folder: Path, *, tie: bool | None = False, architecture: str = "UMT5EncoderModel"
+    layout: str,
+    folder: Path,
+    *,
+    tie: bool | None = False,
+    variant: str | None = None,
+    scale: float = 1.0,
 ) -> Path:
-    """Writes the text encoder folder of one layout. `tie`: the config's tie_word_embeddings, None
-    leaves it out.
+    """Writes the text encoder folder of one layout; a second call with another `variant` adds that.
+
+    `tie`: tie_word_embeddings in config.json, None leaves it out. `scale` multiplies the weights.
     """
-    folder.mkdir(parents=True)
-    weights = true_weights()
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: scale * values for name, values in true_weights().items()}
     table = weights[SHARED]
     match layout:
         case "embed only":
             weights[EMBED] = weights.pop(SHARED)
-        case "both equal":
+        case "both equal" | ".bin both":
             weights[EMBED] = table.clone()
         case "poisoned embed":
             weights[EMBED] = garbage()
@@ -93,32 +104,36 @@ def write_layout(
             weights[EMBED] = table.flip(0).contiguous()
         case "neither":
             del weights[SHARED]
-    if layout == ".bin":
-        torch.save(weights, folder / "pytorch_model.bin")
+    middle = f".{variant}" if variant else ""
+    if layout.startswith(".bin"):
+        torch.save(weights, folder / f"pytorch_model{middle}.bin")
     elif layout == "sharded":
-        names = sorted(weights, reverse=True)
-        shards = {f"model-{i + 1:05d}-of-00003.safetensors": names[i::3] for i in range(3)}
-        for file, part in shards.items():
-            save_file({name: weights[name] for name in part}, folder / file, {"format": "pt"})
-        index = {
-            "metadata": {},
-            "weight_map": {name: file for file, part in shards.items() for name in part},
-        }
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+        write_shards(weights, folder, middle)
     else:
-        save_file(weights, folder / "model.safetensors", {"format": "pt"})
+        save_file(weights, folder / f"model{middle}.safetensors", {"format": "pt"})
     config = dict(
         CONFIG,
         model_type="umt5",
-        architectures=[architecture],
+        architectures=["UMT5EncoderModel"],
         is_encoder_decoder=True,
         use_cache=True,
         pad_token_id=0,
         eos_token_id=1,
         decoder_start_token_id=0,
-        torch_dtype="float32",
+        torch_dtype="float32",  # as Wan's own config.json has it
     )
     if tie is not None:
         config["tie_word_embeddings"] = tie
     (folder / "config.json").write_text(json.dumps(config))
     return folder
+
+
+def write_shards(weights: dict[str, torch.Tensor], folder: Path, middle: str = "") -> None:
+    """Writes three shards and their index; `middle` is a variant's part of the names."""
+    names = sorted(weights, reverse=True)
+    shards = {f"model{middle}-{i + 1:05d}-of-00003.safetensors": names[i::3] for i in range(3)}
+    for file, part in shards.items():
+        save_file({name: weights[name] for name in part}, folder / file, {"format": "pt"})
+    weight_map = {name: file for file, part in shards.items() for name in part}
+    index = {"metadata": {}, "weight_map": weight_map}
+    (folder / f"model.safetensors.index{middle}.json").write_text(json.dumps(index))

@@ -1,0 +1,129 @@
+"""The script's verdict and exit code, and a training run on a broken text encoder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SMALL, write_pipeline
+from safetensors.torch import load_file, save_file
+from umt5_layouts import EMBED, SHARED, write_layout
+
+import test_umt5_weights as script
+import train_distillation
+
+
+@pytest.mark.parametrize(
+    "name, code, verdict",
+    [
+        ("shared only", 0, "PASS"),
+        ("poisoned embed", 0, "REPAIRED"),
+        ("poisoned shared", 0, "REPAIRED"),
+        ("both healthy but different", 1, "BROKEN"),
+        ("neither", 1, "BROKEN"),
+        ("sharded", 0, "PASS"),
+    ],
+)
+def test_the_scripts_verdict_and_exit_code(tmp_path, capsys, name, code, verdict):
+    folder = write_layout(name, tmp_path / "encoder")
+    assert script.main(["--teacher_path", str(folder), "--json"]) == code
+    assert json.loads(capsys.readouterr().out)["verdict"] == verdict
+
+
+def test_the_readable_verdict_says_what_was_compared(tmp_path, capsys):
+    folder = write_layout("poisoned embed", tmp_path / "encoder")
+    assert script.main(["--teacher_path", str(folder)]) == 0
+    printed = capsys.readouterr().out
+    assert "holds both, different" in printed and "are one parameter in memory" in printed
+    assert "96 of 96 compared" in printed and "REPAIRED: " in printed and "--repair OUT" in printed
+    assert "hides the tied-weight report: True" in printed
+    assert "hides a report of another missing key: False" in printed
+
+
+def test_the_script_writes_a_clean_copy_and_never_overwrites(tmp_path, capsys):
+    source = write_layout("poisoned embed", tmp_path / "source")
+    arguments = ["--teacher_path", str(source), "--repair", str(tmp_path / "clean")]
+    assert script.main(arguments) == 0
+    assert "loaded back and verified" in capsys.readouterr().out
+    written = (tmp_path / "clean" / "model.safetensors").read_bytes()
+    assert script.main(arguments) == 2
+    assert "already exists" in capsys.readouterr().err
+    assert (tmp_path / "clean" / "model.safetensors").read_bytes() == written
+
+
+def test_the_script_checks_a_variant(tmp_path, capsys):
+    folder = write_layout("shared only", tmp_path / "encoder")
+    write_layout("poisoned embed", folder, variant="fp16")
+    assert script.main(["--teacher_path", str(folder), "--variant", "fp16", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["verdict"] == "REPAIRED"
+    assert script.main(["--teacher_path", str(folder), "--variant", "ema"]) == 2
+    assert "without --variant or with --variant fp16" in capsys.readouterr().err
+
+
+def test_the_script_refuses_pickles_without_permission(tmp_path, capsys):
+    folder = str(write_layout(".bin", tmp_path / "encoder"))
+    clean = tmp_path / "clean"
+    assert script.main(["--teacher_path", folder]) == 2
+    assert script.main(["--teacher_path", folder, "--repair", str(clean)]) == 2
+    assert capsys.readouterr().err.count("--allow_pickle") == 2
+    assert script.main(["--teacher_path", folder, "--allow_pickle"]) == 0
+    assert script.main(["--teacher_path", folder, "--allow_pickle", "--repair", str(clean)]) == 0
+
+
+def test_the_script_refuses_bad_arguments(tmp_path, capsys):
+    assert script.main(["--teacher_path", "no such place"]) == 2
+    assert "neither a folder" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as error:
+        script.main(["--nonsense"])
+    assert error.value.code == 2
+
+
+@pytest.mark.parametrize("content", ['{"metadata": {}}', "[]", "{"])
+def test_the_script_refuses_an_index_that_is_none(tmp_path, capsys, content):
+    folder = write_layout("sharded", tmp_path / "encoder")
+    (folder / "model.safetensors.index.json").write_text(content)
+    assert script.main(["--teacher_path", str(folder)]) == 2
+    assert "model.safetensors.index.json" in capsys.readouterr().err
+
+
+# --------------------------------------------------------------------------- in the training script
+
+
+def poisoned_pipeline(
+    folder: Path, second_table: Callable[[torch.Tensor], torch.Tensor]
+) -> list[str]:
+    """Arguments of a one-update run on a pipeline whose file holds a second table beside the true
+    one.
+    """
+    file = write_pipeline(folder / "teacher") / "text_encoder" / "model.safetensors"
+    weights = load_file(file)
+    save_file(weights | {EMBED: second_table(weights[SHARED])}, file, {"format": "pt"})
+    (folder / "prompts.txt").write_text("a red ball\na blue ball\n")
+    flags = {k: v for k, v in SMALL.items() if k not in ("negative_prompt", "mixed_precision")}
+    return [
+        f"--teacher_path={folder / 'teacher'}",
+        f"--prompts={folder / 'prompts.txt'}",
+        f"--output_dir={folder / 'out'}",
+        "--method=trajectory",
+        "--negative_prompt=",
+        "--mixed_precision=no",
+        *(f"--{name}={value}" for name, value in flags.items()),
+    ]
+
+
+def test_training_on_a_poisoned_teacher_repairs_it_and_says_so(tmp_path, capsys):
+    arguments = poisoned_pipeline(tmp_path, lambda table: torch.full_like(table, float("nan")))
+    assert train_distillation.main(arguments) == 0
+    assert "Repaired in memory" in capsys.readouterr().out
+    recorded = json.loads((tmp_path / "out" / "run.json").read_text())["text_encoder"]
+    assert recorded["verdict"] == "REPAIRED" and recorded["fingerprint"]
+
+
+def test_training_on_an_undecidable_teacher_is_refused_before_anything_is_trained(tmp_path, capsys):
+    arguments = poisoned_pipeline(tmp_path, lambda table: table.flip(0).contiguous())
+    assert train_distillation.main(arguments) == 2
+    assert "both look healthy" in capsys.readouterr().err
+    assert not list((tmp_path / "out").rglob("*.safetensors"))
