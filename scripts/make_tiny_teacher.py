@@ -1,11 +1,11 @@
-"""Make the embedded teacher: train a whole two-expert Wan2.2 pipeline, a few MB, on the tiny world.
+"""Makes the embedded teacher: a two-expert Wan2.2 pipeline of a few MB, trained on the tiny world.
 
-Everything is trained, from the tokenizer to both experts, in under an hour on two CPU cores. Each
-stage leaves its result in --work_dir and is skipped when it is already there: to resume, run the
+All parts are trained, from the tokenizer to both experts, in less than an hour on two CPU cores.
+Each stage writes its result to --work_dir, and a stage with a result is skipped: to resume, run the
 same command again.
 
-    python scripts/make_tiny_teacher.py            # train what is missing, write assets/tiny_wan22, check it
-    python scripts/make_tiny_teacher.py --check    # only check what is there
+    python scripts/make_tiny_teacher.py            # train missing stages, write and check it
+    python scripts/make_tiny_teacher.py --check    # only check what is in assets/tiny_wan22
 """
 
 import argparse
@@ -16,6 +16,7 @@ import math
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import sentencepiece
 import tiny_world
@@ -27,26 +28,31 @@ from safetensors.torch import save_file
 from tiny_world import COLOURS, DIRECTIONS, HELDOUT_CAPTIONS, SHAPES, SIZES, TRAINING_CAPTIONS
 from torch import Tensor, nn
 from tqdm import tqdm
-from transformers import T5TokenizerFast, UMT5Config, UMT5EncoderModel
+from transformers import BatchEncoding, T5TokenizerFast, UMT5Config, UMT5EncoderModel
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets" / "tiny_wan22"
 BOUNDARY = 0.875  # sigma at which Wan2.2-T2V-A14B changes experts
 TEXT_LENGTH = 16  # tokens; the longest caption has 7
 TEXT_DIM = 64
 CLIPS_PER_CAPTION = 40
-SAMPLING_STEPS, SAMPLING_SHIFT = 40, 12.0  # how Wan2.2-T2V-A14B is sampled
+SAMPLING_STEPS, SAMPLING_SHIFT = 40, 12.0  # Wan2.2-T2V-A14B's defaults
 GUIDANCE = {"transformer": 4.0, "transformer_2": 3.0}
 
-# Enough ordinary English that words outside the captions are cut into pieces rather than into
-# bytes.
-ENGLISH = """
-The quick brown fox jumps over the lazy dog while a white horse walks slowly through the tall grass near the river.
-In the morning light, two people stand on the beach and look at the waves; the camera follows them from behind.
-A woman with long dark hair is smiling, holding a cup of coffee, and talking with her friend in a quiet city street.
-Snow falls on the mountains at night. A large ship sails across the ocean under a cloudy sky, slow motion, 4k video.
-An orange cat, a pink bird, a purple flower, a black car and a grey house stand still, then turn round and fly away.
-Bright colours, overexposed, static, blurred details, subtitles, worst quality, low quality, ugly, extra fingers.
-"""
+# With some ordinary English, words outside the captions become pieces rather than bytes.
+ENGLISH = (
+    "The quick brown fox jumps over the lazy dog while a white horse walks slowly through the tall "
+    "grass near the river.",
+    "In the morning light, two people stand on the beach and look at the waves; the camera follows "
+    "them from behind.",
+    "A woman with long dark hair is smiling, holding a cup of coffee, and talking with her friend "
+    "in a quiet city street.",
+    "Snow falls on the mountains at night. A large ship sails across the ocean under a cloudy sky, "
+    "slow motion, 4k video.",
+    "An orange cat, a pink bird, a purple flower, a black car and a grey house stand still, then "
+    "turn round and fly away.",
+    "Bright colours, overexposed, static, blurred details, subtitles, worst quality, low quality, "
+    "ugly, extra fingers.",
+)
 
 
 # ----------------------------------------------------------------------- tokenizer and text encoder
@@ -54,9 +60,9 @@ Bright colours, overexposed, static, blurred details, subtitles, worst quality, 
 
 def make_tokenizer(folder: Path, work: Path, seed: int) -> None:
     """A unigram sentencepiece model with UMT5's special ids, as spiece.model and tokenizer.json."""
-    lines = TRAINING_CAPTIONS + ENGLISH.strip().splitlines()
-    # The trainer only considers pieces that occur in two distinct words: "red" and "red," make
-    # "red" one.
+    lines = [*TRAINING_CAPTIONS, *ENGLISH]
+    # The trainer makes a piece only of what occurs in two distinct words: "red" and "red," make
+    # "red" a piece.
     lines += [line.replace(" ", ", ") + "," for line in lines]
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
@@ -92,9 +98,7 @@ def make_tokenizer(folder: Path, work: Path, seed: int) -> None:
 
 
 def make_text_encoder(folder: Path, work: Path, seed: int) -> None:
-    """A UMT5 encoder that must tell each token and, from the mean token, each attribute of the
-    caption.
-    """
+    """A UMT5 encoder, trained to predict each token and, from the mean state, each attribute."""
     tokenizer = T5TokenizerFast.from_pretrained(work / "tokenizer")
     encoder = UMT5EncoderModel(
         UMT5Config(
@@ -120,17 +124,15 @@ def make_text_encoder(folder: Path, work: Path, seed: int) -> None:
     real = tokens.attention_mask.bool()
 
     def loss() -> Tensor:
-        # A masked word must be guessed from its neighbours; only the attributes that are left can
-        # be told.
+        # A masked word can only be predicted from its neighbours.
         masked = real & (torch.rand(real.shape) < 0.1)
         ids = tokens.input_ids.masked_fill(masked, tokenizer.unk_token_id)
         states = encoder(ids, tokens.attention_mask).last_hidden_state
         mean = (states * real[..., None]).sum(dim=1) / real.sum(dim=1, keepdim=True)
-        told = sum(
-            F.cross_entropy(head(mean), a)
-            for head, a in zip(attribute_heads, answers.T, strict=True)
-        )
-        return told + F.cross_entropy(token_head(states[real]), tokens.input_ids[real])
+        total = torch.zeros(())
+        for head, answer in zip(attribute_heads, answers.T, strict=True):
+            total = total + F.cross_entropy(head(mean), answer)
+        return total + F.cross_entropy(token_head(states[real]), tokens.input_ids[real])
 
     parameters = [*encoder.parameters(), *attribute_heads.parameters(), *token_head.parameters()]
     train("text_encoder", parameters, loss, steps=1500, peak_lr=2e-3)
@@ -138,12 +140,10 @@ def make_text_encoder(folder: Path, work: Path, seed: int) -> None:
 
 
 def save_text_encoder(encoder: UMT5EncoderModel, folder: Path) -> None:
-    """Write the files as the hosted Wan2.2 has them: sharded, the one table stored as
-    `shared.weight` only.
+    """Writes the files as the hosted Wan2.2 has them: in shards, the table as `shared.weight` only.
 
-    The hosted config says `tie_word_embeddings: false`, which makes some versions of transformers
-    lose the table; `save_pretrained` would write `true` and hide from the product's tests the very
-    thing they must catch.
+    With the hosted config, `tie_word_embeddings: false`, some versions of transformers lose the
+    table, and the product's tests must catch that. `save_pretrained` would write `true`.
     """
     config = encoder.config.to_dict() | {
         "tie_word_embeddings": False,
@@ -156,7 +156,8 @@ def save_text_encoder(encoder: UMT5EncoderModel, folder: Path) -> None:
         if k != "encoder.embed_tokens.weight"
     }
     names = sorted(weights, key=lambda name: (name != "shared.weight", name))
-    shards, weight_map = [names[: len(names) // 2], names[len(names) // 2 :]], {}
+    shards = [names[: len(names) // 2], names[len(names) // 2 :]]
+    weight_map: dict[str, str] = {}
     for i, shard in enumerate(shards, start=1):
         file = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
         save_file({name: weights[name] for name in shard}, folder / file, metadata={"format": "pt"})
@@ -168,8 +169,8 @@ def save_text_encoder(encoder: UMT5EncoderModel, folder: Path) -> None:
     )
 
 
-def tokenize(tokenizer: T5TokenizerFast, prompts: list[str]):
-    """Token ids and mask, [B, TEXT_LENGTH], as WanPipeline makes them."""
+def tokenize(tokenizer: T5TokenizerFast, prompts: list[str]) -> BatchEncoding:
+    """`input_ids` and `attention_mask`, [B, TEXT_LENGTH] each, as WanPipeline makes them."""
     return tokenizer(
         prompts, padding="max_length", max_length=TEXT_LENGTH, truncation=True, return_tensors="pt"
     )
@@ -177,10 +178,8 @@ def tokenize(tokenizer: T5TokenizerFast, prompts: list[str]):
 
 @torch.no_grad()
 def encode_prompts(work: Path, prompts: list[str]) -> Tensor:
-    """Embeddings [B, TEXT_LENGTH, TEXT_DIM], zero past each prompt's end, as WanPipeline makes
-    them.
-    """
-    # tie_word_embeddings=True loads the table right in every version of transformers.
+    """Embeddings [B, TEXT_LENGTH, TEXT_DIM], zero after each prompt, as WanPipeline makes them."""
+    # With tie_word_embeddings=True every version of transformers loads the table.
     encoder = UMT5EncoderModel.from_pretrained(work / "text_encoder", tie_word_embeddings=True)
     tokens = tokenize(T5TokenizerFast.from_pretrained(work / "tokenizer"), prompts)
     states = encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state
@@ -191,8 +190,9 @@ def encode_prompts(work: Path, prompts: list[str]) -> Tensor:
 
 
 def make_vae(folder: Path, work: Path, seed: int) -> None:
-    """Wan's causal video VAE, patched as Wan2.2-5B's for speed: first images, then small crops,
-    then whole clips.
+    """Wan's causal video VAE: trained on images, then on small crops, then on whole clips.
+
+    For speed it works on 2 x 2 patches, as the VAE of Wan2.2-5B does.
     """
     vae = AutoencoderKLWan(
         base_dim=16,
@@ -219,8 +219,8 @@ def make_vae(folder: Path, work: Path, seed: int) -> None:
         clips = tiny_world.render(captions, rng)[:, :, t : t + frames, y : y + side, x : x + side]
         posterior = vae.encode(clips).latent_dist
         error = (vae.decode(posterior.sample()).sample - clips).abs()
-        # Saturation marks the shape, which covers only a few percent of the frame: the background
-        # is grey.
+        # The shape covers only a few percent of the frame; its saturation gives it weight, since
+        # the background is grey.
         weight = 1 + 2 * (clips.amax(dim=1, keepdim=True) - clips.amin(dim=1, keepdim=True))
         divergence = (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean() / 2
         return (weight * (error + 2 * error**2)).mean() + 1e-4 * divergence
@@ -242,8 +242,8 @@ def make_vae(folder: Path, work: Path, seed: int) -> None:
         steps=300,
         peak_lr=1e-3,
     )
-    # The cached features only settle after three chunks: trained on 9 frames, the colours drift in
-    # the last 8.
+    # The cached features are steady only after three chunks: after training on 9 frames, the
+    # colours of the last 8 drift.
     train(
         "vae, clips", vae.parameters(), lambda: reconstruction(3, 17, 64), steps=300, peak_lr=8e-4
     )
@@ -252,16 +252,17 @@ def make_vae(folder: Path, work: Path, seed: int) -> None:
 
 @torch.no_grad()
 def start_linear(vae: AutoencoderKLWan) -> None:
-    """Start as a nearly linear, nearly noiseless autoencoder: ten times fewer steps than from the
-    default start.
+    """Initialises the VAE as a nearly linear, nearly noiseless autoencoder.
 
-    By default every convolution shrinks its input by sqrt(3), and so little of the clip reaches the
-    latents that the posterior's unit noise drowns it.
+    Training then needs a tenth of the steps. With the default initialisation every convolution
+    shrinks its input by sqrt(3), and the unit noise of the posterior hides the little of the clip
+    that reaches the latents.
     """
     for name, module in vae.named_modules():
         if isinstance(module, nn.Conv2d | nn.Conv3d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
-            nn.init.zeros_(module.bias)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
         if name.endswith((".conv2", ".proj")):  # the last layer of every residual branch
             nn.init.zeros_(module.weight)
     vae.quant_conv.bias[vae.config.z_dim :] = -4.0  # log variance
@@ -269,7 +270,7 @@ def start_linear(vae: AutoencoderKLWan) -> None:
 
 @torch.no_grad()
 def make_latents(folder: Path, work: Path, seed: int) -> None:
-    """Encode the training clips; save them normalised, and their statistics in the VAE's config.
+    """Encodes the training clips; saves them normalised, and their statistics in the VAE's config.
 
     Writes latents.pt: [captions, CLIPS_PER_CAPTION, 16, 5, 8, 8], in the order of
     TRAINING_CAPTIONS.
@@ -292,15 +293,16 @@ def make_latents(folder: Path, work: Path, seed: int) -> None:
 
 
 def shift_sigma(u: Tensor, shift: float) -> Tensor:
-    """Move u in [0, 1] towards 1: Wan's time shift."""
+    """Wan's time shift of levels `u` in [0, 1], towards 1."""
     return shift * u / (1 + (shift - 1) * u)
 
 
 def make_expert(
     folder: Path, work: Path, low: float, high: float, shift: float, steps: int
 ) -> None:
-    """Flow matching on sigma in [low, high], drawn denser near 1 with `shift`: velocity = noise -
-    x0.
+    """Trains one expert by flow matching, velocity = noise - x0, at sigmas in [low, high].
+
+    A larger `shift` draws more sigmas near 1.
     """
     denoiser = WanTransformer3DModel(
         num_attention_heads=4,
@@ -314,16 +316,16 @@ def make_expert(
         rope_max_seq_len=64,
     )
     latents = torch.load(work / "latents" / "latents.pt")
-    prompts, no_prompt = encode_prompts(work, TRAINING_CAPTIONS), encode_prompts(work, [""])
-    # The shifted sigmas between low and high are those of u between these two.
+    prompts = encode_prompts(work, TRAINING_CAPTIONS)
+    no_prompt = encode_prompts(work, [""])
+    # Sigmas in [low, high] are the shifted values of u in [u_low, u_high].
     u_low, u_high = (sigma / (shift - (shift - 1) * sigma) for sigma in (low, high))
 
     def loss(batch: int = 32) -> Tensor:
-        caption, clip = (
-            torch.randint(len(latents), (batch,)),
-            torch.randint(CLIPS_PER_CAPTION, (batch,)),
-        )
-        x0, noise = latents[caption, clip], torch.randn(batch, *latents.shape[2:])
+        caption = torch.randint(len(latents), (batch,))
+        clip = torch.randint(CLIPS_PER_CAPTION, (batch,))
+        x0 = latents[caption, clip]
+        noise = torch.randn(batch, *latents.shape[2:])
         # Stratified, so that every batch covers the whole range.
         u = (torch.arange(batch) + torch.rand(batch)) / batch
         sigma = shift_sigma(u_low + (u_high - u_low) * u, shift)
@@ -338,13 +340,14 @@ def make_expert(
 
 
 def make_high_expert(folder: Path, work: Path, seed: int) -> None:
-    """Decides what moves where: the steps with sigma in [BOUNDARY, 1]."""
+    """The expert for sigma in [BOUNDARY, 1]; it decides the shape's place and motion."""
     make_expert(folder, work, BOUNDARY, 1.0, SAMPLING_SHIFT, steps=3000)
 
 
 def make_low_expert(folder: Path, work: Path, seed: int) -> None:
-    """Draws it: sigma in [0, BOUNDARY], shifted less than sampling is, so that the last, large step
-    stays sharp.
+    """The expert for sigma in [0, BOUNDARY]; it draws the shape.
+
+    Trained with a smaller shift than that of sampling, so that the last, large step stays sharp.
     """
     make_expert(folder, work, 0.0, BOUNDARY, 5.0, steps=3000)
 
@@ -355,11 +358,12 @@ def make_low_expert(folder: Path, work: Path, seed: int) -> None:
 def train(
     name: str, parameters: Iterable[Tensor], loss: Callable[[], Tensor], steps: int, peak_lr: float
 ) -> None:
-    """AdamW with warm-up and cosine decay; the parameters end as their exponential average."""
+    """AdamW with warm-up and cosine decay; leaves the exponential average in the parameters."""
     parameters = list(parameters)
     average = [parameter.detach().clone() for parameter in parameters]
     optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.99), weight_decay=0.01)
-    shown, bar = 0.0, tqdm(range(steps), name, mininterval=2)
+    recent_loss = 0.0
+    bar = tqdm(range(steps), name, mininterval=2)
     for step in bar:
         cosine = (1 + math.cos(math.pi * step / steps)) / 2
         optimizer.param_groups[0]["lr"] = peak_lr * cosine * min(1, (step + 1) / 100)
@@ -368,15 +372,15 @@ def train(
         value.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0, error_if_nonfinite=True)
         optimizer.step()
-        decay = min(0.998, (1 + step) / (10 + step))  # forgets the random start
+        decay = min(0.998, (1 + step) / (10 + step))  # small at first: forgets the random start
         torch._foreach_lerp_(average, [parameter.detach() for parameter in parameters], 1 - decay)
-        shown += (value.item() - shown) / min(step + 1, 50)
-        bar.set_postfix(loss=f"{shown:.4f}", refresh=False)
+        recent_loss += (value.item() - recent_loss) / min(step + 1, 50)
+        bar.set_postfix(loss=f"{recent_loss:.4f}", refresh=False)
     for parameter, mean in zip(parameters, average, strict=True):
         parameter.data.copy_(mean)
 
 
-def write_json(path: Path, content: dict) -> None:
+def write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
@@ -391,8 +395,9 @@ STAGES = {
 
 
 def run_stage(name: str, work: Path, seed: int) -> None:
-    """Make `work/name` unless it is there. It appears only when complete, so a stopped stage starts
-    anew.
+    """Makes the folder `work/name` unless it exists.
+
+    It gets its name only when complete, so a stage that was stopped begins again.
     """
     if (work / name).exists():
         return
@@ -405,7 +410,7 @@ def run_stage(name: str, work: Path, seed: int) -> None:
 
 
 def assemble(work: Path, folder: Path) -> None:
-    """Put the components together as the hosted Wan2.2-T2V-A14B-Diffusers has them."""
+    """Writes the whole pipeline, laid out as the hosted Wan2.2-T2V-A14B-Diffusers is."""
     shutil.rmtree(folder, ignore_errors=True)
     pipeline = WanPipeline(
         tokenizer=T5TokenizerFast.from_pretrained(work / "tokenizer"),
@@ -424,7 +429,7 @@ def assemble(work: Path, folder: Path) -> None:
         boundary_ratio=BOUNDARY,
     )
     pipeline.save_pretrained(folder)
-    for name in ("tokenizer", "text_encoder"):  # whose files save_pretrained would modernise
+    for name in ("tokenizer", "text_encoder"):  # save_pretrained changes the form of these files
         shutil.rmtree(folder / name)
         shutil.copytree(work / name, folder / name)
     index = json.loads((folder / "model_index.json").read_text())
@@ -439,15 +444,14 @@ def assemble(work: Path, folder: Path) -> None:
 
 @torch.no_grad()
 def sample(pipeline: WanPipeline, captions: list[str], rng: torch.Generator) -> Tensor:
-    """Clips [B, 3, F, H, W] in [-1, 1], by guided Euler steps as the distillation's teacher takes
-    them.
-    """
+    """Clips [B, 3, F, H, W] in [-1, 1], by the guided Euler steps of the distillation's teacher."""
     prompt, no_prompt = pipeline.encode_prompt(captions, "", max_sequence_length=TEXT_LENGTH)
     x = torch.randn(len(captions), 16, 5, 8, 8, generator=rng)
     sigmas = shift_sigma(torch.linspace(1, 0, SAMPLING_STEPS + 1), SAMPLING_SHIFT)
     for sigma, lower in itertools.pairwise(sigmas):
         expert = "transformer" if sigma >= BOUNDARY else "transformer_2"
-        denoiser, timestep = getattr(pipeline, expert), (1000 * sigma).expand(len(x))
+        denoiser = getattr(pipeline, expert)
+        timestep = (1000 * sigma).expand(len(x))
         conditional = denoiser(x, timestep, prompt, return_dict=False)[0]
         unconditional = denoiser(x, timestep, no_prompt, return_dict=False)[0]
         x = x + (lower - sigma) * torch.lerp(unconditional, conditional, GUIDANCE[expert])
@@ -459,8 +463,10 @@ def sample(pipeline: WanPipeline, captions: list[str], rng: torch.Generator) -> 
 
 
 def check(folder: Path, count: int, seed: int, sheet: Path | None) -> None:
-    """Print how often clips from training and from held-out captions obey them; optionally save
-    some frames.
+    """Prints which share of clips obeys its caption, for training and for held-out captions.
+
+    Args:
+        sheet: saves some frames as a PNG here.
     """
     pipeline = WanPipeline.from_pretrained(folder)
     rng = torch.Generator().manual_seed(seed)
@@ -511,13 +517,13 @@ def main() -> None:
     parser.add_argument(
         "--stage",
         choices=STAGES,
-        help="make only this stage, so that two experts can train at once",
+        help="make only this stage; two experts can then be trained at the same time",
     )
     parser.add_argument(
         "--check", action="store_true", help="only check the pipeline in --output_dir"
     )
     parser.add_argument(
-        "--check_clips", type=int, default=200, help="half of them held out (%(default)s)"
+        "--check_clips", type=int, default=200, help="half are of held-out captions (%(default)s)"
     )
     parser.add_argument(
         "--sheet", type=Path, help="with the check: save frames of 16 clips as this PNG"

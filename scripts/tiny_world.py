@@ -1,10 +1,9 @@
-"""The world the tiny teacher knows: one flat shape, one colour, one direction, on a grey
-background.
+"""The world of the tiny teacher: one flat shape of one colour moves in one direction on grey.
 
-Everything the denoiser must learn from text is in the caption; everything it must keep random
-(where the shape starts, how fast it moves, how bright the background is) is not, so both obedience
-and diversity can be measured without any learned judge. Pure torch; `import tiny_world` with
-`scripts/` on the path.
+A caption names the four attributes that the denoiser must learn from text. It does not name what
+must stay random: where the shape starts, how fast it moves and how bright the background is.
+Obedience to the caption and diversity can therefore be measured without a learned judge. Needs only
+torch; `import tiny_world` with `scripts/` on the path.
 """
 
 from typing import NamedTuple
@@ -36,7 +35,7 @@ SHADE = (0.10, 0.50)  # grey level of the background, in [0, 1]
 
 
 class Scene(NamedTuple):
-    """What a caption says."""
+    """The attributes that a caption names."""
 
     size: str
     colour: str
@@ -70,12 +69,13 @@ SCENES = [
 def is_held_out(scene: Scene) -> bool:
     """True for 24 of the 144 scenes.
 
-    A Latin square: each (size, shape, direction) misses exactly one colour, so every pair of
-    attribute values still occurs in training and a held-out caption asks only for a new
-    combination.
+    A Latin square: each (size, shape, direction) lacks exactly one colour in training. Each pair of
+    attribute values still occurs there, so a held-out caption is only a new combination.
     """
-    size, colour = list(SIZES).index(scene.size), list(COLOURS).index(scene.colour)
-    shape, direction = SHAPES.index(scene.shape), list(DIRECTIONS).index(scene.direction)
+    size = list(SIZES).index(scene.size)
+    colour = list(COLOURS).index(scene.colour)
+    shape = SHAPES.index(scene.shape)
+    direction = list(DIRECTIONS).index(scene.direction)
     return (3 * size + 2 * shape + direction - colour) % len(COLOURS) == 0
 
 
@@ -84,9 +84,7 @@ HELDOUT_CAPTIONS = [scene.caption for scene in SCENES if is_held_out(scene)]
 
 
 def render(captions: list[str], rng: torch.Generator) -> Tensor:
-    """Draw one random clip per caption: [B, 3, FRAMES, HEIGHT, WIDTH] in [-1, 1], edges
-    anti-aliased.
-    """
+    """One random clip per caption: [B, 3, FRAMES, HEIGHT, WIDTH] in [-1, 1], with smooth edges."""
     scenes = [Scene.parse(caption) for caption in captions]
     radius = torch.tensor([SIZES[scene.size] for scene in scenes])
     colour = torch.tensor([COLOURS[scene.colour] for scene in scenes])
@@ -95,7 +93,7 @@ def render(captions: list[str], rng: torch.Generator) -> Tensor:
 
     speed, shade, place_x, place_y = torch.rand(4, len(scenes), generator=rng)
     travel = heading * (SPEED[0] + (SPEED[1] - SPEED[0]) * speed)[:, None] * (FRAMES - 1)
-    # Start wherever the whole path stays in the frame.
+    # The start is uniform over all places from which the whole path stays inside the frame.
     low = radius[:, None] - travel.clamp(max=0)
     high = torch.tensor([WIDTH, HEIGHT]) - radius[:, None] - travel.clamp(min=0)
     start = low + (high - low) * torch.stack([place_x, place_y], dim=1)
@@ -108,7 +106,15 @@ def render(captions: list[str], rng: torch.Generator) -> Tensor:
 
 
 def _coverage(shape: Tensor, centre: Tensor, radius: Tensor) -> Tensor:
-    """How much of each pixel the shape covers, in [0, 1], from its signed distance in pixels."""
+    """The part of each pixel that the shape covers, in [0, 1], from the signed distance to it.
+
+    Args:
+        shape: [B], index into SHAPES.
+        centre: [B, FRAMES, 2], pixels.
+        radius: [B], pixels.
+    Returns:
+        [B, FRAMES, HEIGHT, WIDTH].
+    """
     x = torch.arange(WIDTH) + 0.5 - centre[..., 0, None, None]
     y = torch.arange(HEIGHT)[:, None] + 0.5 - centre[..., 1, None, None]
     r = radius[:, None, None, None]
@@ -120,12 +126,10 @@ def _coverage(shape: Tensor, centre: Tensor, radius: Tensor) -> Tensor:
 
 
 class Observation(NamedTuple):
-    """What a clip shows, measured without any network. `colour` and `direction` are None if nothing
-    clear is there.
-    """
+    """What a clip shows, measured without a network."""
 
-    colour: str | None
-    direction: str | None
+    colour: str | None  # None: too small an area differs from the background
+    direction: str | None  # None as well where the shape hardly moves
     start: tuple[float, float]  # centre in the first frame, pixels
     travel: tuple[float, float]  # first to last frame, pixels
     area: float  # pixels, mean over frames
@@ -133,38 +137,44 @@ class Observation(NamedTuple):
 
 
 def observe(clip: Tensor) -> Observation:
-    """Look at one clip [3, F, H, W] in [-1, 1]: what differs from the background, and where does it
-    go?
+    """Finds the shape of one clip [3, F, H, W] in [-1, 1], and where it moves.
+
+    The shape is what differs from the background, the median colour of the clip.
     """
     pixels = (clip.float().clamp(-1, 1) + 1) / 2
     background = pixels.flatten(1).median(dim=1).values
     blob = (pixels - background[:, None, None, None]).norm(dim=0) > 0.25  # [F, H, W]
-    area, shade = blob.float().sum(dim=(1, 2)), background.mean().item()
+    area = blob.float().sum(dim=(1, 2))
+    shade = background.mean().item()
     if area[0] < 20 or area[-1] < 20:  # the smallest triangle covers 64 pixels
         return Observation(None, None, (0.0, 0.0), (0.0, 0.0), area.mean().item(), shade)
 
-    seen = pixels[:, blob].median(dim=1).values
-    colour = min(COLOURS, key=lambda name: (seen - torch.tensor(COLOURS[name])).norm())
-    first, last = (
-        frame.nonzero().float().mean(dim=0).flip(0) + 0.5 for frame in (blob[0], blob[-1])
+    shape_colour = pixels[:, blob].median(dim=1).values
+    colour = min(
+        COLOURS, key=lambda name: float((shape_colour - torch.tensor(COLOURS[name])).norm())
     )
-    travel = last - first
+    first = _centre(blob[0])
+    travel = _centre(blob[-1]) - first
     along = {name: (travel * torch.tensor(step)).sum().item() for name, step in DIRECTIONS.items()}
-    direction = max(along, key=along.get)
+    direction = max(along, key=lambda name: along[name])
     moved = along[direction] > 6  # the slowest shape moves 16 pixels
     return Observation(
         colour,
         direction if moved else None,
-        tuple(first.tolist()),
-        tuple(travel.tolist()),
+        (first[0].item(), first[1].item()),
+        (travel[0].item(), travel[1].item()),
         area.mean().item(),
         shade,
     )
 
 
+def _centre(mask: Tensor) -> Tensor:
+    """(x, y) in pixels of the centre of a mask [H, W]."""
+    return mask.nonzero().float().mean(dim=0).flip(0) + 0.5
+
+
 def obeys(clip: Tensor, caption: str) -> bool:
-    """True if the clip [3, F, H, W] in [-1, 1] shows the caption's colour moving in the caption's
-    direction.
-    """
-    scene, seen = Scene.parse(caption), observe(clip)
-    return (seen.colour, seen.direction) == (scene.colour, scene.direction)
+    """True if the clip [3, F, H, W] in [-1, 1] shows the colour and direction of its caption."""
+    scene = Scene.parse(caption)
+    observation = observe(clip)
+    return (observation.colour, observation.direction) == (scene.colour, scene.direction)
