@@ -1,4 +1,4 @@
-"""What ends a run early, and with which exit code. Each message is one line: value, reason, remedy."""
+"""What ends a run early, and its exit code. Each message is one line: value, reason, remedy."""
 
 from __future__ import annotations
 

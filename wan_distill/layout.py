@@ -2,22 +2,158 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from wan_distill.maths.sigmas import Expert
 
-LORA_FILE: dict[str, str] = {
+LORA_FILE: dict[Expert, str] = {
     "high": "high_noise_lora.safetensors",
     "low": "low_noise_lora.safetensors",
 }
 # With --student_layers: all weights of one expert, under diffusers' names.
-WHOLE_FILE: dict[str, str] = {
+WHOLE_FILE: dict[Expert, str] = {
     "high": "high_noise_student.safetensors",
     "low": "low_noise_student.safetensors",
 }
+TEACHER_CLIP = "teacher"  # who, in the name of a preview
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of one run. Paths only: nothing is made, read or written here."""
+
+    path: Path
+
+    # ------------------------------------------------------------------------ what a run leaves
+
+    def lora(self, expert: Expert) -> Path:
+        return self.path / LORA_FILE[expert]
+
+    def whole(self, expert: Expert) -> Path:
+        return self.path / WHOLE_FILE[expert]
+
+    def student(self, expert: Expert) -> Path:
+        """One expert's student: all of its weights where that file exists, otherwise its LoRA."""
+        return self.whole(expert) if self.whole(expert).exists() else self.lora(expert)
+
+    def has_student(self, expert: Expert) -> bool:
+        return self.student(expert).exists()
+
+    @property
+    def scheduler(self) -> Path:
+        return self.path / "scheduler"
+
+    @property
+    def merged(self) -> Path:
+        """The complete pipeline, adapters merged in."""
+        return self.path / "student"
+
+    @property
+    def readme(self) -> Path:
+        return self.path / "README.md"
+
+    @property
+    def model_card(self) -> Path:
+        return self.path / "model_card.md"
+
+    @property
+    def page(self) -> Path:
+        return self.path / "report.html"
+
+    @property
+    def run_json(self) -> Path:
+        return self.path / "run.json"
+
+    @property
+    def evaluation(self) -> Path:
+        return self.path / "evaluation.json"
+
+    @property
+    def comparison(self) -> Path:
+        return self.path / "comparison.png"
+
+    @property
+    def plan(self) -> Path:
+        return self.path / "plan.txt"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def tracker(self) -> Path:
+        return self.path / "logs"
+
+    # --------------------------------------------------------------------------------- previews
+
+    @property
+    def previews(self) -> Path:
+        return self.path / "previews"
+
+    @property
+    def preview_prompts(self) -> Path:
+        return self.previews / "prompts.json"
+
+    def preview(self, expert: Expert, who: str, prompt: int) -> Path:
+        """A clip; `who` is `TEACHER_CLIP` or the number of student updates."""
+        return self.previews / f"{expert}-{who}-{prompt}.mp4"
+
+    # ----------------------------------------------------------------------------- to go on from
+
+    def expert(self, expert: Expert) -> Path:
+        """The folder of one expert's checkpoints."""
+        return self.path / expert
+
+    def best(self, expert: Expert) -> Path:
+        """The weights with the best score so far."""
+        return self.expert(expert) / "best.safetensors"
+
+    # ----------------------------------------------------- caches, which may be deleted at any time
+
+    @property
+    def prompts(self) -> Path:
+        return self.path / "prompts"
+
+    @property
+    def encoder_note(self) -> Path:
+        """What was found out about the text encoder."""
+        return self.prompts / "encoder.json"
+
+    @property
+    def sample_kinds(self) -> tuple[str, ...]:
+        return ("trajectories", "anchors", "handovers")
+
+    def samples(self, kind: str, digest: str) -> Path:
+        return self.path / kind / digest
+
+    def evaluation_cache(self, digest: str) -> Path:
+        return self.path / "evaluation" / f"{digest}.safetensors"
+
+
+# What an upload takes along, and what it must leave behind, as patterns of huggingface_hub.
+UPLOADED = (
+    "*.safetensors",
+    "scheduler/*",
+    "previews/*",
+    "comparison.png",
+    "report.html",
+    "run.json",
+    "evaluation.json",
+)
+NOT_UPLOADED = (
+    "prompts/*",
+    "trajectories/*",
+    "anchors/*",
+    "handovers/*",
+    "evaluation/*",
+    "*/best.safetensors",
+    "*/checkpoint-*",
+    "student/*",
+    "*_student.safetensors",
+)
 
 
 def student_file(folder: str | Path, expert: Expert) -> Path:
     """What a run left of one expert's student: its LoRA, or all of its weights."""
-    whole = Path(folder) / WHOLE_FILE[expert]
-    return whole if whole.exists() else Path(folder) / LORA_FILE[expert]
+    return RunFolder(Path(folder)).student(expert)

@@ -19,7 +19,7 @@ from wan_distill.system.files import write_tensors
 from wan_distill.system.runtime import to_device
 
 
-class PromptBank:
+class PromptEmbeddings:
     """Embeddings of prompts, read from their cache when a batch asks for them.
 
     Args:

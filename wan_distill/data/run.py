@@ -1,28 +1,46 @@
-"""What travels together through a run."""
+"""What travels together through a run: the settings, the teacher, the prompts, the processes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 
 from torch import Tensor
 
-from wan_distill.data.embeddings import PromptBank
+from wan_distill.data.embeddings import PromptEmbeddings
+from wan_distill.layout import RunFolder
+from wan_distill.model.loading import Teacher
 from wan_distill.settings.config import Config
+from wan_distill.settings.description import TeacherInfo
+from wan_distill.system.runtime import Runtime
 
 
 @dataclass(frozen=True)
-class Sources:
-    """What methods draw their inputs from."""
+class Run:
+    """One run, after its settings are resolved and its prompts are encoded."""
 
     config: Config
-    teacher: object
-    bank: PromptBank
-    prompts: list[str]
-    negative: Tensor
-    runtime: object
+    teacher: Teacher
+    embeddings: PromptEmbeddings
+    prompts: tuple[str, ...]
+    """The prompts to train on."""
+    runtime: Runtime
 
-    def solved(self, kind):
-        """Stored samples of a kind (see trajectories.py), complete: what is missing is solved now."""
-        samples = kind(self.config, self.teacher, self.bank, self.prompts, self.runtime)
-        samples.solve(self.negative)
-        return samples
+    @property
+    def info(self) -> TeacherInfo:
+        return self.teacher.info
+
+    @property
+    def folder(self) -> RunFolder:
+        return RunFolder(Path(self.config.output_dir))
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int, int]:
+        """[C, F, H, W] of one sample."""
+        return self.info.latent_shape(self.config)
+
+    @cached_property
+    def negative(self) -> Tensor:
+        """Embedding [1, L, D] of the negative prompt, on the device."""
+        return self.embeddings.batch([self.config.negative_prompt])

@@ -4,106 +4,92 @@ Phased consistency models (arXiv 2405.18407) on the guided teacher's ODE: within
 that ends at sigma_e the student's velocity must imply the same end point from neighbouring points
 of one teacher path,
 
-    f(x, sigma) = x - (sigma - sigma_e) * v(x, sigma),      f(x_n, sigma_n) = sg f(x_{n+1}, sigma_{n+1}),
+    f(x, sigma) = x - (sigma - sigma_e) * v(x, sigma)
+    f(x_n, sigma_n) = sg f(x_{n+1}, sigma_{n+1})
 
-with x_{n+1} one guided Euler step of the teacher from x_n, and f(x, sigma_e) = x. Ending each
-stretch at the next *student* sigma makes the Euler sampler of inference exact for it.
+with x_{n+1} one guided Euler step of the teacher from x_n, and f(x, sigma_e) = x. Since each path
+ends at the next *student* sigma, the Euler sampler of inference is exact for it.
 
-x_n lies on the teacher's own path: where the step begins it is the stored solution, which is what
-the sampler of inference starts this step from, and on the way to the step's end it is on the chord
-between the two. Samples noised anew, as is usual, are not what a guided sampler passes through;
-students of them were less diverse (docs/methods.md).
+x_n lies on the teacher's own path: where the step begins it is the stored solution, from which the
+sampler of inference starts this step too, and on the way to the step's end it is on the chord
+between the two. A guided sampler never passes through samples with fresh noise, which are the usual
+choice; students of them were less diverse (docs/methods.md).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from wan_distill.data.run import Sources
-from wan_distill.data.samples import trajectories
+from wan_distill.data.samples import Inputs
 from wan_distill.maths import flow
 from wan_distill.maths.randomness import generator, keyed_order
-from wan_distill.maths.sigmas import Expert, expert_of, sigma_grid, steps_of
-from wan_distill.methods.base import Loss
+from wan_distill.maths.sigmas import expert_of, sigma_grid, steps_of
+from wan_distill.methods.base import Loss, Method
 from wan_distill.model.denoiser import Denoiser
 from wan_distill.settings.recipes import Role
 
 
-class Consistency:
+@dataclass(frozen=True)
+class ConsistencyBatch:
+    """One micro-batch: both ends of one student step."""
+
+    x_start: Tensor
+    """[B, C, F, H, W] at points[0]."""
+    x_end: Tensor
+    """[B, C, F, H, W] at points[-1]."""
+    prompt: Tensor
+    """[B, L, D]."""
+    negative: Tensor
+    """[1, L, D]."""
+    points: tuple[float, ...]
+    """The solver's sigmas inside the step, its ends included."""
+
+
+class Consistency(Method[ConsistencyBatch]):
     """One expert, along the guided teacher's stored solutions."""
 
-    roles: tuple[Role, ...] = ("student",)
+    def rows_at(self, step: int, micro_batch: int) -> dict[str, list[int]]:
+        return {"trajectories": self._rows(micro_batch)}
 
-    def __init__(self, expert: Expert, sources: Sources):
-        self.config = sources.config
-        self.expert = expert
-        self.sources = sources
-        self.samples = sources.solved(trajectories)
-
-    def role_at(self, step: int) -> Role:
-        return "student"
-
-    def drawn_at(self, step: int) -> int:
-        return step
-
-    def updates(self, student_updates: int) -> int:
-        return student_updates
-
-    def batch_at(self, step: int, micro_batch: int):
-        """Both ends of one student step, prompt, and the solver's points inside, the same for the
-        whole update.
-        """
-        config, size = self.config, self.config.train_batch_size
-        rng = generator(config.seed, self.expert, "stretch", step)
-        counts = [
-            n
-            for n in config.sampling_steps
-            if steps_of(self.expert, config.sigmas(n), config.boundary)
-        ]
-        count = counts[int(torch.randint(len(counts), (1,), generator=rng))]
-        steps = steps_of(self.expert, config.sigmas(count), config.boundary)
-        i = steps[int(torch.randint(len(steps), (1,), generator=rng))]
-        rows = [
-            keyed_order(
-                config.seed,
-                "x0",
-                self.expert,
-                position=micro_batch * size + j,
-                size=len(self.samples),
-            )
-            for j in range(size)
-        ]
-        points = points_inside(
-            *config.sigmas(count)[i : i + 2], config.solver_points, config.flow_shift
+    def batch_at(self, inputs: Inputs, step: int, micro_batch: int) -> ConsistencyBatch:
+        """One student step for the whole update."""
+        config = self.config
+        start, end = self._student_step(step)
+        inside = points_inside(start, end, config.solver_points, config.flow_shift)
+        # The high expert's last step ends beyond its boundary: from its own lowest point it goes
+        # straight there.
+        owned = (s for s in inside[:-1] if expert_of(s, config.boundary_ratio) == self.expert)
+        samples = inputs.samples["trajectories"]
+        rows = self._rows(micro_batch)
+        return ConsistencyBatch(
+            x_start=samples.at(rows, [start] * len(rows)),
+            x_end=samples.at(rows, [end] * len(rows)),
+            prompt=samples.prompt(rows),
+            negative=inputs.run.negative,
+            points=(*owned, end),
         )
-        # The last step of the high expert ends beyond its boundary: from its own lowest point it
-        # goes straight there.
-        points = (
-            *(s for s in points[:-1] if expert_of(s, config.boundary) == self.expert),
-            points[-1],
-        )
-        start, end = (
-            self.samples.at(rows, [sigma] * size) for sigma in config.sigmas(count)[i : i + 2]
-        )
-        return start, end, self.samples.prompt(rows), points
 
-    def loss(self, role: Role, denoiser: Denoiser, batch, rng: torch.Generator) -> Loss:
+    def losses(
+        self, role: Role, denoiser: Denoiser, batch: ConsistencyBatch, rng: torch.Generator
+    ) -> Iterator[Loss]:
         """Pseudo-Huber distance (arXiv 2310.14189) of the two end points."""
-        x_start, x_end, prompt, points = batch
-        points = torch.tensor(points, dtype=torch.float64)
-        n = torch.randint(len(points) - 1, (len(x_start),), generator=rng)
-        sigma, nearer, start, end = points[n], points[n + 1], points[0], points[-1]
-        along = flow.per_sample((start - sigma) / (start - end), x_start)
-        x = torch.lerp(x_start, x_end, along)
+        points = torch.tensor(batch.points, dtype=torch.float64)
+        n = torch.randint(len(points) - 1, (len(batch.x_start),), generator=rng)
+        sigma, nearer = points[n], points[n + 1]
+        start, end = points[0], points[-1]
+        along = flow.per_sample((start - sigma) / (start - end), batch.x_start)
+        x = torch.lerp(batch.x_start, batch.x_end, along)
+        scale = self.config.guidance(self.expert)
         with torch.no_grad():
-            velocity = denoiser.guided_velocity(
-                x, sigma, prompt, self.sources.negative, self.config.guidance(self.expert)
-            )
+            velocity = denoiser.guided_velocity(x, sigma, batch.prompt, batch.negative, scale)
             x_nearer = flow.euler_step(x, velocity, sigma, nearer)
-            there = self._end_point(denoiser, x_nearer, nearer, start, end, prompt)
-        here = self._end_point(denoiser, x, sigma, start, end, prompt)
-        return Loss(pseudo_huber(here - there, self.config.huber_c))
+            there = self._end_point(denoiser, x_nearer, nearer, start, end, batch.prompt)
+        here = self._end_point(denoiser, x, sigma, start, end, batch.prompt)
+        yield Loss(pseudo_huber(here - there, self.config.huber_c))
 
     def _end_point(
         self,
@@ -120,6 +106,27 @@ class Consistency:
         owned = torch.where(sigma <= end, start, sigma)
         velocity = denoiser.velocity(x, owned, prompt, role="student")
         return flow.euler_step(x, velocity, sigma, end.expand_as(sigma))
+
+    def _student_step(self, step: int) -> tuple[float, float]:
+        """(sigma, next sigma) of the student step that update `step` learns."""
+        config = self.config
+        rng = generator(config.seed, self.expert, "stretch", step)
+        owned = {
+            n: steps_of(self.expert, config.sigmas(n), config.boundary_ratio)
+            for n in config.sampling_steps
+        }
+        counts = [n for n, steps in owned.items() if steps]
+        count = counts[int(torch.randint(len(counts), (1,), generator=rng))]
+        i = owned[count][int(torch.randint(len(owned[count]), (1,), generator=rng))]
+        sigmas = config.sigmas(count)
+        return sigmas[i], sigmas[i + 1]
+
+    def _rows(self, micro_batch: int) -> list[int]:
+        size = self.config.train_batch_size
+        key = (self.config.seed, "x0", self.expert)
+        count = self.config.num_trajectories
+        positions = range(micro_batch * size, (micro_batch + 1) * size)
+        return [keyed_order(*key, position=position, size=count) for position in positions]
 
 
 def points_inside(start: float, end: float, solver_points: int, shift: float) -> tuple[float, ...]:

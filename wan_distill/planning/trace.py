@@ -15,6 +15,7 @@ import time
 import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import WanTransformer3DModel
@@ -25,6 +26,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from wan_distill.model.adapters import adapter_parameters, add_adapter
+from wan_distill.settings.recipes import Role
+
+ROLES: tuple[Role, ...] = ("student", "fake_score", "real_score")
 
 
 class Ledger(TorchDispatchMode):
@@ -40,7 +44,13 @@ class Ledger(TorchDispatchMode):
         self._seen = weakref.WeakSet(t.untyped_storage() for t in held)
         self._kept = [t.untyped_storage() for t in held]
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
             if (
@@ -58,7 +68,9 @@ class Ledger(TorchDispatchMode):
         self.live -= size
 
 
-def _operations(func, args, kwargs, result) -> int:
+def _operations(
+    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+) -> int:
     """Floating-point operations of one call; only matrix products and attention count."""
     name = func._overloadpacket.__name__
     if name.startswith("_scaled_dot_product"):
@@ -149,25 +161,21 @@ def _trace(shape: Shape, depth: int) -> Trace:
     settings = dict(shape.transformer) | {"num_layers": depth}
     with torch.device("meta"):
         model = WanTransformer3DModel(**settings).requires_grad_(False)
-    for role in range(0 if shape.whole else shape.roles):
-        add_adapter(
-            model, f"role{role}", rank=shape.rank, alpha=shape.rank, layers=shape.layers, seed=0
-        )
-    matrices = sum(
-        m.weight.numel()
-        for m in model.blocks.modules()
-        if isinstance(m, nn.Linear) and m.weight.ndim == 2
-    )
-    matrices -= shape.roles * sum(p.numel() for p in adapter_parameters(model, "role0").values())
-    model.requires_grad_(True) if shape.whole else None
-    if shape.roles > 1:
-        model.set_adapter("role0")
+    matrices = sum(m.weight.numel() for m in model.blocks.modules() if isinstance(m, nn.Linear))
+    if shape.whole:
+        model.requires_grad_(True)
+    else:
+        for role in ROLES[: shape.roles]:
+            add_adapter(
+                model, role, rank=shape.rank, alpha=shape.rank, layers=shape.layers, seed=0
+            )
+        model.set_adapter(ROLES[0])
     if shape.checkpointing:
         model.enable_gradient_checkpointing()
     with FakeTensorMode():
         _give_storage(model, torch.float32 if shape.whole else shape.dtype)
         base = [p for name, p in model.named_parameters() if ".lora_" not in name]
-        learned = base if shape.whole else list(adapter_parameters(model, "role0").values())
+        learned = base if shape.whole else list(adapter_parameters(model, ROLES[0]).values())
         held = [*model.parameters(), *model.buffers()]
         x = torch.zeros(shape.batch, *shape.latents)
         time_shape = (shape.batch, shape.tokens) if shape.expand_timesteps else (shape.batch,)
@@ -195,7 +203,7 @@ def _trace(shape: Shape, depth: int) -> Trace:
     )
 
 
-def _give_storage(model: nn.Module, dtype: torch.dtype) -> None:
+def _give_storage(model: WanTransformer3DModel, dtype: torch.dtype) -> None:
     """Moves a meta-device model to (fake) memory, in the dtypes that `from_pretrained` would give
     it.
     """
@@ -203,11 +211,7 @@ def _give_storage(model: nn.Module, dtype: torch.dtype) -> None:
         for name, p in module._parameters.items():
             if p is not None:
                 parts = f"{path}.{name}".split(".")
-                exact = (
-                    "lora_A" in parts
-                    or "lora_B" in parts
-                    or set(parts) & set(model._keep_in_fp32_modules)
-                )
+                exact = bool({"lora_A", "lora_B", *model._keep_in_fp32_modules} & set(parts))
                 module._parameters[name] = nn.Parameter(
                     torch.zeros(p.shape, dtype=torch.float32 if exact else dtype),
                     requires_grad=p.requires_grad,

@@ -1,5 +1,5 @@
-"""How good is the student? Measured against fresh teacher samples, on prompts and seeds never
-trained on.
+"""How good is the student? Measured against fresh teacher samples, on prompts and seeds that were
+not trained on.
 
 Fréchet distance (arXiv 1706.08500) between sets of *latents*, on the leading principal components
 of the teacher's samples: in the full latent space 512 samples would measure mostly bias and noise.
@@ -10,42 +10,40 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from tqdm import tqdm
 
-from wan_distill.data.embeddings import PromptBank
-from wan_distill.data.rollout import guided
-from wan_distill.data.samples import teacher_sigmas
+from wan_distill.data.rollout import carry
+from wan_distill.data.run import Run
 from wan_distill.errors import UsageError
-from wan_distill.layout import student_file
 from wan_distill.maths.distances import (
     diversity,
     frechet_distance,
     picture_statistics,
     principal_components,
 )
-from wan_distill.maths.flow import Velocity, sample
 from wan_distill.maths.randomness import keyed_noise
-from wan_distill.maths.sigmas import expert_sigmas, sigma_grid
+from wan_distill.maths.sigmas import Expert, expert_sigmas, sigma_grid
 from wan_distill.model.denoiser import Denoiser
-from wan_distill.model.loading import Teacher, decode
+from wan_distill.model.loading import decode
 from wan_distill.model.student_files import load_student
+from wan_distill.results.table import BASELINE_STEPS
 from wan_distill.settings.config import Config
 from wan_distill.system.console import progress_bar
 from wan_distill.system.files import write_atomically, write_tensors
 from wan_distill.system.pictures import contact_sheet
-from wan_distill.system.runtime import Runtime
 
 COMPONENTS = 64
-PICTURES = (
-    96  # clips a row that are decoded, for motion and luminance; the latents' measures use all
-)
-REFERENCE = "teacher, independent"
-BASELINE_STEPS = 4
+# Clips per row that are decoded, for motion and luminance; the latents' measures use all.
+PICTURES = 96
+COMPARED = 4  # prompts in the contact sheet
 
 
 @dataclass(frozen=True)
@@ -53,216 +51,234 @@ class Sampler:
     """One way to make samples: who, along which sigmas, guided or not, from which noise."""
 
     name: str
-    role: str
+    role: Literal["teacher", "student"]
     sigmas: tuple[float, ...]
     guided: bool
-    noise: str = "paired"
+    noise: Literal["paired", "independent"] = "paired"
 
     @property
     def steps(self) -> int:
         return len(self.sigmas) - 1
 
     def evaluations(self, config: Config) -> int:
-        """Transformer evaluations per sample; guidance costs two a step."""
-        count = 0
-        for expert in ("high", "low"):
-            taken = max(0, len(expert_sigmas(self.sigmas, expert, config.boundary)) - 1)
-            count += taken * (2 if self.guided and config.guidance(expert) != 1 else 1)
-        return count
+        """Transformer evaluations per sample."""
+        return sum(
+            self.step_evaluations(config, expert)
+            * max(0, len(expert_sigmas(self.sigmas, expert, config.boundary_ratio)) - 1)
+            for expert in ("high", "low")
+        )
+
+    def step_evaluations(self, config: Config, expert: Expert) -> int:
+        """Transformer evaluations per sample and step of `expert`."""
+        return config.guided_evaluations(expert) if self.guided else 1
 
 
-def samplers(config: Config) -> list[Sampler]:
-    """The rows of the table, the independent reference set first."""
-    long, short = teacher_sigmas(config), sigma_grid(BASELINE_STEPS, config.flow_shift)
-    return [
-        Sampler(REFERENCE, "teacher", long, True, noise="independent"),
-        Sampler(f"teacher {len(long) - 1} guided", "teacher", long, True),
-        Sampler(f"teacher {BASELINE_STEPS} guided", "teacher", short, True),
-        Sampler(f"teacher {BASELINE_STEPS} unguided", "teacher", short, False),
-        *(
+@dataclass(frozen=True)
+class Samplers:
+    """The rows of the table by what they are for; two of them may be the same sampler."""
+
+    independent: Sampler
+    """The teacher from other noise: what everything is compared with."""
+    paired: Sampler
+    """The teacher from the student's noise."""
+    few_guided: Sampler
+    few_unguided: Sampler
+    students: tuple[Sampler, ...]
+
+    @property
+    def table(self) -> list[Sampler]:
+        """What the table shows, in its order."""
+        return [self.paired, self.few_guided, self.few_unguided, *self.students]
+
+
+def samplers(config: Config) -> Samplers:
+    """The rows for one run."""
+    long = config.teacher_sigmas()
+    short = sigma_grid(BASELINE_STEPS, config.flow_shift)
+    few = f"teacher {BASELINE_STEPS} guided"
+    if len(long) == len(short):  # --teacher_steps 4: same steps, other sigmas
+        few += f", shift {config.flow_shift:g}"
+    return Samplers(
+        independent=Sampler("teacher, independent", "teacher", long, True, noise="independent"),
+        paired=Sampler(f"teacher {len(long) - 1} guided", "teacher", long, True),
+        few_guided=Sampler(few, "teacher", short, True),
+        few_unguided=Sampler(f"teacher {BASELINE_STEPS} unguided", "teacher", short, False),
+        students=tuple(
             Sampler(f"student {n}", "student", config.sigmas(n), False)
             for n in config.sampling_steps
         ),
-    ]
+    )
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The samples of one row."""
+
+    latents: Tensor
+    """[N, C, F, H, W]."""
+    seconds: float
+    """per sample"""
+
+
+def _counter(bar: tqdm, evaluations: int) -> Callable[[int], None]:
+    """Moves `bar` on by `evaluations` per sample."""
+
+    def advance(samples: int) -> None:
+        bar.update(samples * evaluations)
+
+    return advance
 
 
 class Evaluation:
-    """Draws the samples of every row and compares them; the teacher's are kept for the next time."""
+    """Draws the samples of every row and compares them; the teacher's are stored for the next time.
 
-    def __init__(
-        self,
-        config: Config,
-        teacher: Teacher,
-        bank: PromptBank,
-        prompts: list[str],
-        runtime: Runtime,
-    ):
-        self.config = config
-        self.teacher = teacher
-        self.bank = bank
-        # Sample i follows prompt i modulo their number: captions are balanced.
-        self.prompts = [prompts[i % len(prompts)] for i in range(config.eval_samples)]
+    Args:
+        prompts: those that were not trained on. Sample i follows prompt i modulo their number.
+    """
+
+    def __init__(self, run: Run, prompts: Sequence[str]):
+        self.run = run
+        self.config = run.config
+        self.prompts = [prompts[i % len(prompts)] for i in range(run.config.eval_samples)]
         self.distinct = len(set(self.prompts))
-        self.runtime = runtime
-        self.folder = Path(config.output_dir)
 
-    def run(self, negative: Tensor) -> dict:
+    def measure(self) -> dict[str, Any]:
         """The whole table as JSON-ready values; also written to evaluation.json."""
         rows = samplers(self.config)
-        drawn = {row.name: self._draw(row, negative) for row in rows}
+        drawn = {row: self.draw(row) for row in [rows.independent, *rows.table]}
         result = self._compare(rows, drawn)
-        write_atomically(self.folder / "evaluation.json", json.dumps(result, indent=1).encode())
-        shown = [rows[1], rows[3], *rows[4:]]
-        vae, few = self.teacher.load_vae(), min(4, self.distinct)
-        contact_sheet(
-            self.folder / "comparison.png",
-            {row.name: decode(vae, drawn[row.name][0][:few]) for row in shown},
-            self.prompts[:few],
-        )
+        write_atomically(self.run.folder.evaluation, json.dumps(result, indent=1).encode())
+        vae = self.run.teacher.load_vae()
+        count = min(COMPARED, self.distinct)
+        shown = [rows.paired, rows.few_unguided, *rows.students]
+        clips = {row.name: decode(vae, drawn[row].latents[:count]) for row in shown}
+        contact_sheet(self.run.folder.comparison, clips, self.prompts[:count])
         return result
 
     # -------------------------------------------------------------------------------------- samples
 
-    def _draw(self, row: Sampler, negative: Tensor) -> tuple[Tensor, float]:
-        """Latents [N, C, F, H, W] of one row and the seconds each took; teacher rows come from
-        their cache.
-        """
-        file = self._cache_file(row)
+    def draw(self, row: Sampler) -> Drawn:
+        """The samples of one row; teacher rows come from their cache."""
+        file = self.cache_file(row)
         if row.role == "teacher" and file.exists():
-            kept = load_file(file)
-            return kept["latents"], float(kept["seconds"])
+            tensors = load_file(file)
+            return Drawn(tensors["latents"], float(tensors["seconds"]))
         started = time.perf_counter()
-        latents = self._sample(row, negative)
+        latents = self._sample(row)
         seconds = (time.perf_counter() - started) / len(latents)
         if row.role == "teacher":
             file.parent.mkdir(parents=True, exist_ok=True)
-            write_tensors(
-                file, {"latents": latents, "seconds": torch.tensor(seconds, dtype=torch.float64)}
-            )
-        return latents, seconds
+            spent = torch.tensor(seconds, dtype=torch.float64)
+            write_tensors(file, {"latents": latents, "seconds": spent})
+        return Drawn(latents, seconds)
 
-    def _cache_file(self, row: Sampler) -> Path:
+    def key(self, row: Sampler) -> dict[str, Any]:
+        """Everything that the samples of a teacher row depend on, in plain values."""
         config = self.config
-        key = dict(
-            teacher=self.teacher.info.fingerprint(),
-            text=self.bank.key,
+        return dict(
+            teacher=self.run.info.fingerprint(),
+            text=self.run.embeddings.key,
             prompts=self.prompts,
-            row=vars(row),
+            row=dict(sigmas=row.sigmas, guided=row.guided, noise=row.noise),
             seed=config.eval_seed,
             guidance=[config.guidance_scale, config.guidance_scale_2],
             negative=config.negative_prompt,
-            shape=self.teacher.info.latent_shape(config),
-            boundary=config.boundary,
-            dtype=config.mixed_precision,
-            **config.base_key,
+            shape=self.run.latent_shape,
+            boundary=config.boundary_ratio,
+            weights=config.weights_key,
         )
-        name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-        return self.folder / "evaluation" / f"{name}.safetensors"
 
-    @torch.no_grad()
-    def _sample(self, row: Sampler, negative: Tensor) -> Tensor:
-        shape = self.teacher.info.latent_shape(self.config)
-        latents = torch.stack(
-            [
-                keyed_noise(shape, "evaluation", self.config.eval_seed, row.noise, i)
-                for i in range(len(self.prompts))
-            ]
-        )
-        with progress_bar(
-            len(latents) * row.evaluations(self.config), row.name, "eval", self.runtime.is_main
-        ) as bar:
-            for expert in self.teacher.info.experts:
-                if sigmas := expert_sigmas(row.sigmas, expert, self.config.boundary):
-                    self._carry(latents, row, expert, sigmas, negative, bar)
+    def cache_file(self, row: Sampler) -> Path:
+        text = json.dumps(self.key(row), sort_keys=True)
+        return self.run.folder.evaluation_cache(hashlib.sha256(text.encode()).hexdigest()[:16])
+
+    def _sample(self, row: Sampler) -> Tensor:
+        key = ("evaluation", self.config.eval_seed, row.noise)
+        noise = [keyed_noise(self.run.latent_shape, *key, i) for i in range(len(self.prompts))]
+        latents = torch.stack(noise)
+        total = len(latents) * row.evaluations(self.config)
+        with progress_bar(total, row.name, "eval", self.run.runtime.is_main) as bar:
+            for expert in self.run.info.experts:
+                sigmas = expert_sigmas(row.sigmas, expert, self.config.boundary_ratio)
+                if not sigmas:
+                    continue
+                each = row.step_evaluations(self.config, expert)
+                batches = carry(
+                    self.run,
+                    self._load(expert, row.role),
+                    expert,
+                    latents,
+                    self.prompts,
+                    sigmas,
+                    role=row.role if self._has_own(expert) else "teacher",
+                    guided=row.guided,
+                    advance=_counter(bar, each),
+                )
+                for batch, reached in batches:
+                    latents[batch] = reached[sigmas[-1]]
+                    self.run.runtime.stop_here_if_asked()
         return latents
 
-    def _carry(
-        self,
-        latents: Tensor,
-        row: Sampler,
-        expert,
-        sigmas: tuple[float, ...],
-        negative: Tensor,
-        bar,
-    ) -> None:
-        """One expert's steps, in place; the expert is let go before the next one is loaded."""
-        denoiser, size = self._denoiser(expert, row.role), self.config.sample_batch_size
-        for start in range(0, len(latents), size):
-            self.runtime.stop_here_if_asked()
-            part = slice(start, start + size)
-            velocity = self._velocity(
-                denoiser, row, expert, self.bank.batch(self.prompts[part]), negative, bar
-            )
-            latents[part] = sample(velocity, latents[part].to(self.runtime.device), sigmas).cpu()
-
-    def _denoiser(self, expert, role: str) -> Denoiser:
-        transformer = self.teacher.load_expert(expert)
-        student = student_file(self.folder, expert)
-        if role == "student" and self._distilled(expert):
-            if not student.exists():
+    def _load(self, expert: Expert, role: Literal["teacher", "student"]) -> Denoiser:
+        """One expert, alone in memory; a student's adapter is merged into it where that is exact
+        enough, as users run it.
+        """
+        config = self.config
+        transformer = self.run.teacher.load_expert(expert)
+        if role == "student" and self._has_own(expert):
+            file = self.run.folder.student(expert)
+            if not file.exists():
                 raise UsageError(
-                    f"--output_dir {self.folder}: holds no {student.name} to evaluate; train first"
+                    f"--output_dir {config.output_dir}: holds no {file.name} to evaluate; train "
+                    "first"
                 )
-            load_student(transformer, student)
+            load_student(transformer, file)
+            plain = config.base_precision == "bf16" and not (config.offload or config.whole_student)
+            if plain and config.mixed_precision == "no":
+                # Not in bf16: merged weights are rounded, which the unmerged student is not.
+                transformer.fuse_lora()
         return Denoiser(
-            {expert: transformer}, self.config.boundary, self.teacher.info.expand_timesteps
+            {expert: transformer}, config.boundary_ratio, self.run.info.expand_timesteps
         )
 
-    def _distilled(self, expert) -> bool:
+    def _has_own(self, expert: Expert) -> bool:
         """Whether the student has this expert of its own: trained here, or carried over from a warm
         start.
         """
-        return expert in self.config.experts or student_file(self.folder, expert).exists()
-
-    def _velocity(
-        self, denoiser: Denoiser, row: Sampler, expert, prompt: Tensor, negative: Tensor, bar
-    ) -> Velocity:
-        teacher = guided(denoiser, self.config, expert, prompt, negative)
-        trained = row.role == "student" and self._distilled(expert)
-
-        def velocity(x: Tensor, sigma: Tensor) -> Tensor:
-            with self.runtime.autocast():
-                bar.update(len(x) * (2 if row.guided else 1))
-                if row.guided:
-                    return teacher(x, sigma)
-                return denoiser.velocity(x, sigma, prompt, role="student" if trained else "teacher")
-
-        return velocity
+        return expert in self.config.experts or self.run.folder.has_student(expert)
 
     # ----------------------------------------------------------------------------------- comparison
 
-    def _compare(self, rows: list[Sampler], drawn: dict[str, tuple[Tensor, float]]) -> dict:
-        reference, paired = drawn[REFERENCE][0], drawn[rows[1].name][0]
+    def _compare(self, rows: Samplers, drawn: dict[Sampler, Drawn]) -> dict[str, Any]:
+        reference = drawn[rows.independent].latents
+        paired = drawn[rows.paired].latents
         project = principal_components(torch.cat([reference, paired]), COMPONENTS)
-        vae = self.teacher.load_vae()
+        vae = self.run.teacher.load_vae()
         base = picture_statistics(decode(vae, paired[:PICTURES]))
-        table = []
-        for row in rows[1:]:
-            latents, seconds = drawn[row.name]
+        table: dict[Sampler, dict[str, Any]] = {}
+        for row in rows.table:
+            latents = drawn[row].latents
             pictures = picture_statistics(decode(vae, latents[:PICTURES]))
-            table.append(
-                dict(
-                    sampler=row.name,
-                    steps=row.steps,
-                    evaluations=row.evaluations(self.config),
-                    frechet=frechet_distance(project(latents), project(reference)),
-                    paired_distance=float(
-                        (latents - paired).square().flatten(1).mean(1).sqrt().mean()
-                    ),
-                    motion=pictures["motion"] / base["motion"],
-                    diversity=diversity(latents, self.distinct) / diversity(paired, self.distinct),
-                    luminance_drift=pictures["luminance"] - base["luminance"],
-                    seconds_per_sample=seconds,
-                )
+            difference = (latents - paired).square().flatten(1).mean(1).sqrt()
+            table[row] = dict(
+                sampler=row.name,
+                steps=row.steps,
+                evaluations=row.evaluations(self.config),
+                frechet=frechet_distance(project(latents), project(reference)),
+                paired_distance=float(difference.mean()),
+                motion=pictures["motion"] / base["motion"],
+                diversity=diversity(latents, self.distinct) / diversity(paired, self.distinct),
+                luminance_drift=pictures["luminance"] - base["luminance"],
+                seconds_per_sample=drawn[row].seconds,
             )
-        by_name = {line["sampler"]: line["frechet"] for line in table}
-        floor, worst = table[0]["frechet"], by_name[f"teacher {BASELINE_STEPS} unguided"]
+        floor = table[rows.paired]["frechet"]
+        worst = table[rows.few_unguided]["frechet"]
         closed = {
-            n: 1 - (by_name[f"student {n}"] - floor) / (worst - floor)
-            for n in self.config.sampling_steps
+            row.steps: 1 - (table[row]["frechet"] - floor) / (worst - floor)
+            for row in rows.students
         }
         return dict(
-            rows=table,
+            rows=list(table.values()),
             floor=floor,
             gap_closed=closed[self.config.grid_steps],
             gap_closed_by_steps={str(n): value for n, value in closed.items()},
@@ -271,41 +287,3 @@ class Evaluation:
             components=project(reference).shape[1],
             eval_seed=self.config.eval_seed,
         )
-
-
-COLUMNS = {
-    "sampler": ("sampler", "{}"),
-    "evaluations": ("evals", "{}"),
-    "frechet": ("Fréchet", "{:.2f}"),
-    "paired_distance": ("paired", "{:.3f}"),
-    "motion": ("motion", "{:.3f}"),
-    "diversity": ("diversity", "{:.3f}"),
-    "luminance_drift": ("luminance", "{:+.4f}"),
-    "seconds_per_sample": ("s/sample", "{:.4f}"),
-}
-
-
-def as_markdown(result: dict) -> str:
-    """The table, and the one line below it."""
-    cells = [[title for title, _ in COLUMNS.values()]]
-    cells += [
-        [form.format(row[key]) for key, (_, form) in COLUMNS.items()] for row in result["rows"]
-    ]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(COLUMNS))]
-    lines = [
-        "| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |"
-        for row in cells
-    ]
-    lines.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
-    closed = ", ".join(
-        f"{value:.3f} in {n} steps" for n, value in result["gap_closed_by_steps"].items()
-    )
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f"gap closed: {closed} (1 = as close to the teacher as the teacher is to itself, "
-            f"0 = its own {BASELINE_STEPS} unguided steps; floor {result['floor']:.2f}; "
-            f"{result['samples']} samples a side)",
-        ]
-    )

@@ -12,96 +12,93 @@ import torch
 from diffusers import WanTransformer3DModel
 from torch import Tensor
 
+from wan_distill.data.run import Run
 from wan_distill.errors import ExportError
-from wan_distill.layout import LORA_FILE, student_file
+from wan_distill.layout import LORA_FILE, RunFolder
 from wan_distill.maths.sigmas import SUBFOLDER, Expert
-from wan_distill.model.loading import Teacher
 from wan_distill.model.student_files import load_student, scheduler_for, verify_lora
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
 
+# A merged weight is rounded to the base's dtype: bf16 keeps 3 digits.
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 
-def export_student(config: Config, teacher: Teacher) -> None:
+
+def export_student(run: Run) -> None:
     """Writes the scheduler and, where asked for, the merged pipeline; the LoRA files were written
     by training.
     """
-    output_dir = Path(config.output_dir)
-    for expert in teacher.info.experts if config.init_student_from else ():
-        if (
-            expert not in config.experts
-            and (kept := Path(config.init_student_from) / LORA_FILE[expert]).exists()
-        ):
-            shutil.copy2(kept, output_dir / kept.name)
-            print(f"{kept.name}: not trained here; carried over from {config.init_student_from}")
-    for expert in config.experts if config.student_layers is None else ():
-        difference = verify_lora(
-            teacher.load_expert(expert, exact=True), output_dir / LORA_FILE[expert]
-        )
-        print(
-            f"{LORA_FILE[expert]}: loaded back as diffusers and as ComfyUI do; equal to "
-            f"{difference:.1g}"
-        )
-    scheduler_for(config).save_pretrained(output_dir / "scheduler")
+    config, folder = run.config, run.folder
+    _carry_over(run)
+    for expert in () if config.whole_student else config.experts:
+        file = folder.lora(expert)
+        difference = verify_lora(run.info.transformer, file)
+        print(f"{file.name}: loaded back as diffusers and as ComfyUI do; equal to {difference:.1g}")
+    scheduler_for(config).save_pretrained(folder.scheduler)
     if config.save_merged:
-        save_merged(output_dir / "student", config, teacher, output_dir)
+        save_merged(run)
 
 
-def save_merged(folder: Path, config: Config, teacher: Teacher, output_dir: Path) -> None:
+def _carry_over(run: Run) -> None:
+    """Copies the LoRAs of experts that a warm start brings and this run does not train."""
+    if run.config.init_student_from is None:
+        return
+    source = RunFolder(Path(run.config.init_student_from))
+    for expert in run.info.experts:
+        file = source.lora(expert)
+        if expert not in run.config.experts and file.exists():
+            shutil.copy2(file, run.folder.lora(expert))
+            print(f"{file.name}: not trained here; carried over from {source.path}")
+
+
+def save_merged(run: Run) -> None:
     """A complete pipeline folder: adapters merged into the experts, everything else byte for byte
     the teacher's.
 
-    The text encoder is copied, never re-saved: saving it under transformers 5.0-5.2 is how files
-    get poisoned.
+    The text encoder is copied, never saved anew: saving it under transformers 5.0-5.2 is how files
+    get broken.
     """
+    folder, info = run.folder.merged, run.info
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    for part in (
-        "text_encoder",
-        "vae",
-    ):  # of a hub teacher, what this run did not need is not here yet
-        teacher.fetch(part)
-    experts = [SUBFOLDER[e] for e in ("high", "low")]
-    shutil.copytree(
-        teacher.info.folder, partial, ignore=shutil.ignore_patterns(*experts, "scheduler", "*.txt")
-    )
-    for expert in teacher.info.experts:
-        _save_merged_expert(
-            partial / SUBFOLDER[expert], config, teacher, expert, student_file(output_dir, expert)
-        )
-    scheduler_for(config).save_pretrained(partial / "scheduler")
-    index = json.loads((partial / "model_index.json").read_text(encoding="utf-8"))
+    for part in ("text_encoder", "vae"):  # of a hub teacher, they may not be here yet
+        run.teacher.fetch(part)
+    left_out = shutil.ignore_patterns(*SUBFOLDER.values(), "scheduler", "*.txt")
+    shutil.copytree(info.folder, partial, ignore=left_out)
+    for expert in info.experts:
+        _save_merged_expert(run, expert, partial / SUBFOLDER[expert])
+    scheduler_for(run.config).save_pretrained(partial / "scheduler")
+    index_file = partial / "model_index.json"
+    index = json.loads(index_file.read_text(encoding="utf-8"))
     index["scheduler"] = ["diffusers", "FlowMapEulerDiscreteScheduler"]
-    (partial / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    index_file.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     partial.replace(folder)
 
 
-def _save_merged_expert(
-    folder: Path, config: Config, teacher: Teacher, expert: Expert, student: Path
-) -> None:
+def _save_merged_expert(run: Run, expert: Expert, folder: Path) -> None:
     """One expert of the merged pipeline, loaded back and compared; a single copy is in memory at
     any time.
     """
-    transformer = teacher.load_expert(expert, exact=True)
+    transformer = run.teacher.load_expert(expert, exact=True)
+    student = run.folder.student(expert)
     if not student.exists():
         transformer.save_pretrained(folder)
         return
     load_student(transformer, student)
-    trained, dtype, device = probe(transformer), transformer.dtype, transformer.device
-    if config.student_layers is None:
+    trained = probe(transformer)
+    dtype, device = transformer.dtype, transformer.device
+    if not run.config.whole_student:
         transformer.fuse_lora()
         transformer.unload_lora()
     transformer.save_pretrained(folder)
     del transformer
     saved = WanTransformer3DModel.from_pretrained(folder, dtype=dtype).to(device)
     difference = float((probe(saved) - trained).norm() / trained.norm())
-    if not difference < (
-        1e-4 if dtype == torch.float32 else 2e-2
-    ):  # bf16 keeps 3 digits of a weight
+    if not difference < TOLERANCE[dtype]:
         raise ExportError(
             f"student/{folder.name}: the merged expert, loaded back, differs from {student.name} "
-            "by "
-            f"{difference:.2g}; do not use it"
+            f"by {difference:.2g}; do not use it"
         )
     print(f"student/{folder.name}: loaded back; differs from {student.name} by {difference:.1g}")
 
@@ -112,42 +109,33 @@ def probe(transformer: WanTransformer3DModel) -> Tensor:
     float32 on the CPU.
     """
     config, rng = transformer.config, torch.Generator().manual_seed(0)
+    device, dtype = transformer.device, transformer.dtype
     x = torch.randn(1, config.in_channels, *config.patch_size, generator=rng)
     text = torch.randn(1, 8, config.text_dim, generator=rng)
-    place = dict(device=transformer.device, dtype=transformer.dtype)
-    return (
-        transformer(
-            x.to(**place),
-            torch.tensor([900.0], device=transformer.device),
-            text.to(**place),
-            return_dict=False,
-        )[0]
-        .float()
-        .cpu()
-    )
+    timestep = torch.tensor([900.0], device=device)
+    output: Tensor = transformer(
+        x.to(device, dtype), timestep, text.to(device, dtype), return_dict=False
+    )[0]
+    return output.float().cpu()
 
 
 def snippet(
     config: Config, info: TeacherInfo, experts: tuple[Expert, ...], where: str = "."
 ) -> str:
-    """The inference code for this student; `where` is its folder (runs as it stands inside it) or
-    hub repository.
+    """The inference code for this student.
+
+    Args:
+        experts: those that the student has of its own.
+        where: its folder (the code then runs as it stands inside it) or its hub repository.
     """
     dtype = "torch.float32" if config.mixed_precision == "no" else "torch.bfloat16"
-    source = str(Path(info.source).resolve()) if Path(info.source).is_dir() else info.source
-    here, imports, load = json.dumps(where), "FlowMapEulerDiscreteScheduler, WanPipeline", ""
-    if config.student_layers is None:
-        for expert in experts:
-            second = (
-                ", load_into_transformer_2=True" if SUBFOLDER[expert] == "transformer_2" else ""
-            )
-            load += (
-                f'pipe.load_lora_weights({here}, weight_name="{LORA_FILE[expert]}", adapter_name="{expert}"'
-                f"{second})\n"
-            )
-        load += f'pipe.scheduler = FlowMapEulerDiscreteScheduler.from_pretrained({here}, subfolder="scheduler")\n'
-    else:  # a complete pipeline, scheduler included
-        imports, source = "WanPipeline", "student" if where == "." else where
+    local = Path(info.source).is_dir()
+    source = str(Path(info.source).resolve()) if local else info.source
+    imports = "FlowMapEulerDiscreteScheduler, WanPipeline"
+    load = "".join(_load_lines(experts, json.dumps(where)))
+    if config.whole_student:  # a complete pipeline, scheduler included
+        imports, load = "WanPipeline", ""
+        source = "student" if where == "." else where
     return f"""import torch
 from diffusers import {imports}
 from diffusers.utils import export_to_video
@@ -155,9 +143,30 @@ from diffusers.utils import export_to_video
 pipe = WanPipeline.from_pretrained({json.dumps(source)}, dtype={dtype})
 {load}pipe.to("cuda" if torch.cuda.is_available() else "cpu")
 video = pipe(
-    "a prompt of yours", height={config.height}, width={config.width}, num_frames={config.num_frames},
-    num_inference_steps={config.grid_steps}, guidance_scale=1.0, max_sequence_length={config.max_sequence_length},
+    "a prompt of yours",
+    height={config.height},
+    width={config.width},
+    num_frames={config.num_frames},
+    num_inference_steps={config.grid_steps},
+    guidance_scale=1.0,
+    max_sequence_length={config.max_sequence_length},
     generator=torch.Generator().manual_seed(0),
 ).frames[0]
 export_to_video(video, "video.mp4", fps=16)
 """
+
+
+def _load_lines(experts: tuple[Expert, ...], where: str) -> list[str]:
+    """The code that puts each expert's LoRA on its transformer, and the scheduler in place."""
+    lines = []
+    for expert in experts:
+        second = ", load_into_transformer_2=True" if SUBFOLDER[expert] == "transformer_2" else ""
+        lines.append(
+            f'pipe.load_lora_weights({where}, weight_name="{LORA_FILE[expert]}", '
+            f'adapter_name="{expert}"{second})\n'
+        )
+    lines.append(
+        f"pipe.scheduler = FlowMapEulerDiscreteScheduler.from_pretrained({where}, "
+        'subfolder="scheduler")\n'
+    )
+    return lines

@@ -1,56 +1,15 @@
-"""Fills in what was left open, and refuses what cannot work: ranges, and settings against each
-other.
-"""
+"""Refuses what cannot work: ranges, settings against each other and against the teacher."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from pathlib import Path
 
 from wan_distill.errors import UsageError
 from wan_distill.maths.sigmas import expert_of, steps_of
-from wan_distill.settings.config import LORA_TARGETS, Config
-from wan_distill.settings.recipes import EMBEDDED, METHOD, REAL, SHARED, WARM_DMD, WHOLE_STUDENT
-
-
-def resolve(config: Config, teacher) -> Config:
-    """Fills every None for this teacher (`teacher.TeacherInfo`) and method, and refuses what cannot
-    work.
-    """
-    family = EMBEDDED if teacher.embedded else REAL
-    chosen = dict(
-        sampling_steps=(4,),
-        boundary_ratio=teacher.boundary_ratio,
-        **teacher.sampling_defaults,
-        **family,
-    )
-    method = config.method or family["method"]
-    chosen |= SHARED | METHOD[(method, teacher.embedded)]
-    if method == "dmd" and config.init_student_from:
-        chosen |= WARM_DMD[teacher.embedded]
-    if (
-        method == "trajectory"
-        and teacher.embedded
-        and max(config.sampling_steps or chosen["sampling_steps"]) <= 2
-    ):
-        chosen["max_train_steps"] = (
-            900  # long steps are harder to regress: after 600, samples are a tenth too alike
-        )
-    if config.student_layers is not None:
-        chosen |= dict(save_merged=True) | WHOLE_STUDENT[teacher.embedded]
-    missing = {k: v for k, v in chosen.items() if getattr(config, k) is None}
-    config = dataclasses.replace(config, **missing)
-    if config.output_dir is None:
-        steps = "-".join(map(str, config.sampling_steps))
-        name = f"{teacher.name}-{config.method}-{steps}steps"
-        config = dataclasses.replace(config, output_dir=str(Path("outputs") / name))
-    check_values(config)
-    check_sides(config, teacher.side_multiple)
-    check_student_layers(config, teacher)
-    check_schedule(config, teacher)
-    return config
-
+from wan_distill.settings.config import Config
+from wan_distill.settings.description import TeacherInfo
+from wan_distill.settings.job import LORA_TARGETS
 
 POSITIVE = (
     "max_train_steps",
@@ -94,6 +53,14 @@ NOT_NEGATIVE = (
 )
 
 
+def check_all(config: Config, teacher: TeacherInfo) -> None:
+    """Raises UsageError where a resolved `config` cannot work with `teacher`."""
+    check_values(config)
+    check_sides(config, teacher.side_multiple)
+    check_student_layers(config, teacher)
+    check_schedule(config, teacher)
+
+
 def check_values(config: Config) -> None:
     """Ranges that hold for every teacher. Raises UsageError."""
     for name, value in dataclasses.asdict(config).items():
@@ -109,6 +76,11 @@ def check_values(config: Config) -> None:
             raise UsageError(f"--{name} {value}: must not be negative")
         if name.removeprefix("real_score_") in ("guidance_scale", "guidance_scale_2") and value < 1:
             raise UsageError(f"--{name} {value}: guidance starts at 1, which is off")
+    if config.mixed_precision == "fp16":
+        raise UsageError(
+            "--mixed_precision fp16: a quarter of the first gradients would be exactly 0, since "
+            "fp16 has no room for numbers below 6e-8; use bf16, or no for float32"
+        )
     if config.checkpoints_total_limit is not None and config.checkpoints_total_limit < 1:
         raise UsageError(
             f"--checkpoints_total_limit {config.checkpoints_total_limit}: keep at least 1 to "
@@ -149,7 +121,7 @@ def check_sides(config: Config, multiple: int) -> None:
             )
 
 
-def check_student_layers(config: Config, teacher) -> None:
+def check_student_layers(config: Config, teacher: TeacherInfo) -> None:
     """Raises UsageError where a shallower student cannot be made, or not in this way."""
     layers, total = config.student_layers, teacher.transformer["num_layers"]
     if layers is None:
@@ -182,7 +154,7 @@ def check_student_layers(config: Config, teacher) -> None:
         )
 
 
-def check_schedule(config: Config, teacher) -> None:
+def check_schedule(config: Config, teacher: TeacherInfo) -> None:
     """Grids are nested; each expert that is trained owns a step, and owns it at inference too.
     Raises UsageError.
     """
@@ -194,7 +166,7 @@ def check_schedule(config: Config, teacher) -> None:
                 f"are not among those of {config.grid_steps}; use divisors of the largest, such as "
                 "2,4,8"
             )
-    boundary = config.boundary
+    boundary = config.boundary_ratio
     if boundary is None:
         if config.expert == "low":
             raise UsageError(

@@ -8,61 +8,69 @@ import difflib
 import types
 import typing
 from pathlib import Path
+from typing import Any, NoReturn
 
 from wan_distill.errors import UsageError, one_line
-from wan_distill.settings.config import START, Config
+from wan_distill.settings.config import Config
+from wan_distill.settings.flags import START
 
-EXAMPLES = """\
+DESCRIPTION = (
+    "Distil a Wan text-to-video teacher into a student that samples in a few steps without "
+    "guidance."
+)
+A14B = "--teacher_path Wan-AI/Wan2.2-T2V-A14B-Diffusers"
+EXAMPLES = f"""\
 examples:
-  python train_distillation.py                                  the whole job on the embedded tiny teacher
-  python train_distillation.py --sampling_steps 2               the same, for a 2-step student
-  python train_distillation.py --teacher_path Wan-AI/Wan2.2-T2V-A14B-Diffusers --dry_run
-  python train_distillation.py --teacher_path Wan-AI/Wan2.2-T2V-A14B-Diffusers --prompts prompts.txt
+  python train_distillation.py                        distil the embedded tiny teacher
+  python train_distillation.py --sampling_steps 2     the same, into a 2-step student
+  python train_distillation.py {A14B} --dry_run
+  python train_distillation.py {A14B} --prompts prompts.txt
 
-exit codes: 0 done, 2 bad input (one line says what to change), 75 stopped by a signal, all saved (run again to go on),
-1 anything else
+exit codes:
+  0   done
+  1   anything else
+  2   bad input: one line says what to change
+  75  stopped by a signal, everything saved: run the same command to go on
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise UsageError(message)
-
-
-def _kind(annotation) -> type:
-    """The scalar type of an annotation such as `int | None`."""
+def _scalar_type(annotation: Any) -> type:
+    """The type without None in an annotation such as `int | None`."""
     if isinstance(annotation, types.UnionType):
         return next(a for a in typing.get_args(annotation) if a is not type(None))
     return annotation
 
 
+TYPES = {name: _scalar_type(hint) for name, hint in typing.get_type_hints(Config).items()}
+SWITCHES = {name for name, kind in TYPES.items() if kind is bool}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises UsageError where argparse would print its usage and exit."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message)
+
+
 def build_parser() -> argparse.ArgumentParser:
+    """The parser of all flags. Settings that are not given are left out of its result."""
     parser = _Parser(
         prog="train_distillation.py",
         usage="%(prog)s [flags]",
         allow_abbrev=False,
         epilog=EXAMPLES,
-        description="Distil a Wan text-to-video teacher into a student that samples in a few steps without guidance.",
+        description=DESCRIPTION,
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(
             prog, max_help_position=32, width=110
         ),
     )
     groups: dict[str, argparse._ArgumentGroup] = {}
-    hints = typing.get_type_hints(Config)
-    for item in dataclasses.fields(Config):
-        meta = item.metadata
-        group = groups.setdefault(meta["group"], parser.add_argument_group(meta["group"]))
-        kind, text = _kind(hints[item.name]), meta["help"]
-        if item.default not in (None, False, ()) and kind is not bool and not meta["parse"]:
-            text += f" (default {item.default})"
-        options = dict(dest=item.name, default=argparse.SUPPRESS, help=text.replace("%", "%%"))
-        if kind is bool:
-            options["action"] = argparse.BooleanOptionalAction
-        else:
-            options |= dict(type=meta["parse"] or kind, choices=meta["choices"])
-            if not meta["choices"]:
-                options["metavar"] = {int: "N", float: "X"}.get(kind, "TEXT")
-        group.add_argument(f"--{item.name}", *meta["alias"], **options)
+    for field in dataclasses.fields(Config):
+        title = field.metadata["group"]
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title)
+        options = _options(field, TYPES[field.name])
+        groups[title].add_argument(f"--{field.name}", *field.metadata["alias"], **options)
     groups[START].add_argument(
         "--config",
         metavar="FILE.yaml",
@@ -72,51 +80,101 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _options(field: dataclasses.Field, kind: type) -> dict[str, Any]:
+    """The arguments of `add_argument` for one setting, whose values are of type `kind`."""
+    text = field.metadata["help"]
+    options: dict[str, Any] = dict(dest=field.name, default=argparse.SUPPRESS)
+    if kind is bool:
+        options["action"] = argparse.BooleanOptionalAction
+    else:
+        parse = field.metadata["parse"]
+        options |= dict(type=parse or kind, choices=field.metadata["choices"])
+        if not options["choices"]:
+            options["metavar"] = {int: "N", float: "X"}.get(kind, "TEXT")
+        if not parse and field.default not in (None, False):
+            text += f" (default {field.default})"
+    return options | dict(help=text.replace("%", "%%"))
+
+
 def parse_args(argv: list[str]) -> Config:
-    """Command line -> Config. Raises UsageError naming the flag, the value and the remedy."""
+    """Command line -> Config. Raises UsageError that names the flag, the value and the remedy."""
+    settings = _parse(argv)
+    file = settings.pop("config")
+    if file is not None:
+        settings = _read_config_file(file) | settings
+    return Config(**settings)
+
+
+def debug_asked(argv: list[str]) -> bool:
+    """Whether tracebacks are wanted: `--debug`, or `debug: true` in the `--config` file.
+
+    Never raises, so that it can be asked after `parse_args` has failed. As there, the last flag
+    wins, and flags win over the file.
+    """
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--debug", action=argparse.BooleanOptionalAction)
+    parser.add_argument("--config")
+    try:
+        asked, _ = parser.parse_known_args(argv)
+        if asked.debug is None and asked.config:
+            return _load_yaml(asked.config).get("debug") is True
+        return bool(asked.debug)
+    except UsageError:
+        return "--debug" in argv
+
+
+def _parse(argv: list[str]) -> dict[str, Any]:
+    """The settings that `argv` gives, and `config`, which may be None. Raises UsageError."""
+    for given in argv:
+        if given.endswith("=--"):  # argparse would make an empty list of it
+            raise UsageError(f"{given}: '--' is no value; leave the flag out")
     parser = build_parser()
-    if empty := [
-        given for given in argv if given.endswith("=--")
-    ]:  # argparse would take it for a list
-        raise UsageError(f"{empty[0]}: '--' is no value; leave the flag out")
     known, unknown = parser.parse_known_args(argv)
     if unknown:
-        raise UsageError(
-            _unknown(unknown[0], [o for a in parser._actions for o in a.option_strings])
-        )
-    settings = vars(known)
-    file = settings.pop("config", None)
-    return Config(**{**(_read_yaml(file) if file else {}), **settings})
+        flags = [option for action in parser._actions for option in action.option_strings]
+        name = unknown[0].split("=")[0]
+        typed = name.replace("-", "_").replace("__", "--", 1)
+        close = difflib.get_close_matches(typed, flags, n=1)
+        hint = f"did you mean {close[0]}?" if close else "see --help"
+        raise UsageError(f"{name}: there is no such flag; {hint}")
+    return vars(known)
 
 
-def _unknown(given: str, flags: list[str]) -> str:
-    name = given.split("=")[0]
-    close = difflib.get_close_matches(name.replace("-", "_").replace("__", "--", 1), flags, n=1)
-    hint = f"did you mean {close[0]}?" if close else "see --help"
-    return f"{name}: there is no such flag; {hint}"
+def _read_config_file(file: str) -> dict[str, Any]:
+    """Settings of a YAML file, checked by the same parser as the flags. Raises UsageError."""
+    argv = [argument for item in _load_yaml(file).items() for argument in _as_flag(*item)]
+    try:
+        settings = _parse(argv)
+    except UsageError as error:
+        raise UsageError(f"--config {file}: {error}") from error
+    if settings.pop("config") and 0:
+        raise UsageError(f"--config {file}: names a further --config; put all settings in one file")
+    return settings
 
 
-def _read_yaml(file: str) -> dict:
-    """Settings of a flat YAML file, checked by the same parser as the flags."""
+def _as_flag(name: str, value: Any) -> list[str]:
+    """One line of a YAML file as it would stand on the command line; nothing for an empty value."""
+    if value is None:
+        return []
+    if isinstance(value, bool):
+        if name in SWITCHES:
+            return [f"--{name}" if value else f"--no-{name}"]
+        value = "yes" if value else "no"  # what YAML takes `mixed_precision: no` for
+    if isinstance(value, list):
+        value = ",".join(map(str, value))
+    return [f"--{name}={value}"]
+
+
+def _load_yaml(file: str) -> dict[Any, Any]:
+    """What a YAML file says, unchecked. Raises UsageError where it is no mapping."""
     import yaml
 
     try:
         settings = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise UsageError(
             f"--config {file}: cannot be read ({one_line(error)}); give a YAML file"
         ) from error
     if not isinstance(settings, dict):
         raise UsageError(f"--config {file}: must hold 'flag: value' lines")
-    argv = []
-    for name, value in settings.items():
-        if isinstance(value, bool):
-            argv.append(f"--{name}" if value else f"--no-{name}")
-        elif value is not None:
-            text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-            argv.append(f"--{name}={text}")
-    known, unknown = build_parser().parse_known_args(argv)
-    if unknown:
-        flags = [f"--{item.name}" for item in dataclasses.fields(Config)]
-        raise UsageError(f"--config {file}: {_unknown(unknown[0], flags)}")
-    return {k: v for k, v in vars(known).items() if k != "config"}
+    return settings

@@ -1,159 +1,249 @@
-"""Defaults of each method, with their reasons."""
+"""What each method needs, in plain values: defaults with their reasons, roles, stored samples, and
+the number of transformer evaluations that an update takes.
+
+To add a method, write its recipe here, name it in `RECIPES`, and write its class in `methods/`.
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
 
-from wan_distill.settings.config import WAN_NEGATIVE_PROMPT
+from wan_distill.layout import RunFolder
+from wan_distill.maths.sigmas import Expert, expert_sigmas, handover, insert_sigmas, sigma_grid
+from wan_distill.settings.config import Config
+from wan_distill.settings.defaults import (
+    CONSISTENCY,
+    DMD,
+    DMD_REASONS,
+    DMD_WARM_START,
+    SHORT_TRAJECTORY,
+    TRAJECTORY,
+    Default,
+)
 
 Role = Literal["teacher", "student", "fake_score", "real_score"]
-EMBEDDED = dict(
-    height=64,
-    width=64,
-    num_frames=17,
-    max_sequence_length=16,
-    negative_prompt="",
-    method="trajectory",
-    mixed_precision="no",
-    gradient_checkpointing=False,
-    save_merged=True,
-    evaluate=True,
-    train_batch_size=32,
-    sample_batch_size=64,
-    checkpointing_steps=250,
-    validation_steps=200,
-    monitor_steps=200,
-    monitor_samples=32,
-)
-REAL = dict(
-    height=480,
-    width=832,
-    num_frames=81,
-    max_sequence_length=512,
-    negative_prompt=WAN_NEGATIVE_PROMPT,
-    method="dmd",
-    mixed_precision="bf16",
-    gradient_checkpointing=True,
-    save_merged=False,
-    evaluate=False,
-    train_batch_size=1,
-    sample_batch_size=1,
-    checkpointing_steps=50,
-    validation_steps=100,
-    monitor_steps=50,
-    monitor_samples=8,
-)
-SHARED = dict(
-    critic_warmup_steps=100,
-    critic_updates=5,
-    fake_score_learning_rate=2e-5,
-    fake_score_lora_alpha=64.0,
-    score_draws=2,
-    real_score="guided",
-    score_sigma_max=0.98,
-    diversity_weight=0.05,
-    solver_points=48,
-)
-METHOD = {  # (method, embedded teacher?) -> defaults
-    ("trajectory", True): dict(
-        max_train_steps=600,
-        learning_rate=2e-3,
-        num_trajectories=1024,
-        adam_beta1=0.9,
-        lr_scheduler="cosine",
-        ema_decay=0.0,
-        ema_start=0,
-        lora_alpha=64.0,
-    ),
-    ("trajectory", False): dict(
-        max_train_steps=2000,
-        learning_rate=1e-4,
-        num_trajectories=2000,
-        adam_beta1=0.9,
-        lr_scheduler="cosine",
-        ema_decay=0.99,
-        ema_start=200,
-        lora_alpha=64.0,
-    ),
-    ("dmd", True): dict(
-        max_train_steps=120,
-        learning_rate=7e-4,
-        num_trajectories=1024,
-        adam_beta1=0.9,
-        lr_scheduler="cosine",
-        ema_decay=0.95,
-        ema_start=20,
-        lora_alpha=64.0,
-        fake_score_learning_rate=1e-3,
-        critic_warmup_steps=100,
-        critic_updates=2,
-        score_draws=2,
-        real_score="samples",
-        diversity_weight=1.0,
-        train_batch_size=16,
-        monitor_steps=20,
-        monitor_samples=256,
-    ),
-    ("dmd", False): dict(
-        max_train_steps=400,
-        learning_rate=5e-5,
-        num_trajectories=2000,
-        adam_beta1=0.0,
-        lr_scheduler="constant_with_warmup",
-        ema_decay=0.99,
-        ema_start=200,
-        lora_alpha=8.0,
-    ),
-    ("consistency", True): dict(
-        max_train_steps=500,
-        learning_rate=2e-3,
-        num_trajectories=1024,
-        adam_beta1=0.9,
-        lr_scheduler="cosine",
-        ema_decay=0.95,
-        ema_start=50,
-        lora_alpha=64.0,
-        solver_points=24,
-    ),
-    ("consistency", False): dict(
-        max_train_steps=3000,
-        learning_rate=1e-5,
-        num_trajectories=1000,
-        adam_beta1=0.9,
-        lr_scheduler="constant_with_warmup",
-        ema_decay=0.99,
-        ema_start=200,
-        lora_alpha=64.0,
-    ),
+SampleKind = Literal["trajectories", "anchors", "handovers"]
+
+
+@dataclass(frozen=True)
+class SampleSpec:
+    """A set of samples to be solved once and stored.
+
+    Its values without `count`, as JSON with sorted keys, are part of the name under which the set
+    is found again.
+    """
+
+    kind: SampleKind
+    sampler: Literal["teacher", "student"]
+    """Who integrates: the guided teacher, or the distilled high expert without guidance."""
+    sigmas: tuple[float, ...]
+    """The solver's points, from 1 down to the last stored sigma."""
+    stored: tuple[float, ...]
+    """Those of `sigmas` at which latents are kept."""
+    count: int
+    """How many samples there are to draw from; only those that are read get solved."""
+
+    def key(self) -> dict[str, Any]:
+        """The plain values that tell this set from others."""
+        return dict(sampler=self.sampler, sigmas=list(self.sigmas), stored=list(self.stored))
+
+
+@dataclass(frozen=True)
+class UpdateCost:
+    """What one update of one role evaluates, per sample of its batch."""
+
+    with_gradient: float
+    """transformer evaluations that are followed by a backward pass, one graph at a time"""
+    without_gradient: float
+    """transformer evaluations without"""
+    batched: int
+    """evaluations in the largest single forward while a graph is held; 0 where none is asked"""
+    updates: int
+    """number of such updates per expert"""
+
+
+class Recipe:
+    """One method in plain values. The defaults below suit a method with a single role."""
+
+    defaults: Mapping[str, Default]
+    """setting -> its default for the embedded teacher and for real ones, and the reason"""
+    reasons: Mapping[str, str] = {}
+    """setting -> reason, for the settings that the plan explains to users of this method"""
+
+    def adjusted(self, config: Config, embedded: bool) -> dict[str, Any]:
+        """Defaults that depend on what else was asked for; they replace those of `defaults`."""
+        return {}
+
+    def notes(self, config: Config) -> list[str]:
+        """What users of these settings should know, for the plan."""
+        if 1 in config.sampling_steps and config.boundary_ratio is not None:
+            return [
+                "a single step is the high expert's, whose range ends far above all detail: for it "
+                "--method trajectory is better by far (docs/methods.md)"
+            ]
+        return []
+
+    def roles(self, config: Config) -> tuple[Role, ...]:
+        """Who is trained: each gets an adapter and an optimizer."""
+        return ("student",)
+
+    def samples(self, config: Config, expert: Expert, distilled: bool) -> dict[str, SampleSpec]:
+        """Purpose -> the stored samples that training this expert reads.
+
+        Args:
+            distilled: whether there is a distilled high expert, whose hand-overs the low one then
+                begins with.
+        """
+        raise NotImplementedError
+
+    def costs(self, config: Config, expert: Expert) -> dict[Role, UpdateCost]:
+        """Role -> what one of its updates evaluates."""
+        raise NotImplementedError
+
+
+class TrajectoryRecipe(Recipe):
+    """Regress the teacher's mean velocity between neighbouring student sigmas."""
+
+    defaults = TRAJECTORY
+
+    def notes(self, config: Config) -> list[str]:
+        return []
+
+    def adjusted(self, config: Config, embedded: bool) -> dict[str, Any]:
+        short = embedded and max(config.sampling_steps) <= 2
+        return dict(SHORT_TRAJECTORY) if short else {}
+
+    def samples(self, config: Config, expert: Expert, distilled: bool) -> dict[str, SampleSpec]:
+        return {"trajectories": trajectories(config)}
+
+    def costs(self, config: Config, expert: Expert) -> dict[Role, UpdateCost]:
+        return {"student": UpdateCost(1, 0, 0, config.max_train_steps)}
+
+
+class ConsistencyRecipe(Recipe):
+    """Consistency inside each student step, along the teacher's stored path."""
+
+    defaults = CONSISTENCY
+
+    def samples(self, config: Config, expert: Expert, distilled: bool) -> dict[str, SampleSpec]:
+        return {"trajectories": trajectories(config)}
+
+    def costs(self, config: Config, expert: Expert) -> dict[Role, UpdateCost]:
+        # The guided teacher's step and the student's own end point come before the graph.
+        before = config.guided_evaluations(expert) + 1
+        return {"student": UpdateCost(1, before, 0, config.max_train_steps)}
+
+
+class DMDRecipe(Recipe):
+    """Phased distribution matching with a critic."""
+
+    defaults = DMD
+    reasons = DMD_REASONS
+
+    def adjusted(self, config: Config, embedded: bool) -> dict[str, Any]:
+        return dict(DMD_WARM_START[embedded]) if config.init_student_from else {}
+
+    def roles(self, config: Config) -> tuple[Role, ...]:
+        if config.real_score == "samples":
+            return ("student", "fake_score", "real_score")
+        return ("student", "fake_score")
+
+    def samples(self, config: Config, expert: Expert, distilled: bool) -> dict[str, SampleSpec]:
+        """`inputs <n>`: where the low phase of n sampling steps begins; `samples`: whose score is
+        learned; `anchors`: for the diversity loss.
+        """
+        specs: dict[str, SampleSpec] = {}
+        learned = config.real_score == "samples"
+        if expert == "low":
+            for steps in config.sampling_steps:
+                if expert_sigmas(config.sigmas(steps), expert, config.boundary_ratio):
+                    specs[f"inputs {steps}"] = handovers(config, steps, distilled, complete=learned)
+        if learned:
+            specs["samples"] = trajectories(config)
+        if config.diversity_weight > 0 and expert == "high":
+            specs["anchors"] = specs.get("samples", anchors(config))
+        return specs
+
+    def costs(self, config: Config, expert: Expert) -> dict[Role, UpdateCost]:
+        learned = config.real_score == "samples"
+        diverse = config.diversity_weight > 0 and expert == "high"
+        exits: list[float] = []  # for each sampling grid, evaluations before the exit step
+        draws: list[int] = []
+        for steps in config.sampling_steps:
+            sigmas = expert_sigmas(config.sigmas(steps), expert, config.boundary_ratio)
+            count = len(sigmas) - 1
+            if count < 1:
+                continue
+            first = 1 if diverse and count > 1 else 0
+            exits.append((first + count - 1) / 2)
+            draws.append(config.score_draws if sigmas[-1] > 0 else 1)
+        before = sum(exits) / len(exits)
+        drawn = sum(draws) / len(draws)
+        judge = 1 if learned or config.score_guidance(expert) == 1 else 2
+        critic_updates = config.critic_warmup_steps + config.critic_updates * config.max_train_steps
+        student = UpdateCost(1 + diverse, before + judge + 1, judge, config.max_train_steps)
+        costs: dict[Role, UpdateCost] = {"student": student}
+        costs["fake_score"] = UpdateCost(drawn, before + 1, 0, critic_updates)
+        if learned:
+            costs["real_score"] = UpdateCost(drawn, 0, 0, critic_updates)
+        return costs
+
+
+RECIPES: dict[str, Recipe] = {
+    "dmd": DMDRecipe(),
+    "trajectory": TrajectoryRecipe(),
+    "consistency": ConsistencyRecipe(),
 }
-# What --method dmd changes where it refines a student (--init_student_from): at full rate, or
-# judged by a critic that
-# does not know that student yet, the first updates undo what it began with.
-WARM_DMD = {
-    True: dict(
-        max_train_steps=45,
-        learning_rate=1e-4,
-        critic_warmup_steps=200,
-        critic_updates=3,
-        monitor_steps=15,
-    ),
-    False: dict(learning_rate=5e-6, real_score="samples"),
-}
-# What --student_layers changes: all weights are trained, not an adapter.
-WHOLE_STUDENT = {True: dict(learning_rate=1e-3), False: dict(learning_rate=2e-5)}
-REASONS = {  # printed at the start of a run with --method dmd
-    "learning_rate": "no larger than the critic can follow; lower by default where a warm start is refined",
-    "real_score": "guided scores are no distribution's: students drift; samples cost solving, and a third adapter",
-    "fake_score_learning_rate": "the critic must keep up with the student",
-    "real_score_guidance_scale": "of guided scores; None = the teacher's own; they over-saturate: lower it if it does",
-    "real_score_guidance_scale_2": "the same for the low expert",
-    "negative_prompt": "what the teacher's score is guided away from, as in its own sampling",
-    "critic_warmup_steps": "the critic must know the student before it judges it",
-    "critic_updates": "the student moves while the critic follows: 5 to 1 in DMD2",
-    "score_sigma_max": "only near 1 can the score see a clip's brightness: raise it if clips grow light or dark",
-    "score_draws": "the high phase's target is 100 times noisier than plain flow matching's: average",
-    "diversity_weight": "matching alone lets samples of one prompt grow alike (DP-DMD)",
-    "ema_decay": "single updates of a matching loss are noisy",
-    "adam_beta1": "0 as published: the critic's direction turns (DMD2); the tiny teacher's large rates need momentum",
-    "max_grad_norm": "one bad rollout must not undo a hundred good ones",
-}
+
+
+def recipe_of(config: Config) -> Recipe:
+    """The recipe that `--method` names."""
+    return RECIPES[config.method]
+
+
+# ---------------------------------------------------------------------------------- sample sets
+
+
+def trajectories(config: Config, count: int | None = None) -> SampleSpec:
+    """The guided teacher at every student sigma."""
+    count = config.num_trajectories if count is None else count
+    sigmas = config.teacher_sigmas()
+    return SampleSpec("trajectories", "teacher", sigmas, config.sigmas()[1:], count)
+
+
+def anchors(config: Config) -> SampleSpec:
+    """The guided teacher at the student's second sigma, for the diversity loss."""
+    second = config.sigmas()[1]
+    sigmas = config.teacher_sigmas()
+    until = sigmas[: sigmas.index(second) + 1]
+    return SampleSpec("anchors", "teacher", until, (second,), config.num_trajectories)
+
+
+def handovers(
+    config: Config, steps: int, distilled: bool, complete: bool, count: int | None = None
+) -> SampleSpec:
+    """What the high expert hands to the low one in a grid of `steps`.
+
+    The `distilled` high expert's latents where it exists. Otherwise the guided teacher's: those of
+    its `trajectories` where these are solved to their end anyway (`complete`).
+    """
+    count = config.num_trajectories if count is None else count
+    end = handover(config.sigmas(steps), config.boundary_ratio)
+    if distilled:
+        sigmas = config.sigmas(steps)
+        until = sigmas[: sigmas.index(end) + 1]
+        return SampleSpec("handovers", "student", until, (end,), count)
+    if complete:
+        return trajectories(config, count)
+    sigmas = insert_sigmas((end,), sigma_grid(config.teacher_steps, config.teacher_shift))
+    return SampleSpec("handovers", "teacher", sigmas[: sigmas.index(end) + 1], (end,), count)
+
+
+def distilled_high(config: Config) -> Path | None:
+    """The high expert's student of this run, or of the run it begins with."""
+    folders = [config.output_dir, config.init_student_from]
+    files = [RunFolder(Path(folder)).student("high") for folder in folders if folder]
+    return next((file for file in files if file.exists()), None)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,14 +17,13 @@ from wan_distill.settings.recipes import Role
 from wan_distill.system.runtime import Runtime
 
 Named = dict[str, Tensor]
+Parameters = dict[str, torch.nn.Parameter]
 
 
 class Learner:
-    """One role's trainable tensors with their optimizer and, for the student, their moving average."""
+    """One role's trainable tensors with their optimizer and the student's moving average."""
 
-    def __init__(
-        self, role: Role, parameters: dict[str, torch.nn.Parameter], config: Config, updates: int
-    ):
+    def __init__(self, role: Role, parameters: Parameters, config: Config, updates: int):
         self.role = role
         self.parameters = parameters
         self.config = config
@@ -164,11 +164,11 @@ class Learner:
             raise KeyError(
                 "--use_8bit_adam: its moments and those of plain AdamW are not the same tensors"
             )
-        for name, p in self.average.items():
-            p.copy_(saved[f"average.{name}"])
+        for name, average in self.average.items():
+            average.copy_(saved[f"average.{name}"])
 
 
-def adamw(config: Config) -> type[torch.optim.Optimizer]:
+def adamw(config: Config) -> Callable[..., torch.optim.Optimizer]:
     """torch's AdamW, or bitsandbytes' with 8-bit moments (arXiv 2110.02861)."""
     if not config.use_8bit_adam:
         return torch.optim.AdamW
@@ -178,11 +178,11 @@ def adamw(config: Config) -> type[torch.optim.Optimizer]:
 
 
 def make_learners(
-    method: Method, parameters: dict[Role, dict], config: Config
+    method: Method[Any], parameters: dict[Role, Parameters], config: Config
 ) -> dict[Role, Learner]:
     """A learner for each role of `method`; how often each steps follows from `method.role_at`."""
     total = method.updates(config.max_train_steps)
-    counts = {role: 0 for role in method.roles}
+    counts = dict.fromkeys(method.roles, 0)
     for step in range(total):
         counts[method.role_at(step)] += 1
     return {role: Learner(role, parameters[role], config, counts[role]) for role in method.roles}

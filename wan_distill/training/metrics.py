@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -83,7 +84,7 @@ class Metrics:
         """Values for the next line that only the main process has, as they are."""
         self.seen |= values
 
-    def write(self, **context) -> dict:
+    def write(self, **context: Any) -> dict[str, Any]:
         """Writes the means since the last line, with `context` first, and returns the line."""
         now = time.perf_counter()
         line = context | self._means() | self.seen | dict(seconds=round(now - self.started, 4))

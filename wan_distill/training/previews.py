@@ -1,20 +1,20 @@
 """Clips to judge by eye while an expert trains: the same prompts and noise, teacher beside student.
 
-The teacher's side is solved once, before the expert is loaded. The high expert is shown by the x0
-that its last step heads for (blurred by nature), the low one by the finished clip, which begins
-with the distilled high expert's latents.
+The high expert is shown by the x0 that its last step heads for (blurred by nature), the low one by
+the finished clip, which begins with the distilled high expert's latents.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import time
-from pathlib import Path
+from collections.abc import Sequence
 
 import torch
 
-from wan_distill.data.run import Sources
+from wan_distill.data.run import Run
+from wan_distill.data.samples import SampleRequest
+from wan_distill.layout import TEACHER_CLIP
 from wan_distill.maths.sigmas import Expert
 from wan_distill.model.denoiser import Denoiser
 from wan_distill.model.loading import decode
@@ -22,91 +22,86 @@ from wan_distill.settings.config import Config
 from wan_distill.system.files import write_atomically
 from wan_distill.system.pictures import write_video
 from wan_distill.training.learner import Learner
-from wan_distill.training.monitor import SEEDS, Monitor
+from wan_distill.training.phase_clips import PhaseClips
 
-FOLDER, PROMPTS = "previews", "prompts.json"
-MAX_SHARE = 0.05  # of the time since training began; previews that would take more are left out
+# Of the time since training began; previews that would take more are left out.
+MAX_SHARE = 0.05
 SHOWN = 3  # prompts, where none is given
 
 
-def validation_prompts(config: Config, held_out: list[str]) -> list[str]:
+def validation_prompts(config: Config, held_out: Sequence[str]) -> list[str]:
     """`--validation_prompt`, several separated by |; otherwise a few that are not trained on."""
     if config.validation_prompt:
         return [part.strip() for part in config.validation_prompt.split("|") if part.strip()]
-    return held_out[:SHOWN]
+    return list(held_out[:SHOWN])
 
 
 class Previews:
-    """Writes `previews/<expert>-<update>-<prompt>.mp4`, and the teacher's side once."""
+    """Writes `previews/<expert>-<student updates>-<prompt>.mp4`, and the teacher's side once.
 
-    def __init__(self, expert: Expert, sources: Sources, prompts: list[str]):
-        config = sources.config
-        self.config, self.expert, self.teacher, self.runtime = (
-            config,
-            expert,
-            sources.teacher,
-            sources.runtime,
-        )
-        self.prompts = prompts
-        self.folder = Path(config.output_dir) / FOLDER
-        self.began, self.spent = time.perf_counter(), 0.0
-        self.skipped = self.teacher_shown = False
-        if config.validation_steps:
-            watched = dataclasses.replace(
-                config, monitor_steps=1, monitor_samples=SEEDS * len(prompts)
-            )
-            sources = dataclasses.replace(sources, config=watched, prompts=prompts)
-            self.clips = Monitor(expert, sources, self.folder)  # its samples, not its judgement
+    Solves nothing: see `requests`.
+    """
 
-    def due(self, step: int, last: int) -> bool:
-        """At 0, at every `--validation_steps` while that costs little, and at the end."""
-        every = self.config.validation_steps
-        if (
-            not every
-            or not self.runtime.samples_student()
-            or not self.clips.on
-            or (step % every and step != last)
-        ):
+    def __init__(self, run: Run, expert: Expert, prompts: Sequence[str]):
+        self.run = run
+        self.expert: Expert = expert
+        self.clips = PhaseClips(run, expert, prompts, len(prompts))
+        self.began = time.perf_counter()
+        self.spent = 0.0
+        self.left_out = False
+        self.teacher_shown = False
+
+    @property
+    def on(self) -> bool:
+        return self.run.config.validation_steps > 0 and bool(self.clips)
+
+    def requests(self) -> list[SampleRequest]:
+        """The stored samples that the clips read."""
+        return self.clips.requests() if self.on else []
+
+    def due(self, updates: int, last: bool = False) -> bool:
+        """At 0, at every `--validation_steps` student updates while that costs little, and last."""
+        config, runtime = self.run.config, self.run.runtime
+        if not self.on or not runtime.samples_student():
+            return False
+        if updates == 0 or last:
+            return True
+        if updates % config.validation_steps:
             return False
         share = self.spent / (time.perf_counter() - self.began)
-        if (
-            step in (0, last)
-            or (self.runtime.max_over_ranks(share) if self.runtime.joint else share) <= MAX_SHARE
-        ):
+        if (runtime.max_over_ranks(share) if runtime.joint else share) <= MAX_SHARE:
             return True
-        if not self.skipped:
-            self.runtime.say(
+        if not self.left_out:
+            runtime.say(
                 f"\nA preview was left out: they have taken {self.spent:.0f} s, more than "
-                f"{MAX_SHARE:.0%} "
-                "of the run. Raise --validation_steps to space them evenly."
+                f"{MAX_SHARE:.0%} of the run. Raise --validation_steps to space them evenly."
             )
-            self.skipped = True
+            self.left_out = True
         return False
 
     @torch.no_grad()
-    def write(self, denoiser: Denoiser, learner: Learner, step: int) -> None:
+    def write(self, denoiser: Denoiser, learner: Learner) -> None:
         """Samples the student as it would be exported now, and writes its clips."""
         started = time.perf_counter()
         if not self.teacher_shown:
-            if self.runtime.is_main:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                write_atomically(
-                    self.folder / PROMPTS, json.dumps(self.prompts, ensure_ascii=False).encode()
-                )
-            self._save("teacher", self.clips.teacher_x0())
-            self.teacher_shown = True
+            self._save_teacher()
         with learner.shipped():
-            self._save(f"{step:06d}", self.clips.student_x0(denoiser))
+            self._save(f"{learner.done:06d}", self.clips.student_x0(denoiser))
         self.spent += time.perf_counter() - started
 
-    def file(self, who: str, prompt: int) -> Path:
-        return self.folder / f"{self.expert}-{who}-{prompt}.mp4"
+    def _save_teacher(self) -> None:
+        if self.run.runtime.is_main:
+            self.run.folder.previews.mkdir(parents=True, exist_ok=True)
+            prompts = json.dumps(self.clips.prompts, ensure_ascii=False).encode()
+            write_atomically(self.run.folder.preview_prompts, prompts)
+        self._save(TEACHER_CLIP, self.clips.teacher_x0())
+        self.teacher_shown = True
 
     def _save(self, who: str, x0: torch.Tensor) -> None:
-        if not self.runtime.is_main:
+        if not self.run.runtime.is_main:
             return
-        frames = decode(
-            self.teacher.load_vae(), x0[: len(self.prompts)], self.config.sample_batch_size
-        )
+        config = self.run.config
+        frames = decode(self.run.teacher.load_vae(), x0, config.sample_batch_size)
         for prompt, clip in enumerate(frames):
-            write_video(self.file(who, prompt), clip.numpy(), self.config.fps)
+            file = self.run.folder.preview(self.expert, who, prompt)
+            write_video(file, clip.numpy(), config.fps)

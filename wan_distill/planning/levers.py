@@ -1,0 +1,130 @@
+"""What lowers the memory of an update: one table, from which come the advice of an out-of-memory
+error and the settings that fit a card.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from wan_distill.errors import UsageError
+from wan_distill.planning.memory import GB, USABLE, Estimate, estimate
+from wan_distill.planning.wording import size
+from wan_distill.settings.config import Config
+from wan_distill.settings.description import TeacherInfo
+
+Change = dict[str, Any]
+
+CARDS = (24, 48, 80, 141)  # GB: RTX 4090, L40S, H100, H200
+CLIPS = ((49, 480, 832), (17, 480, 832), (33, 256, 448), (17, 256, 448))
+# From the most exact frozen base to the slowest.
+BASES: tuple[Change, ...] = (
+    {"base_precision": "bf16", "offload": False},
+    {"base_precision": "fp8", "offload": False},
+    {"base_precision": "nf4", "offload": False},
+    {"base_precision": "bf16", "offload": True},
+)
+VARIED = ("base_precision", "num_frames", "height", "width")
+
+
+def levers(config: Config) -> list[Change]:
+    """Single changes of the settings that may lower the peak."""
+    shorter = max(1, (config.num_frames - 1) // 8 * 4 + 1)
+    changes: list[Change] = [
+        {"num_frames": shorter},
+        {"gradient_checkpointing": True},
+        {"train_batch_size": 1},
+        {"use_8bit_adam": True},
+    ]
+    if not config.whole_student:
+        changes += [{"base_precision": "fp8"}, {"base_precision": "nf4"}, {"offload": True}]
+    if config.method == "dmd":
+        changes.append({"real_score": "guided"})
+    return changes
+
+
+def savings(config: Config, info: TeacherInfo, need: Estimate) -> list[tuple[float, str]]:
+    """(bytes saved, flags) of each single change that lowers the predicted peak, the largest saving
+    first.
+    """
+    effects = []
+    for change in levers(config):
+        saved = need.peak - estimate(dataclasses.replace(config, **change), info).peak
+        effects.append((saved, as_flags(change)))
+    return sorted((e for e in effects if e[0] > 0.01 * need.peak), reverse=True)
+
+
+def as_flags(change: Change) -> str:
+    """The command-line flags that make `change`."""
+    return " ".join(
+        f"--{name}" if value is True else f"--{name} {value}" for name, value in change.items()
+    )
+
+
+@contextmanager
+def explain_out_of_memory(config: Config, info: TeacherInfo, phase: str) -> Iterator[None]:
+    """Turns the device's out-of-memory error into a UsageError: peak, phase, what was resident,
+    what to try next.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        need = estimate(config, info)
+        kinds = ", ".join(f"{name} {bytes_ / GB:.1f}" for name, bytes_ in need.by_kind().items())
+        peak = "unknown"
+        if torch.cuda.is_available():
+            peak = f"{torch.cuda.max_memory_allocated() / GB:.1f} GB"
+        advice = "; ".join(
+            f"{flags} saves about {saved / GB:.1f} GB"
+            for saved, flags in savings(config, info, need)
+        )
+        raise UsageError(
+            f"out of GPU memory while {phase} (peak {peak}; an update needs about "
+            f"{need.peak / GB:.1f} GB: {kinds}); "
+            f"{advice or 'choose a smaller clip: --height, --width'}"
+        ) from error
+
+
+def what_fits(config: Config, info: TeacherInfo) -> dict[int, str]:
+    """Card size in GB -> flags of the largest clip, then the most exact base, whose predicted peak
+    fits; empty where nothing does.
+    """
+    fitting = dict.fromkeys(CARDS, "")
+    for changed in _candidates(config):
+        for card in CARDS:
+            if fitting[card]:
+                continue
+            peak = estimate(changed, info).peak
+            if peak < USABLE * card * GB:
+                fitting[card] = f"{_difference(config, changed)} (peak {size(peak)})"
+    return fitting
+
+
+def _difference(config: Config, changed: Config) -> str:
+    flags = ["--offload"] if changed.offload else []
+    for name in VARIED:
+        value = getattr(changed, name)
+        if name in ("base_precision", "num_frames") or value != getattr(config, name):
+            flags.append(f"--{name} {value}")
+    return " ".join(flags)
+
+
+def _candidates(config: Config) -> Iterator[Config]:
+    """This run's settings with ever smaller clips, and for each clip ever coarser bases."""
+    own = (config.num_frames, config.height, config.width)
+    smaller = [clip for clip in CLIPS if _values(clip) < _values(own)]
+    bases: tuple[Change, ...] = ({},) if config.whole_student else BASES
+    for frames, height, width in [own, *smaller]:
+        for base in bases:
+            clip: Change = {"num_frames": frames, "height": height, "width": width}
+            changed = clip | base | {"gradient_checkpointing": True}
+            yield dataclasses.replace(config, **changed)
+
+
+def _values(clip: tuple[int, int, int]) -> int:
+    frames, height, width = clip
+    return frames * height * width

@@ -1,0 +1,116 @@
+"""Predicted memory of training one expert, by kind."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from wan_distill.planning.trace import Shape, Trace, trace
+from wan_distill.settings.config import Config
+from wan_distill.settings.description import TeacherInfo
+from wan_distill.settings.recipes import recipe_of
+from wan_distill.system.runtime import DTYPES
+
+GB = 1e9
+FP32 = 4
+ADAM_MOMENTS = 2
+USABLE = 0.92  # of a card: the rest is the CUDA context (0.5 GB) and what fragmentation takes
+# Bytes per weight of the blocks' matrices. nf4: 4 bits and one fp32 scale per 64 weights (QLoRA,
+# arXiv 2305.14314).
+BASE_BYTES = {"fp8": 1.0, "int8": 1.0, "nf4": 0.5 + FP32 / 64}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Predicted bytes by kind while one expert trains."""
+
+    trace: Trace
+    base: float
+    adapters: float
+    optimizer: float
+    average: float
+    activations: float
+
+    @property
+    def peak(self) -> float:
+        return sum(self.by_kind().values())
+
+    def by_kind(self) -> dict[str, float]:
+        """Bytes by kind, in the order in which they are allocated."""
+        kinds = {
+            "base": self.base,
+            "adapters": self.adapters,
+            "optimizer": self.optimizer,
+            "average": self.average,
+            "activations": self.activations,
+        }
+        return {name: size for name, size in kinds.items() if size}
+
+
+def shape_of(config: Config, info: TeacherInfo) -> Shape:
+    """The Shape of this run's updates."""
+    sizes = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in info.transformer.items()
+        if not name.startswith("_")
+    }
+    sizes["num_layers"] = config.student_layers or sizes["num_layers"]
+    return Shape(
+        transformer=tuple(sorted(sizes.items())),
+        latents=info.latent_shape(config),
+        batch=config.train_batch_size,
+        text=config.max_sequence_length,
+        dtype=DTYPES[config.mixed_precision],
+        rank=config.rank,
+        layers=config.lora_layers,
+        roles=len(recipe_of(config).roles(config)),
+        checkpointing=config.gradient_checkpointing,
+        expand_timesteps=info.expand_timesteps,
+        whole=config.whole_student,
+    )
+
+
+def estimate(config: Config, info: TeacherInfo) -> Estimate:
+    """Memory of training one expert with these settings."""
+    cost = trace(shape_of(config, info))
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    base, unpacked = _base(config, info, cost)
+    if config.shard:
+        base /= processes
+    activations: float = _activations(config, info, cost)
+    if config.context_parallel:
+        activations /= processes
+    roles = len(recipe_of(config).roles(config))
+    adapter = FP32 * cost.adapter
+    moments = roles * ADAM_MOMENTS * adapter / (FP32 if config.use_8bit_adam else 1)
+    return Estimate(
+        trace=cost,
+        base=base,
+        adapters=roles * adapter,
+        optimizer=moments,
+        average=adapter if config.ema_decay > 0 else 0,
+        activations=activations + unpacked,
+    )
+
+
+def _base(config: Config, info: TeacherInfo, cost: Trace) -> tuple[float, float]:
+    """Bytes of the frozen base on the device, and of the one matrix that is unpacked for use."""
+    if config.whole_student:
+        return 0, 0
+    if config.base_precision not in BASE_BYTES and not config.offload:
+        return cost.base_bytes, 0
+    full = DTYPES[config.mixed_precision].itemsize
+    stored = 0 if config.offload else BASE_BYTES[config.base_precision]
+    width = info.transformer["num_attention_heads"] * info.transformer["attention_head_dim"]
+    largest = full * width * info.transformer["ffn_dim"]
+    return cost.base_bytes - cost.matrices * (full - stored), largest
+
+
+def _activations(config: Config, info: TeacherInfo, cost: Trace) -> int:
+    """The largest of what the roles' updates need beyond what is always resident.
+
+    One graph at a time (`Method.losses`): while it is held, a role may ask others for evaluations.
+    """
+    costs = (recipe_of(config).costs(config, expert) for expert in config.experts)
+    batched = max(role.batched for roles in costs for role in roles.values())
+    return max(cost.activations, cost.graph + batched * cost.evaluation)

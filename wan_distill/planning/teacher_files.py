@@ -1,0 +1,110 @@
+"""Are the teacher's files whole, and do they hold what their configurations ask for? By their
+headers alone.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from transformers import UMT5Config, UMT5EncoderModel
+
+from wan_distill.errors import TextEncoderError, UsageError, one_line
+from wan_distill.maths.sigmas import SUBFOLDER
+from wan_distill.settings.description import TeacherInfo
+from wan_distill.system.weight_files import read_header, variant_or_none, weight_files
+from wan_distill.umt5.inspect import EMBED, SHARED, check_class, inspect_text_encoder
+
+Header = dict[str, dict[str, Any]]
+"""Tensor name -> what a safetensors header says about it."""
+
+
+def check_files(info: TeacherInfo, variant: str | None = None) -> str:
+    """What the teacher's weight files hold, in words.
+
+    Raises UsageError naming a damaged or missing one.
+    """
+    if not Path(info.source).is_dir():
+        return "on the hub; downloaded when needed"
+    _check_json(info)
+    try:
+        folder = info.folder / "text_encoder"
+        inspection = inspect_text_encoder(folder, variant_or_none(folder, variant))
+        check_class(inspection, "UMT5EncoderModel")
+        parts = {
+            # Of a variant the experts must exist; the other parts may be plain.
+            part: _headers(info.folder / part, variant_or_none(info.folder / part, variant))
+            for part in ("text_encoder", "vae")
+        }
+        for expert in info.experts:
+            part = SUBFOLDER[expert]
+            parts[part] = _headers(info.folder / part, variant)
+    except TextEncoderError as error:
+        raise UsageError(f"--teacher_path {info.source}: {error}") from error
+    for part, header in parts.items():
+        if header:
+            _check_shapes(info, part, header)
+    dtypes = [
+        f"{part} {'/'.join(sorted({t['dtype'] for t in header.values()}))}"
+        for part, header in parts.items()
+    ]
+    return f"whole by their headers; {', '.join(dtypes)}"
+
+
+def _check_json(info: TeacherInfo) -> None:
+    for file in sorted(info.folder.glob("*/*.json")):
+        try:
+            json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UsageError(
+                f"--teacher_path {info.source}: {file.parent.name}/{file.name} cannot be read "
+                f"({one_line(error)}); download it again"
+            ) from error
+
+
+def _headers(folder: Path, variant: str | None) -> Header:
+    """All tensors of a part; empty for pickles, which have no header."""
+    tensors: Header = {}
+    for file in weight_files(folder, variant):
+        if file.suffix == ".safetensors":
+            header, _ = read_header(file)
+            tensors |= {name: t for name, t in header.items() if name != "__metadata__"}
+    return tensors
+
+
+def _check_shapes(info: TeacherInfo, part: str, header: Header) -> None:
+    """Raises UsageError where a part's files lack or misshape a tensor that its configuration asks
+    for.
+    """
+    try:
+        with torch.device("meta"):
+            model = _build(info.folder / part)
+    except Exception as error:  # a wrong value makes constructors fail in any way
+        raise UsageError(
+            f"--teacher_path {info.source}: {part}/config.json describes no model that can be "
+            f"built ({one_line(error)}); download it again"
+        ) from error
+    wanted = {name: list(t.shape) for name, t in model.state_dict().items()}
+    stored = {name: t["shape"] for name, t in header.items()}
+    if part == "text_encoder":  # its table has two names: umt5/ looks into that
+        wanted = {name: shape for name, shape in wanted.items() if name not in (SHARED, EMBED)}
+        stored = {name: shape for name, shape in stored.items() if name in wanted}
+    for name in sorted(wanted.keys() | stored.keys()):
+        if wanted.get(name) != stored.get(name):
+            raise UsageError(
+                f"--teacher_path {info.source}: {part} stores {name} as "
+                f"{stored.get(name, 'nothing')}, its configuration asks for "
+                f"{wanted.get(name, 'nothing')}; download it again"
+            )
+
+
+def _build(folder: Path) -> torch.nn.Module:
+    """The model that a part's config.json describes."""
+    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if folder.name == "text_encoder":
+        return UMT5EncoderModel(UMT5Config.from_dict(settings))
+    kind = AutoencoderKLWan if folder.name == "vae" else WanTransformer3DModel
+    return kind(**{name: value for name, value in settings.items() if not name.startswith("_")})

@@ -1,0 +1,144 @@
+"""What a run has to do: samples to solve, updates to make, bytes to write."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from wan_distill.layout import RunFolder
+from wan_distill.maths.sigmas import Expert, expert_sigmas
+from wan_distill.methods import make_method
+from wan_distill.planning.memory import ADAM_MOMENTS, FP32, shape_of
+from wan_distill.planning.trace import Trace
+from wan_distill.settings.config import Config
+from wan_distill.settings.description import TeacherInfo
+from wan_distill.settings.recipes import (
+    Role,
+    SampleSpec,
+    distilled_high,
+    handovers,
+    recipe_of,
+    trajectories,
+)
+
+PREVIEWS = 3  # clips, where no prompt is given
+
+
+@dataclass(frozen=True)
+class SampleWork:
+    """Samples of one set that a run reads."""
+
+    spec: SampleSpec
+    rows: int
+    """how many are still to be solved"""
+    evaluations: int
+    """transformer evaluations per sample"""
+
+
+@dataclass(frozen=True)
+class UpdateWork:
+    """The updates of one role of one expert."""
+
+    expert: Expert
+    role: Role
+    flops: float
+    """of one update, over its micro-batches on one process"""
+    updates: int
+
+
+def sample_work(config: Config, info: TeacherInfo) -> list[SampleWork]:
+    """The samples that training reads, and those that it is checked and previewed with."""
+    distilled = distilled_high(config) is not None or "high" in config.experts
+    micro_batches = config.gradient_accumulation_steps * int(os.environ.get("WORLD_SIZE", 1))
+    rows: dict[SampleSpec, frozenset[int]] = {}
+    checks: dict[SampleSpec, int] = {}
+    for expert in config.experts:
+        specs = recipe_of(config).samples(config, expert, distilled)
+        read = make_method(config, expert).rows_read(micro_batches)
+        for purpose, chosen in read.items():
+            spec = specs[purpose]
+            rows[spec] = rows.get(spec, frozenset()) | chosen
+        for count in _check_counts(config):
+            for spec in _check_specs(config, expert, distilled, count):
+                checks[spec] = count
+    solved = solved_before(config, info)
+    work = []
+    for spec, chosen in rows.items():
+        left = len(chosen) - (min(solved, len(chosen)) if spec.kind == "trajectories" else 0)
+        work.append(SampleWork(spec, left, evaluations(config, info, spec)))
+    for spec, count in checks.items():
+        work.append(SampleWork(spec, count, evaluations(config, info, spec)))
+    return work
+
+
+def _check_counts(config: Config) -> list[int]:
+    """Samples of the monitor's set, and of the previews'."""
+    monitored = config.monitor_samples if config.monitor_steps else 0
+    return [count for count in (monitored, PREVIEWS if config.validation_steps else 0) if count]
+
+
+def _check_specs(
+    config: Config, expert: Expert, distilled: bool, count: int
+) -> tuple[SampleSpec, ...]:
+    if expert == "high":
+        return (trajectories(config, count),)
+    start = handovers(config, config.grid_steps, distilled, complete=True, count=count)
+    return trajectories(config, count), start
+
+
+def evaluations(config: Config, info: TeacherInfo, spec: SampleSpec) -> int:
+    """Transformer evaluations that solving one sample takes."""
+    total = 0
+    for expert in info.experts:
+        steps = max(0, len(expert_sigmas(spec.sigmas, expert, config.boundary_ratio)) - 1)
+        total += steps * (config.guided_evaluations(expert) if spec.sampler == "teacher" else 1)
+    return total
+
+
+def solve_flops(config: Config, info: TeacherInfo, cost: Trace) -> float:
+    """Operations to solve all samples, over all processes."""
+    forward = cost.forward_flops / config.train_batch_size  # of one sample
+    return sum(work.rows * work.evaluations * forward for work in sample_work(config, info))
+
+
+def update_work(config: Config, cost: Trace) -> list[UpdateWork]:
+    """All updates, by expert and role."""
+    micro = config.gradient_accumulation_steps
+    work = []
+    for expert in config.experts:
+        for role, needs in recipe_of(config).costs(config, expert).items():
+            learned = needs.with_gradient * cost.update_flops
+            flops = micro * (learned + needs.without_gradient * cost.forward_flops)
+            work.append(UpdateWork(expert, role, flops, needs.updates))
+    return work
+
+
+def solved_before(config: Config, info: TeacherInfo) -> int:
+    """How many trajectories the run named by `--init_student_from` has, going by their size."""
+    if config.init_student_from is None:
+        return 0
+    folder = RunFolder(Path(config.init_student_from)).path / "trajectories"
+    each = FP32 * config.grid_steps * shape_of(config, info).latent_values
+    total = sum(file.stat().st_size for file in folder.glob("*/*.safetensors"))
+    return round(total / each)
+
+
+def disk_needs(config: Config, info: TeacherInfo, cost: Trace) -> dict[str, float]:
+    """Bytes that this run writes below --output_dir, by kind."""
+    roles = len(recipe_of(config).roles(config))
+    limit = config.checkpoints_total_limit
+    checkpoints = 1 + (limit or config.max_train_steps // config.checkpointing_steps)
+    tensors = roles * (1 + ADAM_MOMENTS) + (config.ema_decay > 0)
+    adapter = FP32 * cost.adapter
+    latents = FP32 * shape_of(config, info).latent_values
+    needs = {
+        "for checkpoints": checkpoints * len(config.experts) * tensors * adapter,
+        "for the exported LoRA files": float(len(config.experts) * adapter),
+        "for solved samples": float(
+            sum(work.rows * len(work.spec.stored) for work in sample_work(config, info)) * latents
+        ),
+    }
+    if config.save_merged:
+        needs["for the merged pipeline"] = len(info.experts) * cost.base_bytes
+    return needs

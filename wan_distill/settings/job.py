@@ -1,0 +1,114 @@
+"""The settings that say what is distilled: where to start, the student, the teacher."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from wan_distill.settings.flags import START, STUDENT, TEACHER, flag, step_counts, words
+
+LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
+
+
+@dataclass(frozen=True)
+class JobSettings:
+    """What is distilled into what."""
+
+    teacher_path: str | None = flag(
+        None,
+        "hub id or folder of a Wan text-to-video pipeline (default: the tiny embedded teacher)",
+        START,
+        alias=("--pretrained_teacher_model",),
+        free=True,
+    )
+    prompts: str | None = flag(
+        None,
+        ".txt (one a line), .json, .jsonl, .csv, a folder of .txt, or a `datasets` id (default: "
+        "built in)",
+        START,
+        free=True,
+    )
+    output_dir: str = flag(
+        None,
+        "where everything goes (default: outputs/<teacher>-<method>-<steps>)",
+        START,
+        free=True,
+    )
+    method: str = flag(
+        None,
+        "objective the student is trained with",
+        START,
+        choices=("dmd", "trajectory", "consistency"),
+    )
+    sampling_steps: tuple[int, ...] = flag(
+        None,
+        "steps the student samples in, e.g. 4, or 2,4,8 for one student that does all (default 4)",
+        START,
+        parse=step_counts,
+    )
+    max_train_steps: int = flag(
+        None, "optimizer updates of the student, per expert", START, free=True
+    )
+    height: int = flag(None, "pixels, divisible by 16", START)
+    width: int = flag(None, "pixels, divisible by 16", START)
+    num_frames: int = flag(None, "frames, 4k+1", START)
+    seed: int = flag(0, "every random draw follows from it", START)
+    dry_run: bool = flag(False, "print the resolved plan and exit", START, free=True)
+
+    expert: str = flag(
+        "both",
+        "which expert to distil; both = high noise first, then low",
+        STUDENT,
+        choices=("both", "high", "low"),
+        free=True,
+    )
+    flow_shift: float = flag(
+        5.0, "shift of the student's sigmas (not the teacher's: --teacher_shift)", STUDENT
+    )
+    boundary_ratio: float | None = flag(
+        None,
+        "sigma at and above which the high expert works (default: as the teacher folder says)",
+        STUDENT,
+    )
+    max_sequence_length: int = flag(
+        None, "text tokens the transformers see, padding included", STUDENT
+    )
+    rank: int = flag(64, "rank of the LoRA adapters", STUDENT, alias=("--lora_rank",))
+    lora_alpha: float = flag(None, "scale of the student's adapter is alpha/rank", STUDENT)
+    lora_layers: tuple[str, ...] = flag(
+        LORA_TARGETS,
+        "module-name suffixes that get an adapter",
+        STUDENT,
+        alias=("--lora_target_modules",),
+        parse=words,
+    )
+    student_layers: int | None = flag(
+        None,
+        "a shallower student: this many of the teacher's blocks, all weights trained (--method "
+        "trajectory)",
+        STUDENT,
+    )
+    init_student_from: str | None = flag(
+        None, "output folder of a run whose student this one begins with", STUDENT
+    )
+
+    teacher_steps: int = flag(40, "solver steps of the guided teacher (Wan2.2: 40)", TEACHER)
+    teacher_shift: float = flag(
+        None, "shift of the teacher's sigmas (Wan2.2 T2V-A14B: 12)", TEACHER
+    )
+    guidance_scale: float = flag(None, "guidance of the high expert; 1 = off (Wan2.2: 4)", TEACHER)
+    guidance_scale_2: float = flag(None, "guidance of the low expert; 1 = off (Wan2.2: 3)", TEACHER)
+    negative_prompt: str = flag(
+        None, "prompt the teacher is guided away from (default: Wan's own)", TEACHER
+    )
+    revision: str | None = flag(
+        None, "branch, tag or commit on the hub", TEACHER, alias=("--teacher_revision",)
+    )
+    variant: str | None = flag(None, "weight file variant, e.g. fp16", TEACHER)
+    cache_dir: str | None = flag(None, "where hub files are kept", TEACHER, free=True)
+    verbose_loading: bool = flag(False, "show every message of the loaders", TEACHER, free=True)
+    allow_pickle: bool = flag(
+        False,
+        "also read .bin weights; unpickling can run code: only for files you trust",
+        TEACHER,
+        free=True,
+    )
