@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import dataclasses
+from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, write_pipeline
+from conftest import write_pipeline
 
 import train_distillation
 from wan_distill.errors import UsageError
 from wan_distill.settings.assets import EMBEDDED_TEACHER
-from wan_distill.settings.checks import resolve
-from wan_distill.settings.command_line import parse_args
+from wan_distill.settings.command_line import TYPES, parse_args
 from wan_distill.settings.config import WAN_NEGATIVE_PROMPT, Config
 from wan_distill.settings.description import read_teacher
+from wan_distill.settings.resolve import resolve
 
 
 def resolved(*flags: str) -> Config:
@@ -48,26 +48,97 @@ def test_bad_input_gets_one_line_and_exit_code_2(flags, words, capsys):
     assert "\n" not in error and all(word in error for word in words), error
 
 
-def test_one_transformer_means_one_expert(tmp_path, capsys):
-    folder = write_pipeline(tmp_path / "wan21", two_experts=False)
-    config = resolved("--teacher_path", str(folder))
-    assert config.experts == ("high",) and config.boundary is None
-    assert (config.guidance_scale, config.teacher_shift, config.negative_prompt) == (
-        5.0,
-        5.0,
-        WAN_NEGATIVE_PROMPT,
-    )
-    assert (
-        train_distillation.main(["--teacher_path", str(folder), "--expert", "low", "--dry_run"])
-        == 2
-    )
-    assert "single transformer" in capsys.readouterr().err
+# Every number that a user can give: values just outside its range, and the last ones inside.
+ABOVE_0 = ("0", "-1"), ("1",)
+FROM_0 = ("-1",), ("0",)
+FRACTION = ("-0.1", "1"), ("0", "0.999")
+GUIDANCE = ("0.99", "0"), ("1",)
+RANGES = {
+    "max_train_steps": ABOVE_0,
+    "height": (("0", "8", "65"), ("16", "64")),
+    "width": (("0", "-16", "40"), ("16", "48")),
+    "num_frames": (("0", "-3", "2", "80"), ("1", "5", "81")),
+    "seed": FROM_0,
+    "flow_shift": (("0", "-5", "inf"), ("3",)),
+    "boundary_ratio": (("0", "1", "-0.5"), ("0.875",)),
+    "max_sequence_length": (("0", "1"), ("2",)),
+    "rank": ABOVE_0,
+    "lora_alpha": ABOVE_0,
+    "teacher_steps": ABOVE_0,
+    "teacher_shift": ABOVE_0,
+    "guidance_scale": GUIDANCE,
+    "guidance_scale_2": GUIDANCE,
+    "train_batch_size": ABOVE_0,
+    "gradient_accumulation_steps": ABOVE_0,
+    "learning_rate": (("0", "-1", "nan", "inf"), ("1e-5",)),
+    "lr_warmup_steps": FROM_0,
+    "adam_beta1": FRACTION,
+    "adam_beta2": FRACTION,
+    "adam_weight_decay": FROM_0,
+    "adam_epsilon": ABOVE_0,
+    "max_grad_norm": ABOVE_0,
+    "ema_decay": FRACTION,
+    "ema_start": FROM_0,
+    "num_trajectories": ABOVE_0,
+    "critic_warmup_steps": FROM_0,
+    "critic_updates": ABOVE_0,
+    "fake_score_learning_rate": ABOVE_0,
+    "fake_score_lora_alpha": ABOVE_0,
+    "score_sigma_max": (("0.89", "1"), ("0.9", "0.999")),
+    "score_draws": ABOVE_0,
+    "real_score_guidance_scale": GUIDANCE,
+    "real_score_guidance_scale_2": GUIDANCE,
+    "diversity_weight": FROM_0,
+    "solver_points": ABOVE_0,
+    "huber_c": ABOVE_0,
+    "sample_batch_size": ABOVE_0,
+    "checkpointing_steps": ABOVE_0,
+    "checkpoints_total_limit": (("0", "-1"), ("1",)),
+    "nonfinite_limit": ABOVE_0,
+    "logging_steps": ABOVE_0,
+    "monitor_steps": FROM_0,
+    "monitor_samples": ABOVE_0,
+    "eval_samples": ABOVE_0,
+    "eval_seed": FROM_0,
+    "validation_steps": FROM_0,
+    "fps": ABOVE_0,
+}
+NUMBERS = [name for name, kind in TYPES.items() if kind in (int, float)]
+
+
+@pytest.mark.parametrize("name", [name for name in NUMBERS if name != "student_layers"])
+def test_every_number_has_a_range(name):
+    outside, inside = RANGES[name]
+    for value in outside:
+        with pytest.raises(UsageError, match=f"--{name} {value}"):
+            resolved("--method=dmd", f"--{name}={value}")
+    for value in inside:
+        assert getattr(resolved(f"--{name}={value}"), name) == float(value)
+
+
+def test_layers_that_no_block_has_get_no_adapter():
+    assert resolved("--lora_layers=to_q ffn.net.2").lora_layers == ("to_q", "ffn.net.2")
+    with pytest.raises(UsageError, match="no to_x layer; choose from to_q"):
+        resolved("--lora_layers=to_q,to_x")
+
+
+# -------------------------------------------------------------------------------- what is filled in
+
+
+def test_one_transformer_means_one_expert(tmp_path):
+    folder = f"--teacher_path={write_pipeline(tmp_path / 'wan21', two_experts=False)}"
+    config = resolved(folder)
+    assert config.experts == ("high",) and config.boundary_ratio is None
+    assert (config.guidance_scale, config.teacher_shift) == (5.0, 5.0)
+    assert config.negative_prompt == WAN_NEGATIVE_PROMPT
+    for flag in ("--expert=low", "--boundary_ratio=0.875"):
+        with pytest.raises(UsageError, match="single transformer; leave"):
+            resolved(folder, flag)
 
 
 def test_the_embedded_teacher_is_known_by_its_folder():
-    assert resolved() == resolved("--teacher_path", str(EMBEDDED_TEACHER)).__class__(
-        **{**vars(resolved("--teacher_path", str(EMBEDDED_TEACHER))), "teacher_path": None}
-    )
+    by_path = resolved("--teacher_path", str(EMBEDDED_TEACHER))
+    assert resolved() == dataclasses.replace(by_path, teacher_path=None)
     assert resolved().max_sequence_length == 16 and resolved().evaluate and resolved().save_merged
 
 
@@ -75,52 +146,26 @@ def test_real_teachers_get_wans_own_settings(random_teacher):
     config = resolved("--teacher_path", str(random_teacher))
     assert (config.teacher_steps, config.teacher_shift) == (40, 12.0)
     assert (config.guidance("high"), config.guidance("low")) == (4.0, 3.0)
-    assert (config.height, config.width, config.num_frames, config.max_sequence_length) == (
-        480,
-        832,
-        81,
-        512,
+    assert (config.height, config.width, config.num_frames) == (480, 832, 81)
+    assert config.max_sequence_length == 512 and config.mixed_precision == "bf16"
+    assert config.gradient_checkpointing and not config.evaluate and not config.save_merged
+
+
+def test_what_is_given_is_not_filled_in(random_teacher):
+    given = resolved(
+        "--teacher_path", str(random_teacher), "--width=64", "--no-gradient_checkpointing"
     )
-    assert (
-        config.mixed_precision == "bf16" and config.gradient_checkpointing and not config.evaluate
-    )
+    assert given.width == 64 and given.height == 480 and given.gradient_checkpointing is False
 
 
-def test_the_other_names_of_a_flag():
-    config = parse_args(
-        [
-            "--pretrained_teacher_model",
-            "x",
-            "--lora_rank",
-            "8",
-            "--lora_target_modules",
-            "to_q,to_k",
-        ]
-    )
-    assert (config.teacher_path, config.rank, config.lora_layers) == ("x", 8, ("to_q", "to_k"))
+def test_the_output_folder_is_named_after_teacher_method_and_steps():
+    given = resolved("--method=dmd", "--sampling_steps=8,2")
+    assert Path(given.output_dir) == Path("outputs") / "tiny_wan22-dmd-2-8steps"
 
 
-def test_a_config_file_is_checked_and_flags_win(tmp_path):
-    file = tmp_path / "run.yaml"
-    file.write_text("height: 32\nwidth: 48\nevaluate: false\nsampling_steps: [2, 4]\n")
-    config = parse_args(["--config", str(file), "--width", "64"])
-    assert (config.height, config.width, config.evaluate, config.sampling_steps) == (
-        32,
-        64,
-        False,
-        (2, 4),
-    )
-    file.write_text("heigth: 32\n")
-    with pytest.raises(UsageError, match="--height"):
-        parse_args(["--config", str(file)])
-
-
-def test_the_dry_run_prints_the_plan():
-    code = "import sys, train_distillation as t; sys.exit(t.main(['--dry_run', '--sampling_steps', '2,4']))"
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True
-    )
-    assert result.returncode == 0, result.stderr
+def test_the_dry_run_prints_the_plan(capsys):
+    assert train_distillation.main(["--dry_run", "--sampling_steps", "2,4"]) == 0
+    plan = capsys.readouterr().out
     for words in (
         "1.0000 high | 0.9375 high | 0.8333 low | 0.6250 low",
         "steps [1, 2] (transformer)",
@@ -128,4 +173,4 @@ def test_the_dry_run_prints_the_plan():
         "outputs",
         "600 updates",
     ):
-        assert words in result.stdout, words
+        assert words in plan, words

@@ -147,7 +147,7 @@ def _read_config_file(file: str) -> dict[str, Any]:
         settings = _parse(argv)
     except UsageError as error:
         raise UsageError(f"--config {file}: {error}") from error
-    if settings.pop("config") and 0:
+    if settings.pop("config") is not None:
         raise UsageError(f"--config {file}: names a further --config; put all settings in one file")
     return settings
 

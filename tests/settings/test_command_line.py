@@ -1,0 +1,166 @@
+"""Flags and configuration files: what they set, what is refused, and who asks for tracebacks."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from wan_distill.errors import UsageError
+from wan_distill.settings.command_line import SWITCHES, build_parser, debug_asked, parse_args
+from wan_distill.settings.config import Config
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    """Writes a file and gives the flag that names it."""
+
+    def write(text: str) -> str:
+        file = tmp_path / "run.yaml"
+        file.write_text(text, encoding="utf-8")
+        return f"--config={file}"
+
+    return write
+
+
+def test_nothing_given_is_the_default_of_every_setting():
+    assert parse_args([]) == Config()
+
+
+def test_every_setting_is_a_flag_and_has_help():
+    for field in dataclasses.fields(Config):
+        assert field.metadata["help"], field.name
+        if field.name in SWITCHES:
+            assert getattr(parse_args([f"--{field.name}"]), field.name) is True
+            assert getattr(parse_args([f"--no-{field.name}"]), field.name) is False
+            continue
+        choices = field.metadata["choices"]
+        for value in choices or ("1",):
+            given = getattr(parse_args([f"--{field.name}", value]), field.name)
+            many = {"sampling_steps": (1,), "lora_layers": ("1",)}.get(field.name)
+            assert given == (many or (value if isinstance(given, str) else 1)), field.name
+        if choices:
+            with pytest.raises(UsageError, match=f"--{field.name}: invalid choice: 'x'"):
+                parse_args([f"--{field.name}", "x"])
+
+
+def test_the_help_names_defaults():
+    text = " ".join(build_parser().format_help().split())
+    assert "--rank N, --lora_rank N rank of the LoRA adapters (default 64)" in text
+    assert "--huber_c X" in text and "(default 0.001)" in text
+    assert "(default None)" not in text and "(default False)" not in text
+
+
+def test_the_other_names_of_a_flag():
+    config = parse_args(
+        ["--pretrained_teacher_model=x", "--lora_rank=8", "--lora_target_modules=to_q,to_k"]
+    )
+    assert (config.teacher_path, config.rank, config.lora_layers) == ("x", 8, ("to_q", "to_k"))
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--hieght", "64"], "--hieght: there is no such flag; did you mean --height?"),
+        (["--dry-run"], "--dry-run: there is no such flag; did you mean --dry_run?"),
+        (["--zzz=1"], "--zzz: there is no such flag; see --help"),
+        (["--heigh", "64"], "--heigh: there is no such flag"),  # no abbreviations
+        (["--prompts=--"], "'--' is no value"),
+        (["--height", "tall"], "--height: invalid int value: 'tall'"),
+        (["--sampling_steps", "2,0"], "'2,0' is not a step count"),
+        (["--config"], "--config: expected one argument"),
+        (["--config=/no/such.yaml"], "--config /no/such.yaml: cannot be read"),
+    ],
+)
+def test_what_is_mistyped_is_named(argv, words):
+    with pytest.raises(UsageError, match=words.replace("?", r"\?")) as error:
+        parse_args(argv)
+    assert "\n" not in str(error.value)
+
+
+# ------------------------------------------------------------------------------ configuration files
+
+
+def test_a_config_file_is_read_and_flags_win(config_file):
+    file = config_file(
+        "height: 32\nwidth: 48\nevaluate: false\ndebug: true\nsampling_steps: [2, 4]\n"
+        "learning_rate: 1e-4\nlora_rank: 8\nprompts:\nnegative_prompt: 'none, at all'\n"
+    )
+    config = parse_args([file, "--width", "64"])
+    assert config == Config(
+        height=32,
+        width=64,
+        evaluate=False,
+        debug=True,
+        sampling_steps=(2, 4),
+        learning_rate=1e-4,
+        rank=8,
+        negative_prompt="none, at all",
+    )
+
+
+def test_an_empty_config_file_says_nothing(config_file):
+    assert parse_args([config_file("# nothing yet\n")]) == Config()
+
+
+def test_no_is_a_word_where_a_flag_takes_words(config_file):
+    """YAML takes `no` for false."""
+    assert parse_args([config_file("mixed_precision: no\n")]).mixed_precision == "no"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("heigth: 32\n", "--heigth: there is no such flag; did you mean --height"),
+        ("height: tall\n", "--height: invalid int value"),
+        ("height: true\n", "--height: invalid int value: 'yes'"),
+        ("prompts: '--'\n", "'--' is no value"),
+        ("debug: 1\n", "--debug"),
+        ("config: other.yaml\n", "a further --config"),
+        ("- height\n", "must hold 'flag: value' lines"),
+        ("height: [\n", "cannot be read"),
+        ("height: 2001-99-99\n", "cannot be read"),
+    ],
+)
+def test_what_a_config_file_mistypes_is_named_with_the_file(text, words, config_file):
+    flag = config_file(text)
+    file = flag.removeprefix("--config=")
+    with pytest.raises(UsageError, match=f"--config {file}: .*{words}") as error:
+        parse_args([flag])
+    assert "\n" not in str(error.value)
+
+
+# --------------------------------------------------------------------------------------- tracebacks
+
+
+@pytest.mark.parametrize("text", ["debug: true\n", "debug: yes\nheigth: 1\n"])
+def test_a_config_file_asks_for_tracebacks(text, config_file):
+    assert debug_asked([config_file(text)])
+    assert debug_asked(["--hieght", "64", *config_file(text).split("=")])
+    assert not debug_asked([config_file(text), "--no-debug"])
+
+
+@pytest.mark.parametrize("text", ["debug: false\n", "debug: 1\n", "- debug\n", "debug: [\n", ""])
+def test_a_config_file_that_does_not_ask_for_them(text, config_file):
+    assert not debug_asked([config_file(text)])
+    assert debug_asked([config_file(text), "--debug"])
+
+
+@pytest.mark.parametrize(
+    ("argv", "asked"),
+    [
+        ([], False),
+        (["--debug"], True),
+        (["--no-debug", "--debug"], True),
+        (["--debug", "--no-debug"], False),
+        (["--height", "tall", "--debug"], True),
+        (["--debug", "--config"], True),
+        (["--config"], False),
+        (["--config", "/no/such.yaml"], False),
+        (["--debug", "--config", "/no/such.yaml"], True),
+        (["--prompts=--debug"], False),
+        (["--debugger"], False),
+    ],
+)
+def test_the_command_line_asks_for_tracebacks(argv, asked):
+    assert debug_asked(argv) is asked
