@@ -22,7 +22,7 @@ class JobSettings:
     )
     prompts: str | None = flag(
         None,
-        ".txt (one a line), .json, .jsonl, .csv, a folder of .txt, or a `datasets` id (default: "
+        ".txt (one per line), .json, .jsonl, .csv, a folder of .txt, or a `datasets` id (default: "
         "built in)",
         START,
         free=True,
@@ -41,7 +41,7 @@ class JobSettings:
     )
     sampling_steps: tuple[int, ...] = flag(
         None,
-        "steps the student samples in, e.g. 4, or 2,4,8 for one student that does all (default 4)",
+        "sampling steps of the student: 4, or 2,4,8 for one student that can do each (default 4)",
         START,
         parse=step_counts,
     )
@@ -51,7 +51,7 @@ class JobSettings:
     height: int = flag(None, "pixels, divisible by 16", START)
     width: int = flag(None, "pixels, divisible by 16", START)
     num_frames: int = flag(None, "frames, 4k+1", START)
-    seed: int = flag(0, "every random draw follows from it", START)
+    seed: int = flag(0, "seed of every random draw", START)
     dry_run: bool = flag(False, "print the resolved plan and exit", START, free=True)
 
     expert: str = flag(
@@ -70,25 +70,25 @@ class JobSettings:
         STUDENT,
     )
     max_sequence_length: int = flag(
-        None, "text tokens the transformers see, padding included", STUDENT
+        None, "text tokens that the transformers see, padding included", STUDENT
     )
     rank: int = flag(64, "rank of the LoRA adapters", STUDENT, alias=("--lora_rank",))
-    lora_alpha: float = flag(None, "scale of the student's adapter is alpha/rank", STUDENT)
+    lora_alpha: float = flag(None, "the student's adapter is scaled by alpha / rank", STUDENT)
     lora_layers: tuple[str, ...] = flag(
         LORA_TARGETS,
-        "module-name suffixes that get an adapter",
+        "endings of the names of the modules that get an adapter",
         STUDENT,
         alias=("--lora_target_modules",),
         parse=words,
     )
     student_layers: int | None = flag(
         None,
-        "a shallower student: this many of the teacher's blocks, all weights trained (--method "
-        "trajectory)",
+        "a shallower student: this many of the teacher's blocks, all of their weights trained "
+        "(--method trajectory)",
         STUDENT,
     )
     init_student_from: str | None = flag(
-        None, "output folder of a run whose student this one begins with", STUDENT
+        None, "output folder of an earlier run; training begins with its student", STUDENT
     )
 
     teacher_steps: int = flag(40, "solver steps of the guided teacher (Wan2.2: 40)", TEACHER)
@@ -98,17 +98,19 @@ class JobSettings:
     guidance_scale: float = flag(None, "guidance of the high expert; 1 = off (Wan2.2: 4)", TEACHER)
     guidance_scale_2: float = flag(None, "guidance of the low expert; 1 = off (Wan2.2: 3)", TEACHER)
     negative_prompt: str = flag(
-        None, "prompt the teacher is guided away from (default: Wan's own)", TEACHER
+        None, "negative prompt of the teacher's guidance (default: Wan's own)", TEACHER
     )
     revision: str | None = flag(
         None, "branch, tag or commit on the hub", TEACHER, alias=("--teacher_revision",)
     )
     variant: str | None = flag(None, "weight file variant, e.g. fp16", TEACHER)
-    cache_dir: str | None = flag(None, "where hub files are kept", TEACHER, free=True)
-    verbose_loading: bool = flag(False, "show every message of the loaders", TEACHER, free=True)
+    cache_dir: str | None = flag(None, "folder for files from the hub", TEACHER, free=True)
+    verbose_loading: bool = flag(
+        False, "show every message of the libraries that load the teacher", TEACHER, free=True
+    )
     allow_pickle: bool = flag(
         False,
-        "also read .bin weights; unpickling can run code: only for files you trust",
+        "also read .bin weights. Reading them can run code: only for files you trust",
         TEACHER,
         free=True,
     )

@@ -23,56 +23,68 @@ class LearningSettings:
     lr_warmup_steps: int = flag(10, "updates until the peak learning rate", OPTIMISER)
     adam_beta1: float = flag(None, "AdamW's first-moment decay", OPTIMISER)
     adam_beta2: float = flag(0.999, "AdamW's second-moment decay", OPTIMISER)
-    adam_weight_decay: float = flag(0.0, "AdamW's weight decay (adapters want none)", OPTIMISER)
-    adam_epsilon: float = flag(1e-8, "AdamW's epsilon", OPTIMISER)
-    max_grad_norm: float = flag(1.0, "clip the gradient's norm to this", OPTIMISER)
-    ema_decay: float = flag(
-        None, "decay of the student's moving average, which is exported; 0 = off", OPTIMISER
+    adam_weight_decay: float = flag(
+        0.0, "AdamW's weight decay (0 is usual for adapters)", OPTIMISER
     )
-    ema_start: int = flag(None, "update from which the average is taken", OPTIMISER)
+    adam_epsilon: float = flag(1e-8, "AdamW's epsilon", OPTIMISER)
+    max_grad_norm: float = flag(
+        1.0, "largest norm of the gradient; longer ones are scaled down", OPTIMISER
+    )
+    ema_decay: float = flag(
+        None,
+        "decay of the moving average of the student's weights, which is exported; 0 = off",
+        OPTIMISER,
+    )
+    ema_start: int = flag(None, "student update at which the moving average begins", OPTIMISER)
 
     num_trajectories: int = flag(
-        None, "samples to solve and store once, by any --method", TRAJECTORY
+        None,
+        "number of teacher samples to draw from (any --method); those that are read are solved "
+        "once and stored",
+        TRAJECTORY,
     )
 
-    critic_warmup_steps: int = flag(
-        None, "updates of each score alone before the first of the student", DMD
-    )
+    critic_warmup_steps: int = flag(None, "critic updates before the student's first one", DMD)
     critic_updates: int = flag(
         None,
-        "updates of each score before each of the student",
+        "critic updates per student update",
         DMD,
         alias=("--dfake_gen_update_ratio",),
     )
     fake_score_learning_rate: float = flag(
-        None, "learning rate of the scores", DMD, alias=("--lr_critic",)
+        None, "learning rate of the critic (and of the samples' score)", DMD, alias=("--lr_critic",)
     )
-    fake_score_lora_alpha: float = flag(None, "scale of the scores' adapters is this / rank", DMD)
+    fake_score_lora_alpha: float = flag(None, "the critic's adapter is scaled by this / rank", DMD)
     real_score: str = flag(
         None,
-        "what the student is matched with: the teacher's guided score (published), or that of "
-        "samples it solved "
-        "(a third adapter learns it)",
+        "distribution that the student is matched with: guided = by the teacher's guided score, as "
+        "published; samples = that of its solved samples, whose score a third adapter learns",
         DMD,
         choices=("guided", "samples"),
     )
     score_sigma_max: float = flag(None, "largest sigma at which scores are compared", DMD)
     score_draws: int = flag(
-        None, "(sigma, noise) draws per sample in the scores' loss, high phase", DMD
+        None, "draws of (sigma, noise) per sample in the critic's loss of the high expert", DMD
     )
     real_score_guidance_scale: float | None = flag(
         None,
-        "--real_score guided: guidance of the high teacher's score (default: the teacher's own)",
+        "--real_score guided: guidance scale of the high expert's score (default: the teacher's)",
         DMD,
     )
     real_score_guidance_scale_2: float | None = flag(
         None,
-        "--real_score guided: guidance of the low teacher's score (default: the teacher's own)",
+        "--real_score guided: guidance scale of the low expert's score (default: the teacher's)",
         DMD,
     )
-    diversity_weight: float = flag(None, "weight of the DP-DMD first-step loss; 0 = off", DMD)
+    diversity_weight: float = flag(
+        None,
+        "weight of the loss on the first step, which keeps samples diverse (DP-DMD); 0 = off",
+        DMD,
+    )
 
-    solver_points: int = flag(None, "points of the solver's grid, at --flow_shift", CONSISTENCY)
+    solver_points: int = flag(
+        None, "number of sigmas in the teacher's grid, shifted by --flow_shift", CONSISTENCY
+    )
     huber_c: float = flag(
-        1e-3, "where the pseudo-Huber loss turns from square to linear", CONSISTENCY
+        1e-3, "error at which the pseudo-Huber loss turns from square to linear", CONSISTENCY
     )

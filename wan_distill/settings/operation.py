@@ -13,73 +13,83 @@ class OperationSettings:
 
     mixed_precision: str = flag(
         None,
-        "dtype of the frozen base and of its arithmetic",
+        "dtype of the frozen base and its arithmetic (no = float32; fp16 is refused)",
         MEMORY,
         choices=("no", "bf16", "fp16"),
     )
     base_precision: str = flag(
         "bf16",
-        "the frozen base: bf16 = as --mixed_precision says, or quantised",
+        "weights of the frozen base: bf16 = as --mixed_precision says, or quantised",
         MEMORY,
         choices=("bf16", "fp8", "int8", "nf4"),
     )
     shard: bool = flag(
         False,
-        "spread the frozen base over all processes, where one card cannot hold it",
+        "spread the frozen base over all processes, for cards that cannot hold it",
         MEMORY,
         free=True,
     )
     context_parallel: bool = flag(
         False,
-        "all processes work on each clip together, each on its part of the tokens",
+        "all processes work on the same clip, each on its part of the tokens",
         MEMORY,
         free=True,
     )
     offload: bool = flag(
         False,
-        "keep the frozen base's matrices in host memory; each travels when it is used",
+        "keep the frozen base's matrices in host memory; each is copied to the GPU when it is used",
         MEMORY,
         free=True,
     )
     use_8bit_adam: bool = flag(False, "AdamW with 8-bit moments (pip install bitsandbytes)", MEMORY)
     compile: bool = flag(
-        False, "compile the transformer's blocks: slow to begin, faster afterwards", MEMORY
+        False, "compile the transformer's blocks: a slow start, faster afterwards", MEMORY
     )
     gradient_checkpointing: bool = flag(
-        None, "recompute activations in the backward pass", MEMORY, free=True
+        None,
+        "recompute activations in the backward pass: less memory, a third more time",
+        MEMORY,
+        free=True,
     )
     sample_batch_size: int = flag(
-        None, "samples at a time when nothing is trained", MEMORY, free=True
+        None,
+        "batch size for sampling without gradients (solving, previews, evaluation)",
+        MEMORY,
+        free=True,
     )
 
-    checkpointing_steps: int = flag(None, "updates between checkpoints", OUTPUT, free=True)
+    checkpointing_steps: int = flag(None, "student updates between checkpoints", OUTPUT, free=True)
     checkpoints_total_limit: int | None = flag(2, "checkpoints kept per expert", OUTPUT, free=True)
     resume_from_checkpoint: str = flag(
         "latest",
-        "'latest' (a run without checkpoints begins anew), or the folder of one checkpoint",
+        "'latest' (a run without checkpoints starts from 0), or the folder of one checkpoint",
         OUTPUT,
         free=True,
     )
     allow_config_change: bool = flag(
-        False, "resume although settings that matter differ", OUTPUT, free=True
+        False, "resume although settings that change the result differ", OUTPUT, free=True
     )
     on_nonfinite: str = flag(
         "stop",
-        "when a loss or gradient is NaN or infinite; the update is never made",
+        "what to do when a loss or gradient is NaN or infinite; its update is never made",
         OUTPUT,
         choices=("stop", "skip"),
         free=True,
     )
     nonfinite_limit: int = flag(
-        10, "skipped updates per expert after which the run stops all the same", OUTPUT, free=True
+        10, "number of skipped updates per expert at which the run stops anyway", OUTPUT, free=True
     )
-    logging_steps: int = flag(10, "updates between lines of metrics.jsonl", OUTPUT, free=True)
+    logging_steps: int = flag(
+        None, "student updates between lines of metrics.jsonl", OUTPUT, free=True
+    )
     monitor_steps: int = flag(
         None,
-        "student updates between looks at its samples (motion, exposure, diversity); 0 = never",
+        "student updates between checks of its samples (motion, exposure, diversity); 0 = never",
         OUTPUT,
     )
-    monitor_samples: int = flag(None, "clips a look, two seeds a prompt", OUTPUT)
+    monitor_samples: int = flag(
+        None, "clips sampled at each check of the student (two seeds per prompt)", OUTPUT
+    )
     save_merged: bool = flag(
         None,
         "also write a complete pipeline, adapters merged in (default: tiny only)",
@@ -93,28 +103,35 @@ class OperationSettings:
         free=True,
     )
     evaluate_only: bool = flag(
-        False, "measure what --output_dir already holds, train nothing", OUTPUT, free=True
+        False, "measure the student in --output_dir; train nothing", OUTPUT, free=True
     )
-    eval_samples: int = flag(512, "samples a side in the evaluation", OUTPUT, free=True)
+    eval_samples: int = flag(
+        512, "samples of student and of teacher in the evaluation", OUTPUT, free=True
+    )
     eval_seed: int = flag(1, "seed of the evaluation's noise", OUTPUT, free=True)
     validation_steps: int = flag(
-        None, "updates between previews, teacher beside student; 0 = none", OUTPUT, free=True
-    )
-    validation_prompt: str | None = flag(
         None,
-        "prompt of the previews, several separated by | (default: three that are not trained on)",
+        "student updates between previews, teacher beside student; 0 = none",
         OUTPUT,
         free=True,
     )
-    fps: int = flag(16, "frames a second of the videos written (Wan: 16)", OUTPUT, free=True)
+    validation_prompt: str | None = flag(
+        None,
+        "prompts of the previews, separated by | (default: three that are not trained on)",
+        OUTPUT,
+        free=True,
+    )
+    fps: int = flag(16, "frames per second of the videos (Wan: 16)", OUTPUT, free=True)
     report_to: str = flag(
         "none",
-        "tracker that gets the metrics too",
+        "tracker that also gets the metrics",
         OUTPUT,
         choices=("tensorboard", "wandb", "trackio", "none"),
         free=True,
     )
-    tracker_project_name: str = flag("wan-distill", "project in the tracker", OUTPUT, free=True)
+    tracker_project_name: str = flag(
+        "wan-distill", "name of the project in the tracker", OUTPUT, free=True
+    )
     push_to_hub: bool = flag(
         False, "upload LoRAs, scheduler, model card and previews at the end", OUTPUT, free=True
     )
@@ -124,4 +141,4 @@ class OperationSettings:
     hub_token: str | None = flag(
         None, "token to upload with (default: the one of `hf auth login`)", OUTPUT, free=True
     )
-    debug: bool = flag(False, "show tracebacks of bad input too", OUTPUT, free=True)
+    debug: bool = flag(False, "show tracebacks for bad input too", OUTPUT, free=True)
