@@ -11,7 +11,7 @@ from wan_distill.maths.flow import sigma_batch
 from wan_distill.maths.sigmas import expert_of, sigma_grid
 from wan_distill.model.adapters import adapter_parameters, add_adapter
 from wan_distill.model.denoiser import Denoiser
-from wan_distill.settings.config import LORA_TARGETS
+from wan_distill.settings.job import LORA_TARGETS
 
 BOUNDARY = 0.875
 

@@ -2,54 +2,306 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
+from diffusers import WanPipeline, WanTransformer3DModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
-from wan_distill.errors import ExportError
-from wan_distill.layout import LORA_FILE
+from wan_distill.errors import ExportError, UsageError
+from wan_distill.layout import LORA_FILE, RunFolder
 from wan_distill.model.adapters import adapter_parameters, add_adapter
 from wan_distill.model.loading import Teacher
-from wan_distill.model.student_files import save_lora, verify_lora
+from wan_distill.model.student_files import (
+    check_init,
+    init_student,
+    load_student,
+    read_metadata,
+    save_lora,
+    save_student,
+    to_adapter_names,
+    to_original_names,
+)
+from wan_distill.model.verification import transformer_without_weights, verify_lora
+from wan_distill.settings.config import Config
 from wan_distill.settings.description import read_teacher
 from wan_distill.system.runtime import Runtime
 
+RANK = 4
+
+
+@dataclass
+class Exported:
+    """A LoRA file, the adapter it was written from, and the teacher beneath."""
+
+    file: Path
+    adapter: dict[str, Tensor]
+    teacher: Teacher
+    config: Config
+
+    @property
+    def transformer_config(self) -> dict[str, Any]:
+        return self.teacher.info.transformer
+
+    def expert(self) -> WanTransformer3DModel:
+        return self.teacher.load_expert("high")
+
+
+Export = Callable[..., Exported]
+
 
 @pytest.fixture
-def exported(small_config, tmp_path):
-    """(a fresh high expert, its LoRA file)."""
-    config = small_config()
-    info = read_teacher(config)
-    teacher = Teacher(info, config, Runtime(config))
-    transformer = teacher.load_expert("high")
-    add_adapter(transformer, "student", rank=4, alpha=8.0, layers=config.lora_layers, seed=0)
-    random = {
-        n: torch.randn(p.shape) for n, p in adapter_parameters(transformer, "student").items()
-    }
-    file = tmp_path / LORA_FILE["high"]
-    save_lora(file, random, config, info, "high")
-    return teacher.load_expert("high"), file
+def export(small_config: Callable[..., Config], tmp_path: Path) -> Export:
+    """Writes the LoRA of a random adapter on the high expert. alpha / rank is no power of two."""
+
+    def made(alpha: float = 3.0, **changes: Any) -> Exported:
+        config = small_config(lora_alpha=alpha, rank=RANK, **changes)
+        info = read_teacher(config)
+        teacher = Teacher(info, config, Runtime(config))
+        expert = teacher.load_expert("high")
+        add_adapter(expert, "student", rank=RANK, alpha=alpha, layers=config.lora_layers, seed=0)
+        adapter = random_adapter(expert)
+        file = tmp_path / LORA_FILE["high"]
+        save_lora(file, adapter, config, info, "high")
+        return Exported(file, adapter, teacher, config)
+
+    return made
 
 
-def test_diffusers_and_comfyui_read_the_same_matrices(exported):
-    transformer, file = exported
-    before = {n: p.clone() for n, p in transformer.named_parameters()}
-    assert verify_lora(transformer, file) < 1e-5
-    assert {n: p.shape for n, p in transformer.named_parameters()} == {
-        n: p.shape for n, p in before.items()
-    }
-    assert all(torch.equal(p, before[n]) for n, p in transformer.named_parameters())
+def random_adapter(transformer: WanTransformer3DModel) -> dict[str, Tensor]:
+    rng = torch.Generator().manual_seed(0)
+    parameters = adapter_parameters(transformer, "student")
+    return {name: torch.randn(p.shape, generator=rng) for name, p in parameters.items()}
 
 
-def test_a_layer_that_loads_nowhere_is_noticed(exported):
-    transformer, file = exported
+def rewrite(file: Path, change: Callable[[dict[str, Tensor]], None]) -> None:
+    """Changes the tensors of a LoRA file; its metadata stays."""
     with safe_open(file, framework="pt") as lora:
         metadata = lora.metadata()
     tensors = load_file(file)
-    stem = next(n for n in tensors if n.endswith(".alpha")).removesuffix(".alpha")
-    for half in ("lora_up", "lora_down"):
-        tensors.pop(f"{stem}.{half}.weight")
+    change(tensors)
     save_file(tensors, file, metadata)
-    with pytest.raises((ExportError, KeyError, ValueError)):
-        verify_lora(transformer, file)
+
+
+def first_stem(tensors: dict[str, Tensor]) -> str:
+    return next(name for name in tensors if name.endswith(".alpha")).removesuffix(".alpha")
+
+
+# ------------------------------------------------------------------------------------ verification
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_diffusers_and_comfyui_read_the_same_matrices(export: Export, precision: str) -> None:
+    """Also of a bf16 teacher's student: that no weight is loaded is why nothing is rounded."""
+    made = export(mixed_precision=precision)
+    assert verify_lora(made.transformer_config, made.file) < 1e-6
+
+
+def test_no_expert_is_loaded_to_verify_a_lora(
+    export: Export, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = export()
+    monkeypatch.setattr(WanTransformer3DModel, "from_pretrained", None)
+    verify_lora(made.transformer_config, made.file)
+
+
+def test_a_transformer_without_weights_takes_no_memory() -> None:
+    """The A14B's shape, 57 GB in float32."""
+    config = dict(
+        _class_name="WanTransformer3DModel",
+        patch_size=[1, 2, 2],
+        num_attention_heads=40,
+        attention_head_dim=128,
+        ffn_dim=13824,
+        num_layers=40,
+    )
+    transformer = transformer_without_weights(config)
+    assert sum(p.numel() for p in transformer.parameters()) > 14e9
+    storages = {
+        p.untyped_storage().data_ptr(): p.untyped_storage() for p in transformer.parameters()
+    }
+    assert sum(storage.nbytes() for storage in storages.values()) < 1e5
+    assert {p.dtype for p in transformer.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("missing", ["lora_up", "lora_down", "both halves"])
+def test_a_layer_without_its_matrices_is_refused(export: Export, missing: str) -> None:
+    made = export()
+
+    def remove(tensors: dict[str, Tensor]) -> None:
+        stem = first_stem(tensors)
+        for half in ("lora_up", "lora_down") if missing == "both halves" else (missing,):
+            del tensors[f"{stem}.{half}.weight"]
+
+    rewrite(made.file, remove)
+    with pytest.raises(ExportError, match="do not use it"):
+        verify_lora(made.transformer_config, made.file)
+
+
+@pytest.mark.parametrize(
+    "place", ["blocks.7.self_attn.q", "blocks.0.self_attn.unknown", "blocks.0.cross_attn.k_img"]
+)
+def test_a_layer_that_loads_nowhere_is_refused(export: Export, place: str) -> None:
+    """All of its tensors are there, but this teacher has no such layer."""
+    made = export()
+
+    def move(tensors: dict[str, Tensor]) -> None:
+        stem = first_stem(tensors)
+        for name in [name for name in tensors if name.startswith(stem + ".")]:
+            tensors[name.replace(stem, f"diffusion_model.{place}")] = tensors.pop(name)
+
+    rewrite(made.file, move)
+    with pytest.raises(ExportError, match="do not use it"):
+        verify_lora(made.transformer_config, made.file)
+
+
+def test_a_file_that_diffusers_scales_differently_is_refused(
+    export: Export, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if diffusers took another alpha than the one in the file."""
+    made = export()
+    read = WanPipeline.lora_state_dict
+
+    def scaled(*args: Any, **options: Any) -> dict[str, Tensor]:
+        return {
+            name: t * 1.01 if ".ffn.net.2.lora_B" in name else t
+            for name, t in read(*args, **options).items()
+        }
+
+    monkeypatch.setattr(WanPipeline, "lora_state_dict", scaled)
+    with pytest.raises(ExportError, match=r"ffn\.2 differs by 0\.01"):
+        verify_lora(made.transformer_config, made.file)
+
+
+def test_weights_that_are_not_numbers_are_refused(export: Export) -> None:
+    made = export()
+    rewrite(made.file, lambda lora: lora[f"{first_stem(lora)}.lora_up.weight"].fill_(torch.nan))
+    with pytest.raises(ExportError, match="differs by nan"):
+        verify_lora(made.transformer_config, made.file)
+
+
+# ----------------------------------------------------------------------------- writing and reading
+
+
+def test_names_there_and_back(export: Export) -> None:
+    made = export()
+    lora = to_original_names(made.adapter, 3.0)
+    assert "diffusion_model.blocks.0.cross_attn.o.lora_up.weight" in lora
+    assert {float(t) for name, t in lora.items() if name.endswith(".alpha")} == {3.0}
+    again = to_adapter_names(lora, "student")
+    assert again.keys() == made.adapter.keys()
+    assert all(torch.equal(again[name], tensor) for name, tensor in made.adapter.items())
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_a_loaded_student_is_the_trained_one_in_float32(export: Export, precision: str) -> None:
+    """Also on a bf16 base, to whose dtype diffusers rounds adapters."""
+    made = export(mixed_precision=precision)
+    expert = made.expert()
+    before = {name: p.clone() for name, p in expert.named_parameters()}
+    state = torch.random.get_rng_state()
+    load_student(expert, made.file)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    parameters = adapter_parameters(expert, "student")
+    assert {p.dtype for p in parameters.values()} == {torch.float32}
+    assert parameters.keys() == made.adapter.keys()
+    for name, module in expert.named_modules():
+        if hasattr(module, "get_delta_weight"):
+            a, b = (made.adapter[f"{name}.lora_{half}.student.weight"] for half in "AB")
+            torch.testing.assert_close(
+                module.get_delta_weight("student"), b @ a * (3.0 / RANK), rtol=1e-5, atol=1e-6
+            )
+    base = {name.replace("base_layer.", ""): p for name, p in expert.named_parameters()}
+    assert all(torch.equal(base[name], p) for name, p in before.items())
+
+
+def test_a_student_of_another_alpha_begins_where_it_ended(export: Export) -> None:
+    """The effect stays the same, and with it the halves' share of it: only `up` is scaled."""
+    made = export(alpha=8.0)
+    expert = made.expert()
+    layers = made.config.lora_layers
+    add_adapter(expert, "student", rank=RANK, alpha=2.0, layers=layers, seed=1)
+    init_student(expert, made.file)
+    for name, p in adapter_parameters(expert, "student").items():
+        scale = 4.0 if ".lora_B." in name else 1.0
+        torch.testing.assert_close(p.detach(), scale * made.adapter[name])
+
+
+@pytest.mark.parametrize("change", [dict(rank=2), dict(layers=("to_q",))])
+def test_a_student_of_another_rank_or_layers_is_refused(
+    export: Export, change: dict[str, Any]
+) -> None:
+    made = export()
+    expert = made.expert()
+    settings = dict(rank=RANK, alpha=2.0, layers=made.config.lora_layers, seed=1) | change
+    add_adapter(expert, "student", **settings)
+    with pytest.raises(UsageError, match="--rank and --lora_layers"):
+        init_student(expert, made.file)
+
+
+def test_the_metadata_is_one_key_with_what_a_sampler_must_know(export: Export) -> None:
+    made = export()
+    with safe_open(made.file, framework="pt") as lora:
+        assert list(lora.metadata()) == ["wan_distill"]
+    schedule = read_metadata(made.file)
+    config = made.config
+    assert schedule == json.loads(json.dumps(schedule))
+    assert schedule["expert"] == "high" and schedule["subfolder"] == "transformer"
+    assert schedule["sigmas"] == list(config.sigmas()) and schedule["guidance_scale"] == 1.0
+    assert schedule["flow_shift"] == config.flow_shift and schedule["boundary_ratio"] == 0.875
+    assert (schedule["height"], schedule["width"]) == (config.height, config.width)
+    assert schedule["teacher_fingerprint"] == made.teacher.info.fingerprint()
+
+
+def test_a_file_of_another_tool_is_refused(tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(UsageError, match="carries no schedule"):
+        read_metadata(tmp_path / "other.safetensors")
+
+
+def test_a_whole_student_gives_all_its_weights_back(export: Export, tmp_path: Path) -> None:
+    made = export(method="trajectory", student_layers=1, save_merged=True)
+    expert = made.expert()
+    with torch.no_grad():
+        for p in expert.parameters():
+            p.add_(1.0)
+    weights = {name: p.detach() for name, p in expert.named_parameters()}
+    save_student(tmp_path, weights, made.config, made.teacher.info, "high")
+    file = RunFolder(tmp_path).student("high")
+    assert file.name == "high_noise_student.safetensors"
+    again = made.expert()
+    load_student(again, file)
+    assert all(torch.equal(p, weights[name]) for name, p in again.named_parameters())
+
+
+# ---------------------------------------------------------------------------- --init_student_from
+
+
+def test_a_warm_start_wants_each_experts_lora_of_this_rank_and_layers(
+    export: Export, small_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    made = export()
+
+    def check(**changes: Any) -> None:
+        settings = dict(rank=RANK, expert="high", init_student_from=str(made.file.parent)) | changes
+        check_init(small_config(**settings))
+
+    check()
+    check(init_student_from=None, rank=2)
+    for changes, reason in (
+        (dict(rank=2), "its rank is 4 and its layers"),
+        (dict(lora_layers=("to_q",)), "give the same --rank and --lora_layers"),
+        (dict(expert="low"), "holds no low_noise_lora.safetensors"),
+    ):
+        with pytest.raises(UsageError, match=reason):
+            check(**changes)
+    made.file.write_bytes(made.file.read_bytes()[:100])
+    with pytest.raises(UsageError, match="damaged"):
+        check()

@@ -7,7 +7,7 @@ from __future__ import annotations
 import warnings
 
 import torch
-from diffusers.models import WanTransformer3DModel
+from diffusers import WanTransformer3DModel
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from torch import nn
@@ -66,7 +66,7 @@ def add_adapter(
         layers: endings of module names, such as `to_q`; all linear layers with one of them get an
             adapter.
     """
-    lora = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(layers))  # type: ignore[arg-type]
+    lora = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(layers))
     # peft draws from the global generator, and warns about a second adapter.
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from diffusers.models import WanTransformer3DModel
+from diffusers import WanTransformer3DModel
 from torch import Tensor
 
 from wan_distill.maths import flow

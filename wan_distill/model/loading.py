@@ -3,96 +3,126 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+
+import diffusers.utils.logging
+import torch
+import transformers.utils.logging
+from diffusers import AutoencoderKLWan, ContextParallelConfig, WanTransformer3DModel
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from wan_distill.maths.sigmas import SUBFOLDER, Expert
+from wan_distill.model.quantise import load_stored
+from wan_distill.settings.assets import download
 from wan_distill.settings.config import Config
-from wan_distill.settings.description import TeacherInfo, download
-from wan_distill.system.weight_files import variant_or_none, weight_files
+from wan_distill.settings.description import TeacherInfo
+from wan_distill.system.runtime import Runtime
+from wan_distill.system.weight_files import weight_files
+
+# Graphs of one block: roles, with and without gradients, checkpointed or not. With torch's own
+# limit of 8, three roles exceed it, and the rest runs uncompiled with a warning only.
+GRAPHS_PER_BLOCK = 32
 
 
 class Teacher:
-    """Loads the teacher's parts on request. Whoever asks holds the only reference, so letting go
-    frees the memory.
+    """Loads the teacher's parts on request. The caller holds the only reference to a part, and
+    frees its memory by dropping it.
     """
 
-    def __init__(self, info: TeacherInfo, config: Config, runtime):
+    def __init__(self, info: TeacherInfo, config: Config, runtime: Runtime):
         self.info = info
         self.config = config
         self.runtime = runtime
 
     def fetch(self, part: str) -> Path:
-        """The local folder, with the files of `part` in it: of the commit that was described,
-        whatever came since.
+        """The local folder, with the files of `part` (a subfolder's name) in it.
+
+        A hub teacher's files are those of the commit that was described at the start of the run.
         """
         if Path(self.info.source).is_dir():
             return self.info.folder
         return download(self.info.source, self.info.commit, self.config.cache_dir, [f"{part}/*"])
 
-    def load_expert(self, expert: Expert, exact: bool = False):
-        """A frozen transformer in the run's dtype, on its device; shards stream straight there.
+    def load_expert(self, expert: Expert, exact: bool = False) -> WanTransformer3DModel:
+        """A frozen transformer in the run's dtype, on its device; weights go straight there.
 
         With `--base_precision` other than bf16 its matrices are quantised on the way, with
-        `--offload` they stay in host memory, and with `--shard` each process keeps its part only,
-        unless `exact`: then it is whole, as the file says, and in host memory wherever the device
-        may be too small for it.
-        """
-        from diffusers import ContextParallelConfig, WanTransformer3DModel
+        `--offload` they stay in host memory, and with `--shard` each process keeps its part only.
 
-        part, device, config = SUBFOLDER[expert], self.runtime.device, self.config
+        Args:
+            exact: load it whole instead, with the weights of the file, and into host memory
+                wherever the device may be too small for that.
+        """
+        config, runtime = self.config, self.runtime
+        folder = self.fetch(SUBFOLDER[expert])
         stored = config.base_precision != "bf16" or config.offload
-        if stored and not exact:
-            from wan_distill.model.quantise import load_stored
-            folder = self.fetch(part) / part
-            transformer = load_stored(
-                folder,
-                weight_files(folder, config.variant),
-                config.base_precision,
-                self.runtime.dtype,
-                device,
-                config.offload,
-            )
+        if exact or not stored:
+            on_host = stored or runtime.sharded or runtime.device.type == "cpu"
+            transformer = self._load_plain(folder, SUBFOLDER[expert], on_host)
         else:
-            on_host = device.type == "cpu" or stored or self.runtime.sharded
-            transformer = (
-                WanTransformer3DModel.from_pretrained(
-                    self.fetch(part),
-                    subfolder=part,
-                    dtype=self.runtime.dtype,
-                    variant=config.variant,
-                    use_safetensors=None if config.allow_pickle else True,
-                    **({} if on_host else {"device_map": {"": str(device)}}),
-                )
-                .requires_grad_(False)
-                .eval()
-            )
-            if self.runtime.sharded and not exact:
-                shard_base(transformer, device)
+            transformer = self._load_stored(folder / SUBFOLDER[expert])
         if exact:
             return transformer
-        if self.runtime.together:
-            transformer.enable_parallelism(
-                config=ContextParallelConfig(ulysses_degree=self.runtime.processes)
-            )
+        if runtime.dtype != torch.float32:
+            keep_dtype_in_norms(transformer)
+        if runtime.sharded and not stored:
+            shard_base(transformer, runtime.device)
+        if runtime.together:
+            together = ContextParallelConfig(ulysses_degree=runtime.processes)
+            transformer.enable_parallelism(config=together)
         if config.compile:
+            torch._dynamo.config.recompile_limit = GRAPHS_PER_BLOCK
             transformer.compile_repeated_blocks()
         return transformer
 
-    def load_vae(self):
-        """The frozen VAE, in float32: it is small, and bf16 shows as banding."""
-        import torch
-        from diffusers import AutoencoderKLWan
-
-        folder = self.fetch("vae")
-        vae = AutoencoderKLWan.from_pretrained(
+    def _load_plain(self, folder: Path, part: str, on_host: bool) -> WanTransformer3DModel:
+        place: dict[str, Any] = {} if on_host else {"device_map": {"": str(self.runtime.device)}}
+        transformer = WanTransformer3DModel.from_pretrained(
             folder,
-            subfolder="vae",
-            dtype=torch.float32,
-            variant=variant_or_none(folder / "vae", self.config.variant),
+            subfolder=part,
+            dtype=self.runtime.dtype,
+            variant=self.config.variant,
+            use_safetensors=None if self.config.allow_pickle else True,
+            **place,
+        )
+        return transformer.requires_grad_(False).eval()
+
+    def _load_stored(self, folder: Path) -> WanTransformer3DModel:
+        return load_stored(
+            folder,
+            weight_files(folder),
+            self.config.base_precision,
+            self.runtime.dtype,
+            self.runtime.device,
+            self.config.offload,
+        )
+
+    def load_vae(self) -> AutoencoderKLWan:
+        """The frozen VAE, in float32: it is small, and bf16 shows as banding."""
+        vae = AutoencoderKLWan.from_pretrained(
+            self.fetch("vae"), subfolder="vae", dtype=torch.float32
         )
         return vae.requires_grad_(False).eval().to(self.runtime.device)
 
 
-def shard_base(transformer, device) -> None:
+def keep_dtype_in_norms(transformer: WanTransformer3DModel) -> None:
+    """Makes RMS norms return their input's dtype.
+
+    CUDA's autocast computes them in float32 and returns that (the CPU's does not). Queries and keys
+    are normalised, values are not, and attention between processes refuses to mix dtypes.
+    """
+
+    def restore(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        return output.to(inputs[0].dtype)
+
+    for module in transformer.modules():
+        if isinstance(module, nn.RMSNorm):
+            module.register_forward_hook(restore)
+
+
+def shard_base(transformer: WanTransformer3DModel, device: torch.device) -> None:
     """Spreads a frozen transformer over all processes by FSDP2; whole blocks exist only while they
     work.
 
@@ -100,14 +130,10 @@ def shard_base(transformer, device) -> None:
     averages their gradients as it always does. Checkpoints are therefore the same files as without
     sharding.
     """
-    import torch
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
-    main = next(transformer.blocks[0].attn1.to_q.parameters()).dtype
-    # Wan keeps norms and tables in float32 within bf16 blocks; FSDP gathers one dtype a group, and
-    # they are small.
+    main = next(transformer.get_submodule("blocks.0.attn1.to_q").parameters()).dtype
+    # Wan keeps norms and tables in float32 within bf16 blocks. FSDP gathers one dtype per group,
+    # and these are small, so each process keeps them whole.
     small = {p for p in transformer.parameters() if p.dtype != main}
     for p in small:
         p.data = p.data.to(device)
@@ -116,26 +142,25 @@ def shard_base(transformer, device) -> None:
     fully_shard(transformer, mesh=mesh, reshard_after_forward=True, ignored_params=small)
 
 
-def quiet_loading() -> None:
+def hide_loading_bars() -> None:
     """Hides the loaders' progress bars; their messages stay."""
-    import diffusers.utils.logging
-    import transformers.utils.logging
-
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
 
 
-def decode(vae, latents, batch_size: int = 16):
-    """Normalised latents [B, C, f, h, w] -> frames [B, F, H, W, 3] in [0, 1], float32 on the CPU."""
-    import torch
+@torch.no_grad()
+def decode(vae: AutoencoderKLWan, latents: Tensor, batch_size: int = 16) -> Tensor:
+    """Frames [B, F, H, W, 3] in [0, 1], float32 on the CPU, of normalised latents [B, C, f, h, w].
 
-    mean = torch.tensor(vae.config.latents_mean).view(1, -1, 1, 1, 1)
-    std = torch.tensor(vae.config.latents_std).view(1, -1, 1, 1, 1)
+    Args:
+        batch_size: clips to decode at the same time.
+    """
+    device = latents.device
+    mean = torch.tensor(vae.config["latents_mean"], device=device).view(1, -1, 1, 1, 1)
+    std = torch.tensor(vae.config["latents_std"], device=device).view(1, -1, 1, 1, 1)
     clips = []
-    with torch.no_grad():
-        for part in latents.split(batch_size):
-            frames = vae.decode(
-                (part.float() * std.to(part.device) + mean.to(part.device)).to(vae.device)
-            ).sample
-            clips.append((frames.float().clamp(-1, 1) / 2 + 0.5).permute(0, 2, 3, 4, 1).cpu())
+    for part in latents.split(batch_size):
+        frames = vae.decode((part.float() * std + mean).to(vae.device)).sample
+        frames = frames.float().clamp(-1, 1) / 2 + 0.5
+        clips.append(frames.permute(0, 2, 3, 4, 1).cpu())
     return torch.cat(clips)

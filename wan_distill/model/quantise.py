@@ -1,18 +1,20 @@
-"""A frozen base that is small on the device: the blocks' matrices are kept in fewer bits, in host
-memory, or both, and spread out one at a time for use.
+"""A frozen base that is small on the device: the matrices of its blocks are stored in fewer bits,
+in host memory, or both, and each is restored for the moment of its use.
 
-Weight-only, in plain torch, so that it needs no extra package, trains on any device and is the same
-everywhere. The base is frozen: backward needs a matrix only to pass the gradient on, so it is
-fetched and spread out again there and never kept. Adapters stay float32 on the device (QLoRA, arXiv
+Weights only, in plain torch: it needs no other package, trains on any device, and gives the same
+numbers everywhere. The base is frozen, so backward needs a matrix only to pass the gradient on; it
+is restored again for that, and never kept. Adapters stay float32 on the device (QLoRA, arXiv
 2305.14314).
 
-    bf16        as it is int8, fp8   one scale a row: |w| / 127, |w| / 448 nf4         4-bit
-    quantiles of a normal distribution, one scale per 64 weights (QLoRA, appendix E)
+    bf16        the matrix as it is
+    int8, fp8   one scale per row: |w| / 127, |w| / 448
+    nf4         4-bit quantiles of a normal distribution, one scale per 64 weights (QLoRA, app. E)
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import init_empty_weights
@@ -44,91 +46,96 @@ ROW_LIMIT = {"int8": 127.0, "fp8": 448.0}
 
 
 def quantise(weight: Tensor, kind: str) -> tuple[Tensor, Tensor]:
-    """(codes uint8, scales float32) of a matrix [out, in]; bf16: (itself, no scales)."""
+    """(codes uint8, scales float32) of a matrix [out, in]; for bf16 itself and no scales."""
     if kind == "bf16":
         return weight, torch.ones(())
     weight = weight.float()
     if kind == "nf4":
-        blocks = functional.pad(weight.flatten(), (0, -weight.numel() % NF4_BLOCK)).view(
-            -1, NF4_BLOCK
-        )
-        scale = blocks.abs().amax(1, keepdim=True).clamp_min(1e-12)
-        levels = torch.tensor(NF4, device=weight.device)
-        codes = (
-            torch.bucketize(blocks / scale, (levels[1:] + levels[:-1]) / 2)
-            .to(torch.uint8)
-            .flatten()
-        )
-        return codes[::2] << 4 | codes[1::2], scale
+        return _quantise_nf4(weight)
     scale = weight.abs().amax(1, keepdim=True).clamp_min(1e-12) / ROW_LIMIT[kind]
     scaled = weight / scale
     stored = scaled.round().to(torch.int8) if kind == "int8" else scaled.to(torch.float8_e4m3fn)
     return stored.view(torch.uint8), scale
 
 
+def _quantise_nf4(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Two codes per byte, the first in the upper half; the last block is filled up with zeros."""
+    padded = functional.pad(weight.flatten(), (0, -weight.numel() % NF4_BLOCK))
+    blocks = padded.view(-1, NF4_BLOCK)
+    scale = blocks.abs().amax(1, keepdim=True).clamp_min(1e-12)
+    levels = torch.tensor(NF4, device=weight.device)
+    halfway = (levels[1:] + levels[:-1]) / 2
+    codes = torch.bucketize(blocks / scale, halfway).to(torch.uint8).flatten()
+    return codes[::2] << 4 | codes[1::2], scale
+
+
 def dequantise(
     codes: Tensor, scale: Tensor, kind: str, shape: tuple[int, int], like: Tensor
 ) -> Tensor:
-    """The matrix [out, in] that `codes` stand for, in the dtype and on the device of `like`."""
-    dtype = like.dtype
-    codes, scale = (t.to(like.device, non_blocking=True) for t in (codes, scale))
+    """The matrix [out, in] that `codes` stand for, in the dtype and on the device of `like`.
+
+    Args:
+        shape: (out, in), which codes of nf4 do not show.
+    """
+    codes = codes.to(like.device, non_blocking=True)
+    scale = scale.to(like.device, non_blocking=True)
     if kind == "bf16":
-        return codes.to(dtype)
+        return codes.to(like.dtype)
     if kind == "nf4":
         levels = torch.tensor(NF4, device=codes.device)
-        values = (
-            levels[torch.stack([codes >> 4, codes & 15], 1).flatten().int()].view(-1, NF4_BLOCK)
-            * scale
-        )
-        return values.flatten()[: shape[0] * shape[1]].view(shape).to(dtype)
+        places = torch.stack([codes >> 4, codes & 15], 1).flatten().int()
+        values = (levels[places].view(-1, NF4_BLOCK) * scale).flatten()
+        return values[: shape[0] * shape[1]].view(shape).to(like.dtype)
     stored = codes.view(torch.int8 if kind == "int8" else torch.float8_e4m3fn)
-    return (stored.float() * scale).to(dtype)
+    return (stored.float() * scale).to(like.dtype)
 
 
 class _Product(torch.autograd.Function):
-    """x @ weight.T + bias with a weight that is fetched and spread out for each use, forward and
-    backward.
-    """
+    """x @ matrix.T + bias, with a matrix that is restored for each use, forward and backward."""
 
     @staticmethod
     def forward(
-        ctx, x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None, kind: str, shape
+        ctx: Any,
+        x: Tensor,
+        codes: Tensor,
+        scale: Tensor,
+        bias: Tensor | None,
+        kind: str,
+        shape: tuple[int, int],
     ) -> Tensor:
         ctx.save_for_backward(codes, scale)
-        ctx.kind, ctx.shape = kind, shape
+        ctx.kind = kind
+        ctx.shape = shape
         return functional.linear(x, dequantise(codes, scale, kind, shape, x), bias)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor):
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         codes, scale = ctx.saved_tensors
-        return (
-            gradient @ dequantise(codes, scale, ctx.kind, ctx.shape, gradient),
-            None,
-            None,
-            None,
-            None,
-            None,
-        )
+        matrix = dequantise(codes, scale, ctx.kind, ctx.shape, gradient)
+        return gradient @ matrix, None, None, None, None, None
 
 
 class StoredLinear(nn.Linear):
-    """A frozen linear layer whose matrix is kept quantised, in host memory, or both: in `codes`.
+    """A frozen linear layer whose matrix is quantised, in host memory, or both: in `codes`.
 
-    `weight` is empty; it tells others (adapters above all) where, and in which dtype, the layer
-    works.
+    `weight` is empty; it only shows others (adapters above all) on which device, and in which
+    dtype, the layer works.
     """
 
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        bias: bool,
-        kind: str,
-        dtype: torch.dtype,
-        offload: bool,
-    ):
-        super().__init__(in_features, out_features, bias=bias, device="meta")
-        self.kind, self.dtype, self.offload = kind, dtype, offload
+    codes: Tensor
+    scale: Tensor
+
+    def __init__(self, replaced: nn.Linear, kind: str, dtype: torch.dtype, offload: bool):
+        """Takes the place of `replaced`, whose weights are not read; `fill` brings them."""
+        super().__init__(
+            replaced.in_features,
+            replaced.out_features,
+            bias=replaced.bias is not None,
+            device="meta",
+        )
+        self.kind = kind
+        self.dtype = dtype
+        self.offload = offload
         self.register_buffer("scale", None)
 
     def fill(self, weight: Tensor) -> None:
@@ -138,20 +145,16 @@ class StoredLinear(nn.Linear):
             codes = codes.cpu()
             codes = codes.pin_memory() if torch.cuda.is_available() else codes
         self.codes = codes
-        self.weight = nn.Parameter(
-            torch.empty(0, dtype=self.dtype, device=weight.device), requires_grad=False
-        )
+        marker = torch.empty(0, dtype=self.dtype, device=weight.device)
+        self.weight = nn.Parameter(marker, requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(self.dtype)
-        return _Product.apply(
-            x.to(self.dtype),
-            self.codes,
-            self.scale,
-            bias,
-            self.kind,
-            (self.out_features, self.in_features),
+        shape = (self.out_features, self.in_features)
+        product: Tensor = _Product.apply(
+            x.to(self.dtype), self.codes, self.scale, bias, self.kind, shape
         )
+        return product
 
 
 def load_stored(
@@ -162,41 +165,45 @@ def load_stored(
     device: torch.device,
     offload: bool = False,
 ) -> WanTransformer3DModel:
-    """A frozen transformer whose blocks' matrices are quantised, or put into host memory
-    (`offload`), as they stream
-    in: there is no whole copy on the device, ever."""
+    """A frozen transformer whose blocks' matrices are quantised, in host memory, or both.
+
+    Each tensor is stored as it is read: there is never a whole copy on the device.
+
+    Args:
+        folder: that of its config.json.
+        files: its weights, as safetensors.
+        kind: bf16, int8, fp8 or nf4.
+        dtype: of the arithmetic, and of what is not quantised.
+        offload: put the matrices into host memory.
+    """
     settings = WanTransformer3DModel.load_config(folder)
     with init_empty_weights(include_buffers=False):
         model = WanTransformer3DModel.from_config(settings)
     for path, module in list(model.blocks.named_modules()):
         if type(module) is nn.Linear:
-            parent, _, name = path.rpartition(".")
-            setattr(
-                model.blocks.get_submodule(parent),
-                name,
-                StoredLinear(
-                    module.in_features,
-                    module.out_features,
-                    module.bias is not None,
-                    kind,
-                    dtype,
-                    offload,
-                ),
-            )
-    exact = set(model._keep_in_fp32_modules)
+            model.blocks.set_submodule(path, StoredLinear(module, kind, dtype, offload))
     for file in files:
-        with safe_open(file, framework="pt", device=str(device)) as tensors:
-            for name in tensors.keys():  # noqa: SIM118  (a safe_open is no mapping)
-                path, _, leaf = name.rpartition(".")
-                module, tensor = model.get_submodule(path), tensors.get_tensor(name)
-                if isinstance(module, StoredLinear) and leaf == "weight":
-                    module.fill(tensor.to(dtype) if kind == "bf16" else tensor)
-                else:
-                    kept = torch.float32 if exact & set(name.split(".")) else dtype
-                    setattr(module, leaf, nn.Parameter(tensor.to(kept), requires_grad=False))
-    for (
-        module
-    ) in model.modules():  # buffers, which are in no file; `model.to` would fetch what is offloaded
+        _read_weights(model, file, kind, dtype, device)
+    # Buffers are in no file. `model.to` would also move the matrices that are in host memory.
+    for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, buffer.to(device))
     return model.requires_grad_(False).eval()
+
+
+def _read_weights(
+    model: WanTransformer3DModel, file: Path, kind: str, dtype: torch.dtype, device: torch.device
+) -> None:
+    """Puts the tensors of one file into their modules."""
+    in_float32 = set(model._keep_in_fp32_modules)
+    with safe_open(file, framework="pt", device=str(device)) as tensors:
+        for name in tensors.keys():  # noqa: SIM118  (a safe_open is no mapping)
+            path, _, leaf = name.rpartition(".")
+            module = model.get_submodule(path)
+            tensor = tensors.get_tensor(name)
+            if isinstance(module, StoredLinear) and leaf == "weight":
+                module.fill(tensor.to(dtype) if kind == "bf16" else tensor)
+            else:
+                exact = bool(in_float32 & set(name.split(".")))
+                tensor = tensor.to(torch.float32 if exact else dtype)
+                setattr(module, leaf, nn.Parameter(tensor, requires_grad=False))

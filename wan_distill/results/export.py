@@ -16,7 +16,8 @@ from wan_distill.data.run import Run
 from wan_distill.errors import ExportError
 from wan_distill.layout import LORA_FILE, RunFolder
 from wan_distill.maths.sigmas import SUBFOLDER, Expert
-from wan_distill.model.student_files import load_student, scheduler_for, verify_lora
+from wan_distill.model.student_files import load_student, scheduler_for
+from wan_distill.model.verification import verify_lora
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
 
