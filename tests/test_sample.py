@@ -1,123 +1,308 @@
-"""A student exported for a teacher is sampled with its own schedule, and with no other."""
+"""A student is sampled as the stock pipeline does with its schedule, and with no other."""
 
 from __future__ import annotations
 
 import json
-import sys
+import shutil
+from pathlib import Path
 
 import numpy
 import pytest
 import torch
-from conftest import REPOSITORY, write_pipeline
+from conftest import SMALL, write_pipeline
+from diffusers import FlowMapEulerDiscreteScheduler, WanPipeline
 from safetensors.torch import load_file, save_file
 
+import sample
 from wan_distill.layout import LORA_FILE
 from wan_distill.model.adapters import adapter_parameters, add_adapter
 from wan_distill.model.loading import Teacher
 from wan_distill.model.student_files import METADATA_KEY, read_metadata, save_lora
+from wan_distill.results import sampling
+from wan_distill.settings.config import WAN_NEGATIVE_PROMPT, Config
 from wan_distill.settings.description import read_teacher
+from wan_distill.settings.resolve import resolve
 from wan_distill.system import pictures
 from wan_distill.system.runtime import Runtime
 
-sys.path.insert(0, str(REPOSITORY))
-import sample
+PROMPT = "a small red circle moving left"
+SIZE = dict(height=32, width=48, num_frames=5, max_sequence_length=12)
 
 
-@pytest.fixture
-def student(small_config, tmp_path):
-    """A folder with the LoRAs of both experts, far enough from zero to be seen."""
-    config = small_config()
+@pytest.fixture(scope="module")
+def trained(random_teacher, tmp_path_factory) -> Path:
+    """A folder with the LoRAs of both experts, large enough to be seen. Do not write to it."""
+    config = Config(
+        **SMALL | SIZE, teacher_path=str(random_teacher), sampling_steps=(2, 4), flow_shift=4.0
+    )
     info = read_teacher(config)
+    config = resolve(config, info)
     teacher = Teacher(info, config, Runtime(config))
-    folder = tmp_path / "student"
-    folder.mkdir()
+    folder = tmp_path_factory.mktemp("student")
     for seed, (expert, name) in enumerate(LORA_FILE.items()):
         transformer = teacher.load_expert(expert)
-        add_adapter(
-            transformer,
-            "student",
-            rank=4,
-            alpha=config.lora_alpha,
-            layers=config.lora_layers,
-            seed=seed,
-        )
+        layers = config.lora_layers
+        add_adapter(transformer, "student", rank=4, alpha=64.0, layers=layers, seed=seed)
+        noise = torch.Generator().manual_seed(seed)
         adapter = {
-            n: torch.randn(p.shape, generator=torch.Generator().manual_seed(seed)) * 0.2
-            for n, p in adapter_parameters(transformer, "student").items()
+            name: torch.randn(parameter.shape, generator=noise) * 0.2
+            for name, parameter in adapter_parameters(transformer, "student").items()
         }
         save_lora(folder / name, adapter, config, info, expert)
     return folder
 
 
-def rewrite(file, **changes):
-    meta = read_metadata(file) | changes
-    save_file(load_file(file), file, {METADATA_KEY: json.dumps(meta), "format": "pt"})
+@pytest.fixture
+def student(trained, tmp_path) -> Path:
+    """The same, in a folder that a test may change."""
+    return shutil.copytree(trained, tmp_path / "student")
 
 
-def test_a_prompt_becomes_a_video_beside_its_teacher(student, tmp_path, capsys):
-    out = tmp_path / "new" / "clip.mp4"
-    assert (
-        sample.main(
-            ["--student", str(student), "--prompt", "a ball", "--out", str(out), "--compare"]
+@pytest.fixture
+def clips(monkeypatch) -> list[numpy.ndarray]:
+    """Receives the frames of each video instead of a file."""
+    frames_of: list[numpy.ndarray] = []
+
+    def receive(file: Path, frames: numpy.ndarray, fps: int) -> Path:
+        frames_of.append(frames)
+        return file
+
+    monkeypatch.setattr(pictures, "write_video", receive)
+    return frames_of
+
+
+@pytest.fixture
+def grey_clips(monkeypatch) -> None:
+    """Nothing is loaded and every clip is grey: for tests of the files alone."""
+    monkeypatch.setattr(sample, "load_pipeline", lambda *_: None)
+    monkeypatch.setattr(sample, "sample_clip", lambda *_: (numpy.full((5, 32, 48, 3), 0.5), 1.0))
+
+
+@pytest.fixture(scope="module")
+def stock_teacher(random_teacher) -> WanPipeline:
+    """The teacher in diffusers, without a line of this project."""
+    pipe = WanPipeline.from_pretrained(random_teacher)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def stock_student(random_teacher, trained) -> WanPipeline:
+    """The student in diffusers, as the README of a run says."""
+    pipe = WanPipeline.from_pretrained(random_teacher)
+    pipe.set_progress_bar_config(disable=True)
+    for expert, file in LORA_FILE.items():
+        second = expert == "low"
+        pipe.load_lora_weights(
+            trained, weight_name=file, adapter_name=expert, load_into_transformer_2=second
         )
-        == 0
-    )
-    import imageio.v3
-
-    assert imageio.v3.imread(out).shape == (5, 32, 64, 3)
-    said = capsys.readouterr().out
-    assert "student: 4 steps" in said and "speed-up" in said
+    return pipe
 
 
-def test_the_lora_files_alone_give_the_same_video_and_both_matter(student, tmp_path, monkeypatch):
-    shown = []
-    monkeypatch.setattr(pictures, "write_video", lambda file, frames, fps: shown.append(frames))
-    both = ",".join(str(student / name) for name in LORA_FILE.values())
-    for files in (str(student), both, *both.split(",")):
-        assert sample.main(["--student", files, "--prompt", "a ball"]) == 0
-    folder, files, high, low = shown
-    assert numpy.array_equal(folder, files)
-    assert not numpy.array_equal(folder, high) and not numpy.array_equal(folder, low)
+def stock_clip(pipe: WanPipeline, shift: float, seed: int, **call) -> numpy.ndarray:
+    pipe.scheduler = FlowMapEulerDiscreteScheduler(shift=shift)
+    noise = torch.Generator().manual_seed(seed)
+    return pipe(PROMPT, generator=noise, output_type="np", **SIZE | call).frames[0]
 
 
-def test_another_teacher_is_refused(student, tmp_path, capsys):
-    other = write_pipeline(tmp_path / "other")
-    file = other / "transformer" / "diffusion_pytorch_model.safetensors"
-    save_file({k: v + 0.01 for k, v in load_file(file).items()}, file, {"format": "pt"})
-    command = ["--student", str(student), "--prompt", "a ball", "--teacher_path", str(other)]
-    assert sample.main(command) == 2
-    assert "not known to be the same" in capsys.readouterr().err
-    assert sample.main([*command, "--allow_other_teacher", "--out", str(tmp_path / "x.mp4")]) == 0
+def differs(a: numpy.ndarray, b: numpy.ndarray) -> bool:
+    """Whether two clips differ by more than rounding."""
+    return a.shape != b.shape or numpy.abs(a - b).max() > 1e-3
+
+
+# ----------------------------------------------------------------------- like the stock pipeline
 
 
 @pytest.mark.parametrize(
-    "change, reason",
+    ("flags", "call"),
     [
-        (dict(flow_shift=7.0), "flow_shift 7.0 against 5.0"),
+        ([], dict(num_inference_steps=4)),
+        (["--steps", "2"], dict(num_inference_steps=2)),
+        (
+            ["--height", "48", "--width", "32", "--num_frames", "9"],
+            dict(num_inference_steps=4, height=48, width=32, num_frames=9),
+        ),
+    ],
+)
+def test_the_student_is_sampled_like_this_in_diffusers(flags, call, trained, stock_student, clips):
+    argv = ["--student", str(trained), "--prompt", PROMPT, "--seed", "7", *flags]
+    assert sample.main(argv) == 0
+    stock = stock_clip(stock_student, shift=4.0, seed=7, guidance_scale=1.0, **call)
+    numpy.testing.assert_allclose(clips[0], stock, rtol=0, atol=1e-5)
+
+
+def test_any_other_schedule_gives_another_clip(stock_student, stock_teacher):
+    """The test above can tell them apart."""
+    right = dict(shift=4.0, seed=7, guidance_scale=1.0, num_inference_steps=4)
+    clip = stock_clip(stock_student, **right)
+    assert differs(clip, stock_clip(stock_teacher, **right))
+    for other in (dict(shift=12.0), dict(guidance_scale=5.0), dict(seed=0)):
+        assert differs(clip, stock_clip(stock_student, **right | other)), other
+
+
+def test_its_teacher_is_sampled_as_wan_does_and_stands_on_the_left(
+    trained, stock_teacher, clips, capsys
+):
+    argv = ["--student", str(trained), "--prompt", PROMPT, "--seed", "7"]
+    assert sample.main([*argv, "--compare"]) == 0
+    said = capsys.readouterr().out
+    assert "student: 4 steps" in said and "teacher: 40 guided steps" in said and "speed-up" in said
+    assert sample.main(argv) == 0
+    both, alone = clips
+    assert both.shape == (5, 32, 96, 3)
+    numpy.testing.assert_allclose(both[:, :, 48:], alone, rtol=0, atol=1e-5)
+    stock = stock_clip(
+        stock_teacher,
+        shift=12.0,
+        seed=7,
+        num_inference_steps=40,
+        guidance_scale=4.0,
+        guidance_scale_2=3.0,
+        negative_prompt=WAN_NEGATIVE_PROMPT,
+    )
+    numpy.testing.assert_allclose(both[:, :, :48], stock, rtol=0, atol=1e-5)
+
+
+def test_adapters_are_on_again_after_the_teacher(trained, tmp_path, clips, monkeypatch):
+    monkeypatch.setattr(sampling, "TEACHER_STEPS", 2)
+    (tmp_path / "two.txt").write_text(f"{PROMPT}\na cat\n")
+    argv = ["--student", str(trained), "--vbench_prompts", str(tmp_path / "two.txt"), "--samples=1"]
+    for more in ([], ["--compare"]):
+        assert sample.main([*argv, "--out", str(tmp_path / "none"), *more]) == 0
+    first, second, *both = clips
+    for alone, pair in zip((first, second), both, strict=True):
+        numpy.testing.assert_allclose(pair[:, :, 48:], alone, rtol=0, atol=1e-5)
+
+
+def test_the_lora_files_alone_give_the_same_video_and_both_matter(trained, clips):
+    both = ",".join(str(trained / name) for name in LORA_FILE.values())
+    for files in (str(trained), both, *both.split(",")):
+        assert sample.main(["--student", files, "--prompt", PROMPT]) == 0
+    folder, files, high, low = clips
+    assert numpy.array_equal(folder, files)
+    assert differs(folder, high) and differs(folder, low)
+
+
+def test_one_expert_alone_stands_beside_its_teacher(trained, clips, monkeypatch):
+    monkeypatch.setattr(sampling, "TEACHER_STEPS", 2)
+    argv = ["--student", str(trained / LORA_FILE["high"]), "--prompt", PROMPT]
+    for more in ([], ["--compare"]):
+        assert sample.main([*argv, *more]) == 0
+    numpy.testing.assert_allclose(clips[1][:, :, 48:], clips[0], rtol=0, atol=1e-5)
+
+
+# -------------------------------------------------------------------------------------------- files
+
+
+def test_a_video_is_written_where_it_is_asked_for(trained, grey_clips, tmp_path, capsys):
+    import imageio.v3
+
+    out = tmp_path / "new" / "clip.mp4"
+    argv = ["--student", str(trained), "--prompt", PROMPT, "--out", str(out), "--fps", "8"]
+    assert sample.main(argv) == 0
+    assert imageio.v3.imread(out).shape == (5, 32, 48, 3)
+    assert imageio.v3.immeta(out)["fps"] == 8
+    assert f"wrote {out}" in capsys.readouterr().out
+
+
+def test_without_a_name_nothing_is_overwritten(trained, grey_clips, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pictures, "write_video", lambda file, *_: file.write_bytes(b"video"))
+    Path("video-1.png").write_bytes(b"a strip, where no encoder was installed")
+    for _ in range(3):
+        assert sample.main(["--student", str(trained), "--prompt", PROMPT]) == 0
+    files = sorted(file.name for file in tmp_path.iterdir())
+    assert files == ["video-1.png", "video-2.mp4", "video-3.mp4", "video.mp4"]
+
+
+def test_a_series_for_vbench_goes_on(trained, grey_clips, tmp_path, monkeypatch):
+    (tmp_path / "prompts.txt").write_text("a cat/dog?\na ball\n")
+    out = tmp_path / "vbench"
+    out.mkdir()
+    (out / "a ball-1.mp4").write_bytes(b"finished")
+    monkeypatch.setattr(pictures, "write_video", lambda file, *_: file.write_bytes(b"new"))
+    argv = ["--student", str(trained), "--vbench_prompts", str(tmp_path / "prompts.txt")]
+    assert sample.main([*argv, "--samples", "2", "--out", str(out)]) == 0
+    written = {file.name: file.read_bytes() for file in out.iterdir()}
+    assert written == {
+        "a cat_dog_-0.mp4": b"new",
+        "a cat_dog_-1.mp4": b"new",
+        "a ball-0.mp4": b"new",
+        "a ball-1.mp4": b"finished",
+    }
+
+
+def test_the_videos_of_a_series_have_consecutive_seeds(tmp_path):
+    (tmp_path / "prompts.txt").write_text("a cat\n")
+    flags = ["--student=x", f"--vbench_prompts={tmp_path / 'prompts.txt'}", "--seed=3"]
+    videos = sample.wanted_videos(sample.build_parser().parse_args(flags))
+    assert [seed for _, seed, _ in videos] == [3, 4, 5, 6, 7]
+
+
+# ------------------------------------------------------------------------------------------ refused
+
+
+def refused(capsys, *flags: str) -> str:
+    """The one line with which `flags` are refused."""
+    assert sample.main(list(flags)) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("error: ") and "\n" not in error
+    return error
+
+
+def test_another_teacher_is_refused(trained, tmp_path, capsys, clips):
+    other = write_pipeline(tmp_path / "other")
+    file = other / "transformer" / "diffusion_pytorch_model.safetensors"
+    save_file({k: v + 0.01 for k, v in load_file(file).items()}, file, {"format": "pt"})
+    command = ["--student", str(trained), "--prompt", PROMPT, "--teacher_path", str(other)]
+    assert "not known to be the same" in refused(capsys, *command)
+    assert sample.main([*command, "--allow_other_teacher"]) == 0 and len(clips) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (dict(flow_shift=7.0), "flow_shift 7.0 against 4.0"),
         (dict(sampling_steps=[8]), "sampling_steps"),
+        (dict(boundary_ratio=0.9), "boundary_ratio 0.9 against 0.875"),
+        (dict(max_sequence_length=512), "max_sequence_length 512 against 12"),
+        (dict(teacher="another"), "teacher another against"),
         (dict(expert="high"), "both are for the high expert"),
     ],
 )
 def test_files_of_two_students_are_refused(student, change, reason, capsys):
-    rewrite(student / LORA_FILE["low"], **change)
-    assert sample.main(["--student", str(student), "--prompt", "a ball"]) == 2
-    error = capsys.readouterr().err
-    assert reason in error and error.count("\n") == 1
+    file = student / LORA_FILE["low"]
+    metadata = {METADATA_KEY: json.dumps(read_metadata(file) | change), "format": "pt"}
+    save_file(load_file(file), file, metadata)
+    assert reason in refused(capsys, "--student", str(student), "--prompt", PROMPT)
 
 
-def test_a_step_count_it_was_not_trained_for_is_refused(student, capsys):
-    assert sample.main(["--student", str(student), "--prompt", "a ball", "--steps", "3"]) == 2
-    assert "--steps 3: this student was trained for 4 steps" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        (["--steps=3"], "--steps 3: this student was trained for 2 or 4 steps"),
+        (["--steps=0"], "--steps 0: must be greater than 0"),
+        (["--fps=0"], "--fps 0: must be greater than 0"),
+        (["--samples=0"], "--samples 0: must be greater than 0"),
+        (["--height=40"], "--height 40: Wan's patches need a multiple of 16; use 32 or 48"),
+        (["--width=8"], "--width 8: Wan's patches need a multiple of 16; use 16 or 32"),
+        (["--num_frames=16"], "--num_frames 16: Wan needs 4k+1 frames; use 13 or 17"),
+        (["--vbench_prompts=x.txt"], "--prompt: give one, or --vbench_prompts FILE, and not both"),
+    ],
+)
+def test_what_it_cannot_do_is_refused(flags, reason, trained, capsys):
+    assert reason in refused(capsys, "--student", str(trained), "--prompt", PROMPT, *flags)
 
 
-def test_what_is_not_a_student_is_refused(student, tmp_path, capsys):
-    for given, reason in ((str(tmp_path), "train first"), ("nowhere.safetensors", "no such file")):
-        assert sample.main(["--student", given, "--prompt", "a ball"]) == 2
-        assert reason in capsys.readouterr().err
+def test_a_prompt_is_needed(trained, capsys):
+    assert "--prompt: give one" in refused(capsys, "--student", str(trained))
 
 
-def test_without_an_encoder_a_strip_is_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(pictures.importlib.util, "find_spec", lambda name: None)
-    file = pictures.write_video(tmp_path / "a.mp4", numpy.random.rand(3, 16, 32, 3), 16)
-    assert file.suffix == ".png"
-    assert pictures.Image.open(file).size == (96, 16)
+def test_what_is_not_a_student_is_refused(random_teacher, tmp_path, capsys):
+    foreign = random_teacher / "transformer" / "diffusion_pytorch_model.safetensors"
+    for given, reason in (
+        (tmp_path, "train first"),
+        ("nowhere.safetensors", "no such file"),
+        (foreign, "carries no schedule"),
+    ):
+        assert reason in refused(capsys, "--student", str(given), "--prompt", PROMPT)
