@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from wan_distill.layout import RunFolder
 from wan_distill.settings.config import Config
 from wan_distill.system.files import write_atomically
 from wan_distill.system.runtime import Runtime
@@ -29,7 +30,7 @@ class Tracker:
 
         kind = LOGGER_TYPE_TO_CLASS[config.report_to]
         place = (
-            dict(logging_dir=str(Path(config.output_dir) / "logs"))
+            dict(logging_dir=str(RunFolder(Path(config.output_dir)).tracker))
             if kind.requires_logging_directory
             else {}
         )
