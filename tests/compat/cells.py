@@ -1,5 +1,5 @@
-"""All cells of the matrix under the transformers that is importable here; prints one JSON object.
-See run_matrix.py.
+"""All cells of the matrix under the installed transformers; prints one JSON object. Run by
+run_matrix.py.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import sys
 import tempfile
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent.parent), str(HERE.parent / "umt5")]
@@ -22,6 +23,9 @@ from umt5_layouts import LAYOUTS, SHARED, true_weights, write_layout
 from wan_distill import errors
 from wan_distill.system import weight_files
 from wan_distill.umt5 import evidence, inspect, repair, verify
+
+if TYPE_CHECKING:
+    from diffusers import WanPipeline
 
 IDS = torch.tensor([[5, 17, 60, 44, 1], [9, 9, 44, 2, 1]])
 PATHS = (
@@ -38,12 +42,16 @@ PATHS = (
 )
 
 
-def reference(folder: Path, dtype=torch.float32) -> UMT5EncoderModel:
-    """An encoder whose table was put in by hand: right whatever this version does with the table
-    when it loads.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "bf16": {"dtype": torch.bfloat16},
+    "device_map": {"device_map": "cpu"},
+    "low_cpu_mem off": {"low_cpu_mem_usage": False},
+}
 
-    The other layers go through `from_pretrained`, because versions differ in which of them stay in
-    float32.
+
+def reference(folder: Path, dtype: torch.dtype = torch.float32) -> UMT5EncoderModel:
+    """An encoder whose table was put in by hand, so it is right with every version. Other layers
+    are loaded, as versions differ in which of them stay in float32.
     """
     model = UMT5EncoderModel.from_pretrained(folder, dtype=dtype).eval()
     for module in (model.shared, model.encoder.embed_tokens):
@@ -51,7 +59,7 @@ def reference(folder: Path, dtype=torch.float32) -> UMT5EncoderModel:
     return model
 
 
-def states(encoder) -> torch.Tensor:
+def states(encoder: UMT5EncoderModel) -> torch.Tensor:
     with torch.no_grad():
         return encoder(IDS).last_hidden_state.float()
 
@@ -73,7 +81,8 @@ def on_meta(folder: Path) -> UMT5EncoderModel:
     return encoder.eval()
 
 
-def pipeline(folder: Path):
+def pipeline(folder: Path) -> WanPipeline:
+    """The text encoder of `folder`, loaded as a pipeline's only part."""
     from diffusers import WanPipeline
 
     root = folder.parent / f"{folder.name}-pipeline"
@@ -103,11 +112,7 @@ def pipeline(folder: Path):
 
 def as_stock(path: str, folder: Path) -> UMT5EncoderModel:
     """What a user of this version gets by this path, without our help."""
-    options = {
-        "bf16": dict(dtype=torch.bfloat16),
-        "device_map": dict(device_map="cpu"),
-        "low_cpu_mem off": dict(low_cpu_mem_usage=False),
-    }.get(path, {})
+    options = OPTIONS.get(path, {})
     if path == "meta + assign":
         return on_meta(folder)
     if path.startswith("pipeline"):
@@ -122,17 +127,13 @@ def as_stock(path: str, folder: Path) -> UMT5EncoderModel:
 
 
 def as_ours(path: str, folder: Path) -> tuple[UMT5EncoderModel, verify.Verdict]:
-    """The same path with our verification: inside the loader, or on what the user's own code
-    loaded.
+    """The same path with our verification: inside our loader, or on an encoder that the user's own
+    code has loaded.
     """
-    options = {
-        "bf16": dict(dtype=torch.bfloat16),
-        "device_map": dict(device_map="cpu"),
-        "low_cpu_mem off": dict(low_cpu_mem_usage=False),
-    }.get(path, {})
+    options = OPTIONS.get(path, {})
     if path == "meta + assign":
-        encoder, found = on_meta(folder), inspect.inspect_text_encoder(folder)
-        return encoder, repair.verify_or_repair(encoder, found)
+        encoder = on_meta(folder)
+        return encoder, repair.verify_or_repair(encoder, inspect.inspect_text_encoder(folder))
     if path.startswith("pipeline"):
         pipe = pipeline(folder)
         verdict = repair.verify_or_repair(pipe.text_encoder, inspect.inspect_text_encoder(folder))
@@ -144,14 +145,13 @@ def as_ours(path: str, folder: Path) -> tuple[UMT5EncoderModel, verify.Verdict]:
     encoder, verdict = repair.load_text_encoder(folder, allow_pickle=True, **options)
     encoder = afterwards(path, encoder)
     if path != "torch.compile":  # a compiled module is the same module underneath
-        assert verify.verify(
-            encoder, folder, evidence.trusted_key(inspect.inspect_text_encoder(folder))
-        ).matches
+        key = evidence.trusted_key(inspect.inspect_text_encoder(folder))
+        assert verify.verify(encoder, folder, key).matches
     return encoder, verdict
 
 
-def afterwards(path: str, encoder):
-    """What users do to a loaded encoder: after verification, never before."""
+def afterwards(path: str, encoder: UMT5EncoderModel) -> UMT5EncoderModel:
+    """What users do to a loaded encoder. Verification comes before that."""
     if path == "group offload":
         from diffusers.hooks import apply_group_offloading
 
@@ -174,12 +174,13 @@ def stock_cell(path: str, folder: Path, expected: torch.Tensor, tolerance: float
     """ok, BROKEN (wrong embeddings, no error), or the error's name."""
     try:
         close = torch.allclose(states(as_stock(path, folder)), expected, rtol=0, atol=tolerance)
-    except Exception as error:  # any error at all is this cell's honest result
+    except Exception as error:  # every error is this cell's result
         return type(error).__name__
     return "ok" if close else "BROKEN"
 
 
-def our_cell(path: str, folder: Path, expected: torch.Tensor) -> dict:
+def our_cell(path: str, folder: Path, expected: torch.Tensor) -> dict[str, Any]:
+    """Our verdict, and how far the embeddings are from the right ones; or why we refused."""
     try:
         encoder, verdict = as_ours(path, folder)
     except errors.TextEncoderError as error:
@@ -188,9 +189,7 @@ def our_cell(path: str, folder: Path, expected: torch.Tensor) -> dict:
 
 
 def offload_works() -> bool:
-    """Older diffusers, which transformers 4.57 is tied to by huggingface_hub, asks for an
-    accelerator.
-    """
+    """The older diffusers that transformers 4.57 needs does it on an accelerator only."""
     import diffusers
 
     return int(diffusers.__version__.split(".")[1]) >= 42 or torch.accelerator.is_available()

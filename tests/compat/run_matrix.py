@@ -1,12 +1,13 @@
-"""Tied weights on every version that matters: versions x files x paths, each cell with its expected
-verdict.
+"""Tied weights with every version that matters: versions x files x paths, and for each cell the
+verdict that is right.
 
-    python tests/compat/run_matrix.py                      all versions (installs each once, into .cache/compat)
-    python tests/compat/run_matrix.py --versions 5.2.0     one of them
-    python tests/compat/run_matrix.py --write_docs         also writes docs/UMT5_MATRIX.md
+    python tests/compat/run_matrix.py                    all versions
+    python tests/compat/run_matrix.py --versions 5.2.0   one of them
+    python tests/compat/run_matrix.py --write_docs       also writes docs/UMT5_MATRIX.md
 
-Exit code 0 when every cell is as expected: the right verdict and, after our loader, embeddings
-equal to those of an encoder built from the true table, to 1e-6.
+Each version is installed once, into .cache/compat. Exit code 0 when every cell is as expected: the
+right verdict and, after our loader, embeddings that equal those of an encoder built from the true
+table to 1e-6.
 """
 
 from __future__ import annotations
@@ -22,9 +23,8 @@ HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parent.parent
 CACHE = Path(os.environ.get("WAN_DISTILL_COMPAT_CACHE", REPOSITORY / ".cache" / "compat"))
 VERSIONS = ("4.57.6", "5.0.0", "5.2.0", "5.3.0", "5.15.1", "newest")
-# diffusers 0.42 needs huggingface_hub >= 1.32, transformers 4.57 needs < 1: it gets an older
-# diffusers,
-# whose group offloading asks for an accelerator (those cells say n/a on a machine without one).
+# diffusers 0.42 needs huggingface_hub >= 1.32, transformers 4.57 needs < 1. So 4.57 gets an older
+# diffusers, whose group offloading needs an accelerator (n/a on a machine without one).
 COMPANIONS = {"4.57.6": ["diffusers==0.37.1"]}
 TOLERANCE = 1e-6
 
@@ -34,28 +34,15 @@ def install(version: str) -> Path:
     folder = CACHE / version
     if not (folder / "done").exists():
         name = "transformers" if version == "newest" else f"transformers=={version}"
-        subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "pip",
-                "install",
-                "-q",
-                "--upgrade",
-                "--target",
-                str(folder),
-                name,
-                *COMPANIONS.get(version, []),
-            ],
-            check=True,
-        )
+        pip = [sys.executable, "-m", "pip", "install", "-q", "--upgrade", "--target", str(folder)]
+        subprocess.run([*pip, name, *COMPANIONS.get(version, [])], check=True)
         (folder / "done").write_text("")
     return folder
 
 
 def expected_verdict(version: tuple[int, int], layout: str, path: str) -> str:
-    """PASS: this version loads it right and tied. REPAIRED: it does not, and we mend it. BROKEN:
-    nobody can tell.
+    """PASS: this version loads it right and tied. REPAIRED: it does not, and we repair it. BROKEN:
+    it is not known which table is right.
     """
     if layout in ("both healthy but different", "neither"):
         return "BROKEN"
@@ -67,10 +54,11 @@ def expected_verdict(version: tuple[int, int], layout: str, path: str) -> str:
         return "REPAIRED"
     if version < (5, 3):
         return "REPAIRED"  # 5.0 to 5.2 never tie: the table in use is garbage, or a second copy
-    return "REPAIRED" if layout == "both equal" and version < (5, 15) else "PASS"
+    return "REPAIRED" if layout in ("both equal", ".bin both") and version < (5, 15) else "PASS"
 
 
 def run_version(version: str) -> dict:
+    """What cells.py prints under this version of transformers."""
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(install(version)), str(REPOSITORY)]),
         "OMP_NUM_THREADS": "1",
@@ -102,21 +90,19 @@ def failures(result: dict) -> list[str]:
     return wrong
 
 
+INTRODUCTION = f"""# Tied weights, measured
+
+Written by `python tests/compat/run_matrix.py --write_docs`. Each cell shows what stock code gives
+on this path (`ok`; `BROKEN`: wrong embeddings without an error; or the name of the error), then our
+verdict. After every `PASS` and `REPAIRED` the embeddings equal those of an encoder with the true
+table to {TOLERANCE:g} (for bf16: an encoder in bf16, for int8: one quantised in the same way).
+`n/a`: transformers 4.57 needs an older diffusers, which group-offloads on an accelerator only.
+"""
+
+
 def as_markdown(results: list[dict]) -> str:
-    lines = [
-        "# Tied weights, measured",
-        "",
-        "Written by `python tests/compat/run_matrix.py --write_docs`. Each cell: what stock code "
-        "gives on this path",
-        "(`ok`; `BROKEN` = wrong embeddings without an error; or the error's name) → our verdict. "
-        "After every `PASS`",
-        "and `REPAIRED` the embeddings equal those of an encoder with the true table to "
-        f"{TOLERANCE:g} (bf16 and int8:",
-        "one in bf16, one quantised alike). `n/a`: the older diffusers that transformers 4.57 "
-        "needs cannot",
-        "group-offload without an accelerator.",
-        "",
-    ]
+    """The document: one table per version, a row per layout, a column per path."""
+    lines = [INTRODUCTION]
     for result in results:
         paths = list(dict.fromkeys(name.split("|")[1] for name in result["cells"]))
         layouts = list(dict.fromkeys(name.split("|")[0] for name in result["cells"]))
@@ -144,19 +130,19 @@ def main() -> int:
     parser.add_argument("--versions", nargs="+", default=VERSIONS, metavar="X.Y.Z")
     parser.add_argument("--write_docs", action="store_true", help="write docs/UMT5_MATRIX.md")
     args = parser.parse_args()
-    results, wrong = [], []
+    results: list[dict] = []
+    wrong: list[str] = []
     for version in args.versions:
         result = run_version(version)
-        found = failures(result)
+        failed = failures(result)
         broken = sum(cell["stock"] == "BROKEN" for cell in result["cells"].values())
         print(
             f"transformers {result['transformers']:<8} {len(result['cells'])} cells, {broken} "
-            "silently broken in "
-            f"stock code, {len(found)} not as expected after ours",
+            f"silently broken in stock code, {len(failed)} not as expected after ours",
             flush=True,
         )
         results.append(result)
-        wrong += found
+        wrong += failed
     if args.write_docs:
         (REPOSITORY / "docs" / "UMT5_MATRIX.md").write_text(as_markdown(results), encoding="utf-8")
     print(*wrong, sep="\n")

@@ -53,8 +53,12 @@ def test_the_report_is_hidden_inside_the_block_only(logged, name, message):
     assert logged == [message]
 
 
-def test_the_installed_versions_report_is_recognised():
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_the_installed_versions_report_is_recognised(monkeypatch, is_terminal):
+    """On a terminal it has colours."""
+    monkeypatch.setattr("sys.stdout.isatty", lambda: is_terminal)
     assert is_tied_weight_report(report(EMBED))
+    assert not is_tied_weight_report(report(EMBED, NORM))
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,7 @@ def trusted_key(inspection: Inspection, encoder: UMT5EncoderModel | None = None)
     The canary runs on the layers of `encoder`, where one is given. Raises TextEncoderError where no
     table is healthy, and where two are and differ.
     """
+    inspection = compare_pickled(inspection)
     keys = [SHARED] if inspection.tables_equal else list(inspection.tables)
     faults = {}
     for key in keys:

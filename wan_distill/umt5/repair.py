@@ -40,7 +40,7 @@ def repair(
     import torch
 
     inspection = source if isinstance(source, Inspection) else inspect_text_encoder(source)
-    stored = inspection.tables[key or trusted_key(compare_pickled(inspection), encoder)]
+    stored = inspection.tables[key or trusted_key(inspection, encoder)]
     old = encoder.encoder.embed_tokens.weight
     place = next((p.device for p in encoder.parameters() if not p.is_meta), torch.device("cpu"))
     values = read_rows(stored).to(place, old.dtype)
@@ -155,7 +155,6 @@ def repair_on_disk(
         raise TextEncoderError(f"--repair {out}: already exists; give a new folder")
     if not allow_pickle:
         refuse_pickle(inspection)
-    inspection = compare_pickled(inspection)
     encoder, _ = load_text_encoder(inspection.folder, variant=variant, allow_pickle=allow_pickle)
     key = trusted_key(inspection, encoder)
     del encoder
