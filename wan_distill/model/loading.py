@@ -19,7 +19,7 @@ from wan_distill.settings.assets import download
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
 from wan_distill.system.runtime import Runtime
-from wan_distill.system.weight_files import weight_files
+from wan_distill.system.weight_files import variant_or_none, weight_files
 
 # Graphs of one block: roles, with and without gradients, checkpointed or not. With torch's own
 # limit of 8, three roles exceed it, and the rest runs uncompiled with a warning only.
@@ -92,7 +92,7 @@ class Teacher:
     def _load_stored(self, folder: Path) -> WanTransformer3DModel:
         return load_stored(
             folder,
-            weight_files(folder),
+            weight_files(folder, self.config.variant),
             self.config.base_precision,
             self.runtime.dtype,
             self.runtime.device,
@@ -101,8 +101,10 @@ class Teacher:
 
     def load_vae(self) -> AutoencoderKLWan:
         """The frozen VAE, in float32: it is small, and bf16 shows as banding."""
+        folder = self.fetch("vae")
+        variant = variant_or_none(folder / "vae", self.config.variant)
         vae = AutoencoderKLWan.from_pretrained(
-            self.fetch("vae"), subfolder="vae", dtype=torch.float32
+            folder, subfolder="vae", dtype=torch.float32, variant=variant
         )
         return vae.requires_grad_(False).eval().to(self.runtime.device)
 
