@@ -1,4 +1,4 @@
-"""What people look at after a run: the run.json and the output folder's README."""
+"""run.json and the output folder's README.md: what a run was, and how to use its student."""
 
 from __future__ import annotations
 
@@ -7,81 +7,115 @@ import platform
 import time
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from wan_distill.layout import student_file
-from wan_distill.model.loading import Teacher
-from wan_distill.results.evaluation import as_markdown
+from wan_distill.layout import RunFolder
+from wan_distill.maths.sigmas import steps_of
 from wan_distill.results.export import snippet
+from wan_distill.results.table import as_markdown
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
 from wan_distill.system.files import write_atomically
 
+if TYPE_CHECKING:
+    from wan_distill.model.loading import Teacher
+    from wan_distill.umt5.verify import Verdict
+
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "peft", "safetensors")
+COMFYUI_TOKENS = 512  # ComfyUI pads every prompt to this many tokens
 
 
-def write_run(folder: Path, config: Config, **results) -> None:
-    """run.json: the resolved settings, what they ran on, and what came out."""
-    versions = {name: version(name) for name in PACKAGES}
+def package_versions() -> dict[str, str]:
+    """The installed version of each package that decides what a run computes."""
+    return {name: version(name) for name in PACKAGES}
+
+
+def describe_results(
+    config: Config, teacher: Teacher, verdict: Verdict, evaluation: dict[str, Any] | None
+) -> None:
+    """Writes run.json and README.md into the output folder.
+
+    Args:
+        verdict: what was found out about the text encoder.
+        evaluation: the evaluation's values, None where none was asked for.
+    """
+    folder = RunFolder(Path(config.output_dir))
     run = dict(
         config=config.to_json(),
-        versions=versions,
+        versions=package_versions(),
         python=platform.python_version(),
         platform=platform.platform(),
         written=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        **results,
-    )
-    write_atomically(folder / "run.json", json.dumps(run, indent=1, ensure_ascii=False).encode())
-
-
-def readme(
-    folder: Path, config: Config, info: TeacherInfo, evaluation: dict | None, repository: str = ""
-) -> str:
-    """README.md of the output folder, or the model card of a hub `repository`: what this is, how to
-    run it.
-    """
-    experts = tuple(e for e in info.experts if student_file(folder, e).exists())
-    what = (
-        "LoRA" if config.student_layers is None else f"all weights, {config.student_layers} blocks,"
-    )
-    files = "\n".join(
-        f"- `{student_file(folder, e).name}`: {what} of the {e}-noise expert" for e in experts
-    )
-    steps = " or ".join(map(str, config.sampling_steps))
-    text = f"""# {info.name}, distilled to {steps} steps
-
-A student of `{info.source}` that samples in {steps} steps without guidance (method: {config.method}).
-
-{files}
-- `scheduler/`: the sampler it was trained for (sigmas {", ".join(f"{s:.4f}" for s in config.sigmas()[:-1])})
-{"- `student/`: the complete pipeline, adapters merged in" if config.save_merged and not repository else ""}
-
-## Use
-
-{"" if repository else "In this folder:"}
-
-```python
-{snippet(config, info, experts, repository or ".")}```
-
-"""
-    if config.student_layers is None:
-        text += f"""In ComfyUI load each file into the model of its expert with strength 1, and sample with Euler,
-guidance (cfg) 1, shift {config.flow_shift:g}, {config.grid_steps} steps.
-"""
-    if evaluation:
-        text += f"\n## Measured\n\n{as_markdown(evaluation)}\n"
-    return text
-
-
-def describe_results(config: Config, teacher: Teacher, verdict, evaluation: dict | None) -> None:
-    """Writes run.json and README.md."""
-    folder = Path(config.output_dir)
-    write_run(
-        folder,
-        config,
         teacher=teacher.info.fingerprint(),
         text_encoder=verdict.to_json(),
         evaluation=evaluation,
     )
-    write_atomically(
-        folder / "README.md", readme(folder, config, teacher.info, evaluation).encode()
+    write_atomically(folder.run_json, json.dumps(run, indent=1, ensure_ascii=False).encode())
+    text = readme(folder.path, config, teacher.info, evaluation)
+    write_atomically(folder.readme, text.encode())
+
+
+def readme(
+    folder: Path,
+    config: Config,
+    info: TeacherInfo,
+    evaluation: dict[str, Any] | None,
+    repository: str = "",
+) -> str:
+    """README.md of the output folder: what this student is, how to use it and how good it is.
+
+    Args:
+        folder: the output folder; files that it does not hold are not named.
+        evaluation: the evaluation's values, None where none was asked for.
+        repository: of the hub, for its model card: the code then reads from there.
+    """
+    files = RunFolder(folder)
+    experts = tuple(e for e in info.experts if files.has_student(e))
+    steps = " or ".join(map(str, config.sampling_steps))
+    what = f"all weights, {config.student_layers} blocks," if config.whole_student else "LoRA"
+    listed = [f"- `{files.student(e).name}`: {what} of the {e}-noise expert" for e in experts]
+    sigmas = ", ".join(f"{sigma:.4f}" for sigma in config.sigmas()[:-1])
+    listed.append(f"- `{files.scheduler.name}/`: the sampler it was trained for (sigmas {sigmas})")
+    if config.save_merged and not repository:
+        listed.append(f"- `{files.merged.name}/`: the complete pipeline, adapters merged in")
+    parts = [
+        f"# {info.name}, distilled to {steps} steps",
+        f"A student of `{info.source}` that samples in {steps} steps without guidance "
+        f"(method: {config.method}).",
+        "\n".join(listed),
+        "## Use",
+    ]
+    if not repository:
+        parts.append("In this folder:")
+    parts.append(f"```python\n{snippet(config, info, experts, repository or '.')}```")
+    if not config.whole_student:
+        parts.append(comfyui(config))
+    if evaluation:
+        parts.append(f"## Measured\n\n{as_markdown(evaluation)}")
+    return "\n\n".join(parts) + "\n"
+
+
+def comfyui(config: Config) -> str:
+    """The settings of ComfyUI's nodes with which it samples as this student was trained."""
+    steps = config.grid_steps
+    split = len(steps_of("high", config.sigmas(), config.boundary_ratio))
+    nodes = (
+        "In ComfyUI load each file into the model of its expert with strength 1 and set the shift "
+        f"of each model to {config.flow_shift:g} (node ModelSamplingSD3). "
     )
+    sampler = f"{steps} steps, cfg 1, sampler `euler`, scheduler `simple`"
+    if split == steps:
+        nodes += f"Sample with one KSampler: {sampler}."
+    else:
+        nodes += (
+            f"Sample with two KSampler (Advanced) nodes, both with {sampler}: the high-noise "
+            f"expert takes steps 0 to {split} (add noise, return with leftover noise), then the "
+            f"low-noise expert steps {split} to {steps} (add no noise, return without leftover "
+            "noise)."
+        )
+    if config.max_sequence_length != COMFYUI_TOKENS:
+        nodes += (
+            f" ComfyUI pads every prompt to {COMFYUI_TOKENS} tokens; this student was trained with "
+            f"{config.max_sequence_length}, so its clips differ there."
+        )
+    return nodes

@@ -1,0 +1,78 @@
+"""The output folder's README, and run.json."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from conftest import write_pipeline
+
+from wan_distill.layout import LORA_FILE
+from wan_distill.model.loading import Teacher
+from wan_distill.results.readme import comfyui, describe_results, package_versions, readme
+from wan_distill.settings.description import read_teacher
+from wan_distill.system.runtime import Runtime
+from wan_distill.umt5.verify import Verdict
+
+
+@pytest.mark.parametrize(
+    "steps, shift, high",
+    [
+        (4, 5.0, 2),  # 1 .9375 | .8333 .625
+        (8, 5.0, 4),  # 1 .9722 .9375 .8929 | .8333 .75 .625 .4167
+        (4, 12.0, 3),  # 1 .9730 .9231 | .8
+        (4, 1.0, 1),  # 1 | .75 .5 .25
+    ],
+)
+def test_comfyui_gets_the_split_of_this_students_sigmas(small_config, steps, shift, high):
+    words = comfyui(small_config(sampling_steps=(steps,), flow_shift=shift))
+    assert f"{steps} steps, cfg 1, sampler `euler`, scheduler `simple`" in words
+    assert f"the shift of each model to {shift:g} " in words
+    assert "two KSampler (Advanced)" in words
+    assert f"steps 0 to {high} (add noise, return with leftover noise)" in words
+    assert f"steps {high} to {steps} (add no noise, " in words
+
+
+def test_a_teacher_of_one_expert_needs_one_node(small_config, tmp_path):
+    teacher = write_pipeline(tmp_path / "one", two_experts=False)
+    words = comfyui(small_config(teacher_path=str(teacher)))
+    assert "with one KSampler: 4 steps" in words and "low-noise" not in words
+
+
+def test_a_length_that_comfyui_does_not_use_is_named(small_config):
+    assert "trained with 12" in comfyui(small_config(max_sequence_length=12))
+    assert "tokens" not in comfyui(small_config(max_sequence_length=512))
+
+
+def test_the_readme_names_the_files_that_are_there(small_config, tmp_path):
+    config = small_config(output_dir=str(tmp_path))
+    (tmp_path / LORA_FILE["low"]).touch()
+    text = readme(tmp_path, config, read_teacher(config), None)
+    assert text.startswith("# random, distilled to 4 steps\n\nA student of `")
+    assert f"- `{LORA_FILE['low']}`: LoRA of the low-noise expert" in text
+    assert "(sigmas 1.0000, 0.9375, 0.8333, 0.6250)" in text
+    assert LORA_FILE["high"] not in text and "## Measured" not in text
+    assert 'pipe.load_lora_weights("."' in text and "In ComfyUI" in text
+
+
+def test_a_shallower_student_is_described_as_a_pipeline(small_config, tmp_path):
+    teacher = write_pipeline(tmp_path / "deep", layers=2)
+    config = small_config(teacher_path=str(teacher), student_layers=1, method="trajectory")
+    (tmp_path / "high_noise_student.safetensors").touch()
+    text = readme(tmp_path, config, read_teacher(config), None)
+    assert "`high_noise_student.safetensors`: all weights, 1 blocks, of the high-noise" in text
+    assert "`student/`: the complete pipeline" in text and "ComfyUI" not in text
+
+
+def test_run_json_holds_settings_versions_and_results(small_config, tmp_path):
+    config = small_config(output_dir=str(tmp_path), hub_token="hf_secret")
+    info = read_teacher(config)
+    verdict = Verdict("PASS", "", "", "both names", 3, 3, "5.0")
+    evaluation = dict(rows=[], gap_closed_by_steps={"4": 0.5}, floor=1.0, samples=8)
+    describe_results(config, Teacher(info, config, Runtime(config)), verdict, evaluation)
+    text = (tmp_path / "run.json").read_text(encoding="utf-8")
+    run = json.loads(text)
+    assert run["config"]["rank"] == 4 and run["versions"] == package_versions()
+    assert run["teacher"] == info.fingerprint() and run["evaluation"] == evaluation
+    assert run["text_encoder"]["verdict"] == "PASS" and "hf_secret" not in text
+    assert "gap closed: 0.500 in 4 steps" in (tmp_path / "README.md").read_text(encoding="utf-8")

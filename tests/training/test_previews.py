@@ -1,0 +1,59 @@
+"""Previews are written when they are due, and take a small share of a run's time."""
+
+from __future__ import annotations
+
+import pytest
+
+from wan_distill.data.embeddings import PromptEmbeddings
+from wan_distill.data.run import Run
+from wan_distill.model.loading import Teacher
+from wan_distill.settings.description import read_teacher
+from wan_distill.system.runtime import Runtime
+from wan_distill.training import previews
+
+
+@pytest.fixture
+def clock(monkeypatch) -> list[float]:
+    """Its only entry is the time in seconds."""
+    time = [0.0]
+    monkeypatch.setattr(previews.time, "perf_counter", lambda: time[0])
+    return time
+
+
+@pytest.fixture
+def make_previews(small_config, tmp_path):
+    def make(**changes) -> previews.Previews:
+        config = small_config(**changes)
+        runtime = Runtime(config)
+        teacher = Teacher(read_teacher(config), config, runtime)
+        length = config.max_sequence_length
+        embeddings = PromptEmbeddings(tmp_path / "prompts", {}, length, runtime.device)
+        return previews.Previews(
+            Run(config, teacher, embeddings, ("a cat",), runtime), "high", ["a dog"]
+        )
+
+    return make
+
+
+def test_previews_are_due_at_the_start_in_between_and_at_the_end(make_previews, clock):
+    shown = make_previews(validation_steps=10)
+    clock[0] = 1.0
+    assert [n for n in range(26) if shown.due(n, last=n == 25)] == [0, 10, 20, 25]
+    assert not make_previews(validation_steps=0).due(0)
+
+
+def test_previews_keep_to_their_share_of_the_run(make_previews, clock, capsys):
+    shown = make_previews(validation_steps=10)
+    shown.spent = 5.0
+    clock[0] = 99.0
+    assert not shown.due(10) and shown.due(0) and shown.due(100, last=True)
+    assert not shown.due(20) and capsys.readouterr().out.count("was left out") == 1
+    clock[0] = 101.0
+    assert shown.due(10) and not shown.due(11)
+
+
+def test_the_prompts_of_previews_are_those_asked_for(small_config):
+    held_out = ["a", "b", "c", "d"]
+    asked = small_config(validation_prompt=" a cat | a dog |")
+    assert previews.validation_prompts(asked, held_out) == ["a cat", "a dog"]
+    assert previews.validation_prompts(small_config(), held_out) == ["a", "b", "c"]
