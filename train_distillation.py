@@ -102,8 +102,8 @@ def run(config: Config) -> int:
     if config.push_to_hub:
         check_hub(config)
     if config.dry_run:
-        print(describe_plan(config, info, prompts, held_out))
-        print(describe_needs(config, info))
+        print(describe_needs(config, info, len(prompts) + len(held_out)), "", sep="\n")
+        print(describe_plan(config, info, prompts, held_out), "", "On this machine:", sep="\n")
         lines, obstacles = examine_surroundings(config, info)
         print(*lines, sep="\n")
         for obstacle in obstacles:  # after the plan, which holds for any machine
@@ -113,6 +113,7 @@ def run(config: Config) -> int:
 
     from wan_distill.data.run import Run
     from wan_distill.model.loading import Teacher, hide_loading_bars
+    from wan_distill.planning.levers import explain_out_of_memory
     from wan_distill.results.evaluation import Evaluation
     from wan_distill.results.export import export_student
     from wan_distill.results.page import write_page
@@ -122,6 +123,7 @@ def run(config: Config) -> int:
     from wan_distill.system.runtime import Runtime
     from wan_distill.training.metrics import Tracker
     from wan_distill.training.previews import validation_prompts
+    from wan_distill.training.rehearsal import rehearse
     from wan_distill.training.resume import check_resume, identity
 
     if not config.verbose_loading:
@@ -144,6 +146,9 @@ def run(config: Config) -> int:
     # 3. One expert after the other learns its own steps.
     job = Run(config, teacher, embeddings, tuple(prompts), runtime)
     if not config.evaluate_only:
+        if runtime.device.type != "cpu":  # if memory runs out, then now, not after hours of solving
+            with explain_out_of_memory(config, info, "rehearsing one update of each role"):
+                rehearse(job, config.experts[0])
         tracker = Tracker(config, runtime)
         for expert in config.experts:
             distil(job, expert, shown, tracker)

@@ -12,20 +12,22 @@ from typing import Any
 import torch
 
 from wan_distill.errors import UsageError
-from wan_distill.planning.memory import GB, USABLE, Estimate, estimate
+from wan_distill.planning.hardware import GB, GPUS, USABLE
+from wan_distill.planning.memory import Estimate, estimate
 from wan_distill.planning.wording import size
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
 
 Change = dict[str, Any]
 
-CARDS = (24, 48, 80, 141)  # GB: RTX 4090, L40S, H100, H200
+CARDS = ("rtx-4090", "rtx-5090", "l40s", "h100", "h200")
 CLIPS = ((49, 480, 832), (17, 480, 832), (33, 256, 448), (17, 256, 448))
 # From the most exact frozen base to the slowest.
 BASES: tuple[Change, ...] = (
     {"base_precision": "bf16", "offload": False},
     {"base_precision": "fp8", "offload": False},
     {"base_precision": "nf4", "offload": False},
+    {"base_precision": "nf4", "offload": False, "use_8bit_adam": True},
     {"base_precision": "bf16", "offload": True},
 )
 VARIED = ("base_precision", "num_frames", "height", "width")
@@ -89,23 +91,24 @@ def explain_out_of_memory(config: Config, info: TeacherInfo, phase: str) -> Iter
         ) from error
 
 
-def what_fits(config: Config, info: TeacherInfo) -> dict[int, str]:
-    """Card size in GB -> flags of the largest clip, then the most exact base, whose predicted peak
-    fits; empty where nothing does.
+def what_fits(config: Config, info: TeacherInfo) -> dict[str, str]:
+    """GPU -> flags of the largest clip, then the most exact base, whose predicted peak fits; empty
+    where nothing does.
     """
     fitting = dict.fromkeys(CARDS, "")
     for changed in _candidates(config):
-        for card in CARDS:
-            if fitting[card]:
-                continue
-            peak = estimate(changed, info).peak
-            if peak < USABLE * card * GB:
+        waiting = [card for card in CARDS if not fitting[card]]
+        if not waiting:
+            break
+        peak = estimate(changed, info).peak
+        for card in waiting:
+            if peak < USABLE * GPUS[card].memory:
                 fitting[card] = f"{_difference(config, changed)} (peak {size(peak)})"
     return fitting
 
 
 def _difference(config: Config, changed: Config) -> str:
-    flags = ["--offload"] if changed.offload else []
+    flags = [f"--{name}" for name in ("offload", "use_8bit_adam") if getattr(changed, name)]
     for name in VARIED:
         value = getattr(changed, name)
         if name in ("base_precision", "num_frames") or value != getattr(config, name):

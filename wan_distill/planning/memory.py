@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
+from wan_distill.planning.hardware import processes
 from wan_distill.planning.trace import Shape, Trace, trace
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
 from wan_distill.settings.recipes import recipe_of
 from wan_distill.system.runtime import DTYPES
 
-GB = 1e9
 FP32 = 4
 ADAM_MOMENTS = 2
-USABLE = 0.92  # of a card: the rest is the CUDA context (0.5 GB) and what fragmentation takes
 # Bytes per weight of the blocks' matrices. nf4: 4 bits and one fp32 scale per 64 weights (QLoRA,
 # arXiv 2305.14314).
 BASE_BYTES = {"fp8": 1.0, "int8": 1.0, "nf4": 0.5 + FP32 / 64}
@@ -73,13 +71,13 @@ def shape_of(config: Config, info: TeacherInfo) -> Shape:
 def estimate(config: Config, info: TeacherInfo) -> Estimate:
     """Memory of training one expert with these settings."""
     cost = trace(shape_of(config, info))
-    processes = int(os.environ.get("WORLD_SIZE", 1))
+    count = processes(config)
     base, unpacked = _base(config, info, cost)
     if config.shard:
-        base /= processes
+        base /= count
     activations: float = _activations(config, info, cost)
     if config.context_parallel:
-        activations /= processes
+        activations /= count
     roles = len(recipe_of(config).roles(config))
     adapter = FP32 * cost.adapter
     moments = roles * ADAM_MOMENTS * adapter / (FP32 if config.use_8bit_adam else 1)

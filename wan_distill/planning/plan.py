@@ -5,21 +5,20 @@ and does it fit.
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-import torch
+from typing import Any
 
 from wan_distill.maths.sigmas import SUBFOLDER, expert_of, steps_of
+from wan_distill.planning.hardware import Hardware, hardware_of
 from wan_distill.planning.levers import what_fits
-from wan_distill.planning.memory import USABLE, Estimate, estimate, shape_of
-from wan_distill.planning.trace import matrix_rate
+from wan_distill.planning.memory import Estimate, estimate, shape_of
+from wan_distill.planning.stages import stages
 from wan_distill.planning.wording import count, duration, operations, size
 from wan_distill.planning.work import disk_needs, sample_work, solve_flops, update_work
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
 from wan_distill.settings.recipes import recipe_of
-from wan_distill.system.runtime import process_state
 
-SHARE = 0.5  # of the measured matrix rate that training is assumed to reach
+SHOWN = 24  # characters of a setting's value
 
 
 def describe_plan(
@@ -83,71 +82,84 @@ def _method(config: Config) -> list[str]:
     lines = [f"Method    {config.method}; roles on one frozen base: teacher, {roles}"]
     lines += [f"  note    {note}" for note in recipe.notes(config)]
     return lines + [
-        f"  --{name} {getattr(config, name)}: {reason}" for name, reason in recipe.reasons.items()
+        f"  --{name} {_shown(getattr(config, name))}: {reason}"
+        for name, reason in recipe.reasons.items()
     ]
+
+
+def _shown(value: Any) -> str:
+    """A setting's value, at most about as long as a word or two."""
+    text = "(default)" if value is None else str(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 # ------------------------------------------------------------------------------- memory and time
 
 
-def describe_needs(config: Config, info: TeacherInfo) -> str:
-    """Parameters, tokens, memory by kind, disk, arithmetic, time here, and what fits which card;
-    loads no weights.
+def describe_needs(config: Config, info: TeacherInfo, prompts: int = 0) -> str:
+    """Whether it fits, hours, dollars; then memory by kind, disk, work, and what fits which GPU.
+    Loads no weights.
+
+    Args:
+        prompts: how many are encoded.
     """
     need = estimate(config, info)
-    lines = [*_memory(config, info, need)]
-    lines += [
-        f"Disk      {size(b)} {what}" for what, b in disk_needs(config, info, need.trace).items()
-    ]
+    hardware = hardware_of(config)
+    lines = [*_decisive(config, info, need, hardware, prompts), *_memory(config, info, need)]
+    disk = disk_needs(config, info, need.trace)
+    lines += [f"Disk      {size(number)} {what}" for what, number in disk.items()]
     lines += _work(config, info, need)
     if not info.embedded:
         lines.append("Cards     the largest clip that fits, with the most exact base")
         lines += [
-            f"  {card:>3} GB   {fits or 'nothing tried fits; use several cards with --shard'}"
+            f"  {card:<13}{fits or 'nothing tried fits; use several cards with --shard'}"
             for card, fits in what_fits(config, info).items()
         ]
     return "\n".join(lines)
 
 
-def _memory(config: Config, info: TeacherInfo, need: Estimate) -> list[str]:
-    cost, device = need.trace, process_state().device
-    tokens = shape_of(config, info).tokens
+def _decisive(
+    config: Config, info: TeacherInfo, need: Estimate, hardware: Hardware, prompts: int
+) -> list[str]:
+    """Does it fit, how long does it take, what does it cost?"""
+    parts = stages(config, info, need.trace, prompts)
+    seconds = sum(stage.seconds(hardware) for stage in parts)
+    fits = "yes" if need.peak <= hardware.usable else "NO: choose from the lines under Cards"
+    listing = ", ".join(f"{stage.name} {duration(stage.seconds(hardware))}" for stage in parts)
     lines = [
-        f"Model     {len(info.experts)} x {count(cost.parameters)} parameters, one expert resident "
-        f"at a time; {tokens} tokens per sample; {count(cost.adapter)} trained per role",
-        f"Memory    predicted peak {size(need.peak)} while an expert trains ({device.type} here)",
-        *(f"  {name:<12}{size(value):>9}" for name, value in need.by_kind().items()),
+        f"On        {hardware.count} x {hardware.title}",
+        f"Fits      {fits}; predicted peak {size(need.peak)} of {size(hardware.usable)} usable",
+        f"Time      about {duration(seconds)}: {listing}",
+        f"          at {hardware.rate / 1e12:.3g} TFLOP/s per device ({hardware.reason})",
     ]
-    if device.type == "cuda":
-        usable = USABLE * torch.cuda.mem_get_info(device)[1]
-        if need.peak > usable:
-            lines.append(
-                f"  warning  does not fit this card ({size(usable)} usable); choose from the lines "
-                "below"
-            )
+    if hardware.named:
+        hours = hardware.count * seconds / 3600
+        lines.append(
+            f"Cost      about ${hours * config.gpu_hour_price:,.0f}: {hours:.1f} GPU-hours at "
+            f"${config.gpu_hour_price:g} (--gpu_hour_price)"
+        )
     return lines
 
 
+def _memory(config: Config, info: TeacherInfo, need: Estimate) -> list[str]:
+    cost = need.trace
+    tokens = shape_of(config, info).tokens
+    return [
+        f"Model     {len(info.experts)} x {count(cost.parameters)} parameters, one expert resident "
+        f"at a time; {tokens} tokens per sample; {count(cost.adapter)} trained per role",
+        f"Memory    predicted peak {size(need.peak)} while an expert trains",
+        *(f"  {name:<12}{size(value):>9}" for name, value in need.by_kind().items()),
+    ]
+
+
 def _work(config: Config, info: TeacherInfo, need: Estimate) -> list[str]:
-    """Operations and hours. Processes share the samples to solve; each makes every update."""
-    state = process_state()
     solve = solve_flops(config, info, need.trace)
     samples = sum(work.rows for work in sample_work(config, info))
     batch = config.train_batch_size * config.gradient_accumulation_steps
     lines = [f"Work      {operations(solve)} to solve {samples} samples, once"]
-    train = 0.0
-    for work in update_work(config, need.trace):
-        train += work.flops * work.updates
-        lines.append(
-            f"  {work.expert:<4} {work.role:<11} {operations(work.flops)} per update ({batch} "
-            f"samples), {work.updates} updates"
-        )
-    rate = matrix_rate(state.device, shape_of(config, info).dtype)
-    together = state.num_processes if config.context_parallel else 1
-    seconds = (solve / state.num_processes + train / together) / (SHARE * rate)
-    lines.append(
-        f"Time      about {duration(seconds)} on {state.num_processes} x {state.device.type}: "
-        f"{operations(solve + train)} at {SHARE:.0%} of the matrix rate measured here "
-        f"({rate / 1e12:.3g} TFLOP/s)"
-    )
+    lines += [
+        f"  {work.expert:<4} {work.role:<11} {operations(work.flops)} per update ({batch} "
+        f"samples), {work.updates} updates"
+        for work in update_work(config, need.trace)
+    ]
     return lines

@@ -68,9 +68,7 @@ class Ledger(TorchDispatchMode):
         self.live -= size
 
 
-def _operations(
-    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
-) -> int:
+def _operations(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> int:
     """Floating-point operations of one call; only matrix products and attention count."""
     name = func._overloadpacket.__name__
     if name.startswith("_scaled_dot_product"):
@@ -166,9 +164,7 @@ def _trace(shape: Shape, depth: int) -> Trace:
         model.requires_grad_(True)
     else:
         for role in ROLES[: shape.roles]:
-            add_adapter(
-                model, role, rank=shape.rank, alpha=shape.rank, layers=shape.layers, seed=0
-            )
+            add_adapter(model, role, rank=shape.rank, alpha=shape.rank, layers=shape.layers, seed=0)
         model.set_adapter(ROLES[0])
     if shape.checkpointing:
         model.enable_gradient_checkpointing()

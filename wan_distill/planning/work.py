@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from wan_distill.layout import RunFolder
 from wan_distill.maths.sigmas import Expert, expert_sigmas
 from wan_distill.methods import make_method
+from wan_distill.planning.hardware import processes
 from wan_distill.planning.memory import ADAM_MOMENTS, FP32, shape_of
 from wan_distill.planning.trace import Trace
 from wan_distill.settings.config import Config
@@ -50,7 +50,7 @@ class UpdateWork:
 def sample_work(config: Config, info: TeacherInfo) -> list[SampleWork]:
     """The samples that training reads, and those that it is checked and previewed with."""
     distilled = distilled_high(config) is not None or "high" in config.experts
-    micro_batches = config.gradient_accumulation_steps * int(os.environ.get("WORLD_SIZE", 1))
+    micro_batches = config.gradient_accumulation_steps * processes(config)
     rows: dict[SampleSpec, frozenset[int]] = {}
     checks: dict[SampleSpec, int] = {}
     for expert in config.experts:
@@ -100,6 +100,21 @@ def solve_flops(config: Config, info: TeacherInfo, cost: Trace) -> float:
     """Operations to solve all samples, over all processes."""
     forward = cost.forward_flops / config.train_batch_size  # of one sample
     return sum(work.rows * work.evaluations * forward for work in sample_work(config, info))
+
+
+def check_flops(config: Config, info: TeacherInfo, cost: Trace) -> float:
+    """Operations of the student's samples in all checks and previews."""
+    forward = cost.forward_flops / config.train_batch_size
+    total = 0.0
+    for expert in config.experts:
+        steps = max(0, len(expert_sigmas(config.sigmas(), expert, config.boundary_ratio)) - 1)
+        if config.monitor_steps:
+            checks = 1 + config.max_train_steps // config.monitor_steps
+            total += checks * config.monitor_samples * steps * forward
+        if config.validation_steps:
+            previews = 1 + config.max_train_steps // config.validation_steps
+            total += previews * PREVIEWS * steps * forward
+    return total
 
 
 def update_work(config: Config, cost: Trace) -> list[UpdateWork]:

@@ -12,6 +12,7 @@ from wan_distill.settings.description import TeacherInfo
 from wan_distill.settings.job import LORA_TARGETS
 
 POSITIVE = (
+    "gpu_hour_price",
     "max_train_steps",
     "train_batch_size",
     "gradient_accumulation_steps",
@@ -76,6 +77,11 @@ def check_values(config: Config) -> None:
             raise UsageError(f"--{name} {value}: must not be negative")
         if name.removeprefix("real_score_") in ("guidance_scale", "guidance_scale_2") and value < 1:
             raise UsageError(f"--{name} {value}: guidance starts at 1, which is off")
+    if config.gpu is not None and not config.dry_run:
+        raise UsageError(
+            f"--gpu {config.gpu}: is for the plan; give --dry_run too, or leave it out to run on "
+            "the GPU that is here"
+        )
     if config.mixed_precision == "fp16":
         raise UsageError(
             "--mixed_precision fp16: a quarter of the first gradients would be exactly 0, since "

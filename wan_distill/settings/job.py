@@ -52,6 +52,16 @@ class JobSettings:
     width: int = flag(None, "pixels, divisible by 16", START)
     num_frames: int = flag(None, "frames, 4k+1", START)
     seed: int = flag(0, "seed of every random draw", START)
+    gpu: str | None = flag(
+        None,
+        "with --dry_run: plan for this GPU instead of this machine, e.g. h100, h100:8, a100-80, "
+        "rtx-4090",
+        START,
+        free=True,
+    )
+    gpu_hour_price: float = flag(
+        2.5, "dollars per GPU-hour in the plan (an H100 in November 2026)", START, free=True
+    )
     dry_run: bool = flag(False, "print the resolved plan and exit", START, free=True)
 
     expert: str = flag(

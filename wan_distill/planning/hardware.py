@@ -1,0 +1,109 @@
+"""The GPUs that a plan can be made for, and this machine."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+
+import psutil
+import torch
+
+from wan_distill.errors import UsageError
+from wan_distill.planning.trace import matrix_rate
+from wan_distill.settings.config import Config
+from wan_distill.system.runtime import DTYPES, process_state
+
+GB = 1e9
+# Of a card: the rest is the CUDA context (0.5 GB) and what fragmentation takes.
+USABLE = 0.92
+# Of the dense bf16 rate that a training step is assumed to reach: 395 of an H100's 989 TFLOP/s, as
+# published runs of 14B video models do. Of a rate that was measured here: half.
+SHARE_OF_DATASHEET = 0.4
+SHARE_OF_MEASURED = 0.5
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One model of GPU."""
+
+    title: str
+    memory: float
+    """bytes, as CUDA reports them: more than the decimal gigabytes of the name"""
+    rate: float
+    """dense bf16 operations per second with float32 accumulation, by the datasheet"""
+
+
+GPUS = {
+    "b200": Gpu("B200", 191.5e9, 2250e12),
+    "h200": Gpu("H200", 150.1e9, 989e12),
+    "h100": Gpu("H100 SXM", 85.0e9, 989e12),
+    "h100-pcie": Gpu("H100 PCIe", 85.0e9, 756e12),
+    "rtx-pro-6000": Gpu("RTX PRO 6000 Blackwell", 102.0e9, 503e12),
+    "a100-80": Gpu("A100 80 GB", 85.0e9, 312e12),
+    "a100-40": Gpu("A100 40 GB", 42.3e9, 312e12),
+    "l40s": Gpu("L40S", 48.3e9, 362e12),
+    "rtx-5090": Gpu("RTX 5090", 34.2e9, 209e12),
+    "rtx-4090": Gpu("RTX 4090", 25.7e9, 165e12),
+}
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What a run is planned for."""
+
+    title: str
+    count: int
+    memory: float
+    """bytes of one device"""
+    rate: float
+    """operations per second of one device that training is assumed to reach"""
+    reason: str
+    """where `rate` comes from"""
+    named: bool
+    """whether `--gpu` names it, so that nothing of this machine matters"""
+
+    @property
+    def usable(self) -> float:
+        """Bytes of one device that a run can use."""
+        return USABLE * self.memory
+
+
+def parse_gpu(text: str) -> tuple[Gpu, int]:
+    """`h100` or `h100:8` -> the GPU and their number. Raises UsageError."""
+    match = re.fullmatch(r"([a-z0-9-]+)(?::(\d+))?", text.strip().lower())
+    count = int(match[2] or 1) if match else 0
+    if match is None or match[1] not in GPUS or count < 1:
+        raise UsageError(
+            f"--gpu {text}: is none that this tool knows; give one of {', '.join(GPUS)}, with :N "
+            "for several"
+        )
+    return GPUS[match[1]], count
+
+
+def processes(config: Config) -> int:
+    """Number of processes that a plan is made for: one per GPU."""
+    if config.gpu is not None:
+        return parse_gpu(config.gpu)[1]
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def hardware_of(config: Config) -> Hardware:
+    """The GPUs that `--gpu` names, or this machine."""
+    if config.gpu is not None:
+        gpu, count = parse_gpu(config.gpu)
+        rate = SHARE_OF_DATASHEET * gpu.rate
+        reason = f"{SHARE_OF_DATASHEET:.0%} of the dense bf16 rate, {gpu.rate / 1e12:.0f} TFLOP/s"
+        return Hardware(gpu.title, count, gpu.memory, rate, reason, named=True)
+    state = process_state()
+    device = state.device
+    measured = matrix_rate(device, DTYPES[config.mixed_precision])
+    title, memory = device.type, float(psutil.virtual_memory().available)
+    if device.type == "cuda":
+        title = torch.cuda.get_device_name(device)
+        memory = float(torch.cuda.mem_get_info(device)[1])
+    reason = (
+        f"{SHARE_OF_MEASURED:.0%} of the matrix rate measured here, {measured / 1e12:.3g} TFLOP/s"
+    )
+    rate = SHARE_OF_MEASURED * measured
+    return Hardware(title, state.num_processes, memory, rate, reason, named=False)

@@ -1,0 +1,80 @@
+"""How long a run takes, stage by stage: operations, seconds, dollars."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from wan_distill.maths.sigmas import Expert, expert_sigmas
+from wan_distill.planning.hardware import Hardware
+from wan_distill.planning.trace import Trace
+from wan_distill.planning.work import check_flops, solve_flops, update_work
+from wan_distill.settings.config import Config
+from wan_distill.settings.description import TeacherInfo
+
+BASELINE_STEPS = 4  # of the evaluation's few-step teacher rows
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One part of a run."""
+
+    name: str
+    flops: float
+    """over all devices"""
+    parallel: bool
+    """whether devices share the work; otherwise each does all of it, or only one does any"""
+
+    def seconds(self, hardware: Hardware) -> float:
+        """Wall-clock seconds on `hardware`."""
+        return self.flops / hardware.rate / (hardware.count if self.parallel else 1)
+
+
+def stages(config: Config, info: TeacherInfo, cost: Trace, prompts: int) -> list[Stage]:
+    """All stages of a run on `prompts` prompts, in their order."""
+    found = [
+        Stage("text encoder", prompts * encoder_flops(info, config.max_sequence_length), False),
+        Stage("solving samples", solve_flops(config, info, cost), True),
+    ]
+    # Data-parallel processes make the same number of updates, each on its own samples.
+    shared = config.context_parallel
+    work = update_work(config, cost)
+    for expert in config.experts:
+        flops = sum(w.flops * w.updates for w in work if w.expert == expert)
+        found.append(Stage(f"{expert} expert", flops, shared))
+    found.append(Stage("checks and previews", check_flops(config, info, cost), shared))
+    if config.evaluate:
+        found.append(Stage("evaluation", evaluation_flops(config, info, cost), False))
+    return [stage for stage in found if stage.flops > 0]
+
+
+def encoder_flops(info: TeacherInfo, tokens: int) -> float:
+    """Operations of the text encoder for one prompt of `tokens` tokens; matrix products only."""
+    file = info.folder / "text_encoder" / "config.json"
+    if not file.exists():
+        return 0.0
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    width = settings.get("d_model", 0)
+    attention = 4 * width * settings.get("num_heads", 0) * settings.get("d_kv", 0)
+    feed_forward = 3 * width * settings.get("d_ff", 0)
+    return 2.0 * tokens * settings.get("num_layers", 0) * (attention + feed_forward)
+
+
+def evaluation_flops(config: Config, info: TeacherInfo, cost: Trace) -> float:
+    """Operations of the evaluation's samples: the teacher's two sets, its few steps, the students'."""
+    short = config.sigmas(BASELINE_STEPS)
+    long = config.teacher_sigmas()
+    evaluations = 2 * _evaluations(config, info, long, guided=True)
+    evaluations += _evaluations(config, info, short, guided=True)
+    evaluations += _evaluations(config, info, short, guided=False)
+    for steps in config.sampling_steps:
+        evaluations += _evaluations(config, info, config.sigmas(steps), guided=False)
+    return config.eval_samples * evaluations * cost.forward_flops / config.train_batch_size
+
+
+def _evaluations(config: Config, info: TeacherInfo, sigmas: tuple[float, ...], guided: bool) -> int:
+    def each(expert: Expert) -> int:
+        steps = max(0, len(expert_sigmas(sigmas, expert, config.boundary_ratio)) - 1)
+        return steps * (config.guided_evaluations(expert) if guided else 1)
+
+    return sum(each(expert) for expert in info.experts)
