@@ -26,17 +26,17 @@ from wan_distill.umt5.verify import Verdict
 )
 def test_comfyui_gets_the_split_of_this_students_sigmas(small_config, steps, shift, high):
     words = comfyui(small_config(sampling_steps=(steps,), flow_shift=shift))
-    assert f"{steps} steps, cfg 1, sampler `euler`, scheduler `simple`" in words
+    assert f"{steps} steps, cfg 1, sampler `euler` and scheduler `simple`" in words
     assert f"the shift of each model to {shift:g} " in words
-    assert "two KSampler (Advanced)" in words
-    assert f"steps 0 to {high} (add noise, return with leftover noise)" in words
-    assert f"steps {high} to {steps} (add no noise, " in words
+    assert "in two KSampler (Advanced) nodes:\n\n1. " in words
+    assert f"1. high-noise expert: steps 0 to {high}; add noise: enable; return with" in words
+    assert f"2. low-noise expert: steps {high} to {steps}; add noise: disable; return" in words
 
 
 def test_a_teacher_of_one_expert_needs_one_node(small_config, tmp_path):
     teacher = write_pipeline(tmp_path / "one", two_experts=False)
     words = comfyui(small_config(teacher_path=str(teacher)))
-    assert "with one KSampler: 4 steps" in words and "low-noise" not in words
+    assert "in one KSampler node." in words and "low-noise" not in words
 
 
 def test_a_length_that_comfyui_does_not_use_is_named(small_config):

@@ -99,23 +99,23 @@ def comfyui(config: Config) -> str:
     """The settings of ComfyUI's nodes with which it samples as this student was trained."""
     steps = config.grid_steps
     split = len(steps_of("high", config.sigmas(), config.boundary_ratio))
-    nodes = (
-        "In ComfyUI load each file into the model of its expert with strength 1 and set the shift "
-        f"of each model to {config.flow_shift:g} (node ModelSamplingSD3). "
-    )
-    sampler = f"{steps} steps, cfg 1, sampler `euler`, scheduler `simple`"
+    parts = [
+        "In ComfyUI load each file into the model of its expert with strength 1, and set the shift "
+        f"of each model to {config.flow_shift:g} (node ModelSamplingSD3). Sample with {steps} "
+        "steps, cfg 1, sampler `euler` and scheduler `simple`"
+    ]
     if split == steps:
-        nodes += f"Sample with one KSampler: {sampler}."
+        parts[0] += " in one KSampler node."
     else:
-        nodes += (
-            f"Sample with two KSampler (Advanced) nodes, both with {sampler}: the high-noise "
-            f"expert takes steps 0 to {split} (add noise, return with leftover noise), then the "
-            f"low-noise expert steps {split} to {steps} (add no noise, return without leftover "
-            "noise)."
+        parts[0] += " in two KSampler (Advanced) nodes:"
+        parts.append(
+            f"1. high-noise expert: steps 0 to {split}; add noise: enable; return with leftover "
+            f"noise: enable\n2. low-noise expert: steps {split} to {steps}; add noise: disable; "
+            "return with leftover noise: disable"
         )
     if config.max_sequence_length != COMFYUI_TOKENS:
-        nodes += (
-            f" ComfyUI pads every prompt to {COMFYUI_TOKENS} tokens; this student was trained with "
-            f"{config.max_sequence_length}, so its clips differ there."
+        parts.append(
+            f"ComfyUI pads every prompt to {COMFYUI_TOKENS} tokens; this student was trained with "
+            f"{config.max_sequence_length}, so its clips are different there."
         )
-    return nodes
+    return "\n\n".join(parts)
