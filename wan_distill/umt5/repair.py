@@ -153,8 +153,6 @@ def repair_on_disk(
     inspection = inspect_text_encoder(locate(source), variant)
     if out.exists():
         raise TextEncoderError(f"--repair {out}: already exists; give a new folder")
-    if not allow_pickle:
-        refuse_pickle(inspection)
     encoder, _ = load_text_encoder(inspection.folder, variant=variant, allow_pickle=allow_pickle)
     key = trusted_key(inspection, encoder)
     del encoder
