@@ -117,6 +117,7 @@ def run(config: Config) -> int:
     from wan_distill.results.evaluation import Evaluation
     from wan_distill.results.export import export_student
     from wan_distill.results.page import write_page
+    from wan_distill.results.paired import PairedEvaluation
     from wan_distill.results.readme import describe_results
     from wan_distill.results.table import as_markdown
     from wan_distill.system.files import make_output_folder
@@ -155,12 +156,16 @@ def run(config: Config) -> int:
         tracker.finish()
 
     # 4. What is left behind, and how good it is.
+    if runtime.is_main and not config.evaluate_only:
+        export_student(job)
+    evaluation = None
+    if config.evaluate or config.evaluate_only:
+        pairs = config.evaluation == "pairs"
+        measured = PairedEvaluation(job, held_out) if pairs else Evaluation(job, held_out)
+        with explain_out_of_memory(config, info, "measuring the student"):
+            evaluation = measured.measure()
     if runtime.is_main:
-        evaluation = None
-        if not config.evaluate_only:
-            export_student(job)
-        if config.evaluate or config.evaluate_only:
-            evaluation = Evaluation(job, held_out).measure()
+        if evaluation:
             print(f"\n{as_markdown(evaluation)}\n")
         describe_results(config, teacher, verdict, evaluation)
         write_page(folder.path, config, info)

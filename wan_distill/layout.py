@@ -74,6 +74,11 @@ class RunFolder:
         return self.path / "comparison.png"
 
     @property
+    def pairs(self) -> Path:
+        """Videos of the evaluation: teacher and student side by side."""
+        return self.path / "pairs"
+
+    @property
     def plan(self) -> Path:
         return self.path / "plan.txt"
 
@@ -120,10 +125,6 @@ class RunFolder:
         """What was found out about the text encoder."""
         return self.prompts / "encoder.json"
 
-    @property
-    def sample_kinds(self) -> tuple[str, ...]:
-        return ("trajectories", "anchors", "handovers")
-
     def samples(self, kind: str, digest: str) -> Path:
         return self.path / kind / digest
 
@@ -136,6 +137,7 @@ UPLOADED = (
     "*.safetensors",
     "scheduler/*",
     "previews/*",
+    "pairs/*",
     "comparison.png",
     "report.html",
     "run.json",

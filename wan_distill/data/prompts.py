@@ -173,7 +173,8 @@ def split_prompts(config: Config, teacher: TeacherInfo) -> tuple[list[str], list
         excluded = set(held_out)
         return [prompt for prompt in prompts if prompt not in excluded], held_out
     say(
-        f"--prompts {config.prompts}: one prompt only; the evaluation and previews use built-in ones"
+        f"--prompts {config.prompts}: one prompt only; the evaluation and previews use built-in "
+        "ones"
     )
     if teacher.embedded:
         others = _captions_for_evaluation(teacher)

@@ -1,12 +1,11 @@
 """Samples that are solved once, stored at the sigmas where they are needed, and read by training.
 
-Three kinds: the guided teacher's `trajectories` at all student sigmas (trajectory and consistency
-distillation, and `--real_score samples`), its `anchors` at the student's second sigma (the
-diversity loss), and the high expert's `handovers` (inputs of the low phase).
+The guided teacher's `trajectories` at all student sigmas (trajectory and consistency distillation,
+and `--real_score samples`), its `anchors` at the student's second sigma (the diversity loss), the
+high expert's `handovers` (inputs of the low phase), and the clips of the `evaluation`.
 
 Each sample is one safetensors file, in a folder named by a hash of everything it depends on: a
-later run reuses it, an interrupted one goes on. Experts take turns: the high expert carries every sample
-to the boundary, then the low one finishes, so that a single expert is in memory at a time.
+later run reuses it, an interrupted one goes on.
 """
 
 from __future__ import annotations
@@ -29,8 +28,8 @@ from wan_distill.data.run import Run
 from wan_distill.errors import UsageError
 from wan_distill.layout import RunFolder
 from wan_distill.maths.randomness import keyed_noise
-from wan_distill.maths.sigmas import Expert
-from wan_distill.settings.recipes import SampleSpec, distilled_high, recipe_of
+from wan_distill.maths.sigmas import Expert, expert_sigmas
+from wan_distill.settings.recipes import SampleSpec, recipe_of, student_of
 from wan_distill.system.files import write_atomically
 from wan_distill.system.runtime import to_device
 
@@ -49,7 +48,8 @@ class SampleStore:
         self.run = run
         self.spec = spec
         self.prompts = tuple(run.prompts if prompts is None else prompts)
-        self.student = distilled_high(run.config) if spec.sampler == "student" else None
+        self.students = self._students() if spec.sampler == "student" else {}
+        """The student's file of each expert that takes part and has one."""
         digest = hashlib.sha256(json.dumps(self.key(), sort_keys=True).encode()).hexdigest()[:16]
         self.folder = run.folder.samples(spec.kind, digest)
         earlier = run.config.init_student_from
@@ -70,8 +70,13 @@ class SampleStore:
             boundary=config.boundary_ratio,
             weights=config.weights_key,
         )
-        if self.student is not None:
-            return key | dict(student=hashlib.sha256(self.student.read_bytes()).hexdigest())
+        if self.spec.noise == "evaluation":
+            key |= dict(seed=config.eval_seed)
+        if self.spec.sampler == "student":
+            files = {
+                e: hashlib.sha256(f.read_bytes()).hexdigest() for e, f in self.students.items()
+            }
+            return key | dict(students=files)
         guidance = [config.guidance_scale, config.guidance_scale_2]
         return key | dict(negative=config.negative_prompt, guidance=guidance)
 
@@ -79,7 +84,12 @@ class SampleStore:
 
     def noise(self, row: int) -> Tensor:
         """The starting noise of one sample, [C, F, H, W]."""
-        return keyed_noise(self.run.latent_shape, self.run.config.seed, "trajectory", row)
+        config = self.run.config
+        if self.spec.noise == "evaluation":
+            key: tuple[str | int, ...] = ("evaluation", config.eval_seed, "paired", row)
+        else:
+            key = (config.seed, "trajectory", row)
+        return keyed_noise(self.run.latent_shape, *key)
 
     def at(self, rows: Sequence[int], sigmas: Sequence[float]) -> Tensor:
         """Latents [B, C, F, H, W] of samples `rows`, each at its own stored sigma (1: its noise).
@@ -110,6 +120,14 @@ class SampleStore:
             ) from error
 
     # ----------------------------------------------------------------------------- the folder
+
+    def _students(self) -> dict[Expert, Path]:
+        config, files = self.run.config, {}
+        for expert in self.run.info.experts:
+            file = student_of(config, expert)
+            if file and expert_sigmas(self.spec.sigmas, expert, config.boundary_ratio):
+                files[expert] = file
+        return files
 
     def file(self, row: int) -> Path:
         return self.folder / f"{row:06d}.safetensors"
@@ -173,8 +191,8 @@ def open_inputs(run: Run, expert: Expert) -> Inputs:
     """The stores that `--method` reads for one expert; equal sets are one store. Solves nothing."""
     stores: dict[SampleSpec, SampleStore] = {}
     samples: dict[str, SampleStore] = {}
-    distilled = distilled_high(run.config) is not None
-    specs = recipe_of(run.config).samples(run.config, expert, distilled)
+    has_high = student_of(run.config, "high") is not None
+    specs = recipe_of(run.config).samples(run.config, expert, has_high)
     for purpose, spec in specs.items():
         if spec not in stores:
             stores[spec] = SampleStore(run, spec)

@@ -1,4 +1,8 @@
-"""Solves the samples that are missing: one expert after the other, each process its own share."""
+"""Solves the samples that are missing: one expert after the other, each process its own share.
+
+Experts take turns: the high one carries every sample to the boundary, then the low one finishes, so
+that a single expert is in memory at a time.
+"""
 
 from __future__ import annotations
 
@@ -105,8 +109,8 @@ def _waiting(run: Run, store: SampleStore, rows: list[int], first: bool) -> list
 
 def _load(run: Run, expert: Expert, store: SampleStore) -> Denoiser:
     transformer = run.teacher.load_expert(expert)
-    if store.student is not None:
-        load_student(transformer, store.student)
+    if expert in store.students:
+        load_student(transformer, store.students[expert])
     return Denoiser({expert: transformer}, run.config.boundary_ratio, run.info.expand_timesteps)
 
 
@@ -161,8 +165,8 @@ def _carried(
         latents,
         store.prompts_of(rows),
         _owned(run, store, expert),
-        role="student" if store.student is not None else "teacher",
-        guided=store.student is None,
+        role="student" if expert in store.students else "teacher",
+        guided=store.spec.sampler == "teacher",
         store=store.spec.stored,
         advance=bar.update if bar is not None else (lambda samples: None),
     )

@@ -134,6 +134,17 @@ def picture_statistics(frames: Tensor) -> dict[str, float]:
     )
 
 
+def sharpness(frames: Tensor) -> float:
+    """Mean absolute Laplacian of the luminance of clips [N, F, H, W, 3] of RGB in [0, 1]: how much
+    neighbouring pixels differ, in units of luminance.
+    """
+    luminance = frames @ torch.tensor(REC_709)
+    centre = luminance[..., 1:-1, 1:-1]
+    beside = luminance[..., 1:-1, :-2] + luminance[..., 1:-1, 2:]
+    above = luminance[..., :-2, 1:-1] + luminance[..., 2:, 1:-1]
+    return float((beside + above - 4 * centre).abs().mean())
+
+
 def relative(student: dict[str, float], teacher: dict[str, float]) -> dict[str, float]:
     """What the student's statistics are, compared with the teacher's.
 

@@ -21,8 +21,8 @@ from wan_distill.settings.description import TeacherInfo
 from wan_distill.system.runtime import Runtime
 from wan_distill.system.weight_files import variant_or_none, weight_files
 
-# Graphs of one block: roles, with and without gradients, checkpointed or not. With torch's own
-# limit of 8, three roles exceed it, and the rest runs uncompiled with a warning only.
+# Each role needs graphs of its own, with and without gradients: three adapters make 11 per block.
+# Beyond torch's limit of 8, blocks run uncompiled, and only a warning says so.
 GRAPHS_PER_BLOCK = 32
 
 

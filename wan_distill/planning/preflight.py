@@ -87,9 +87,9 @@ def check_processes(config: Config, info: TeacherInfo) -> None:
         raise UsageError(
             f"{flag}: there is one process only; start several, with torchrun or accelerate launch"
         )
-    if config.evaluate or config.evaluate_only:
+    if (config.evaluate or config.evaluate_only) and config.evaluation == "sets":
         raise UsageError(
-            f"{flag}: the evaluation runs in one process; give --no-evaluate, and measure "
+            f"{flag}: --evaluation sets runs in one process; give --no-evaluate, and measure "
             f"afterwards with --evaluate_only and without {flag}"
         )
     if config.shard and config.base_precision != "bf16":

@@ -9,10 +9,8 @@ from wan_distill.maths.sigmas import Expert, expert_sigmas
 from wan_distill.planning.hardware import Hardware
 from wan_distill.planning.trace import Trace
 from wan_distill.planning.work import check_flops, solve_flops, update_work
-from wan_distill.settings.config import Config
+from wan_distill.settings.config import BASELINE_STEPS, Config
 from wan_distill.settings.description import TeacherInfo
-
-BASELINE_STEPS = 4  # of the evaluation's few-step teacher rows
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,8 @@ def stages(config: Config, info: TeacherInfo, cost: Trace, prompts: int) -> list
         found.append(Stage(f"{expert} expert", flops, shared))
     found.append(Stage("checks and previews", check_flops(config, info, cost), shared))
     if config.evaluate:
-        found.append(Stage("evaluation", evaluation_flops(config, info, cost), False))
+        shared = config.evaluation == "pairs"
+        found.append(Stage("evaluation", evaluation_flops(config, info, cost), shared))
     return [stage for stage in found if stage.flops > 0]
 
 
@@ -61,12 +60,13 @@ def encoder_flops(info: TeacherInfo, tokens: int) -> float:
 
 
 def evaluation_flops(config: Config, info: TeacherInfo, cost: Trace) -> float:
-    """Operations of the evaluation's samples: the teacher's two sets, its few steps, the students'."""
+    """Operations of the evaluation's samples: the teacher's, its own few steps, the students'."""
     short = config.sigmas(BASELINE_STEPS)
-    long = config.teacher_sigmas()
-    evaluations = 2 * _evaluations(config, info, long, guided=True)
+    evaluations = _evaluations(config, info, config.teacher_sigmas(), guided=True)
     evaluations += _evaluations(config, info, short, guided=True)
-    evaluations += _evaluations(config, info, short, guided=False)
+    if config.evaluation == "sets":  # an independent set too, and unguided steps
+        evaluations += _evaluations(config, info, config.teacher_sigmas(), guided=True)
+        evaluations += _evaluations(config, info, short, guided=False)
     for steps in config.sampling_steps:
         evaluations += _evaluations(config, info, config.sigmas(steps), guided=False)
     return config.eval_samples * evaluations * cost.forward_flops / config.train_batch_size

@@ -16,9 +16,9 @@ from wan_distill.settings.description import TeacherInfo
 from wan_distill.settings.recipes import (
     Role,
     SampleSpec,
-    distilled_high,
     handovers,
     recipe_of,
+    student_of,
     trajectories,
 )
 
@@ -49,18 +49,18 @@ class UpdateWork:
 
 def sample_work(config: Config, info: TeacherInfo) -> list[SampleWork]:
     """The samples that training reads, and those that it is checked and previewed with."""
-    distilled = distilled_high(config) is not None or "high" in config.experts
+    has_high = student_of(config, "high") is not None or "high" in config.experts
     micro_batches = config.gradient_accumulation_steps * processes(config)
     rows: dict[SampleSpec, frozenset[int]] = {}
     checks: dict[SampleSpec, int] = {}
     for expert in config.experts:
-        specs = recipe_of(config).samples(config, expert, distilled)
+        specs = recipe_of(config).samples(config, expert, has_high)
         read = make_method(config, expert).rows_read(micro_batches)
         for purpose, chosen in read.items():
             spec = specs[purpose]
             rows[spec] = rows.get(spec, frozenset()) | chosen
         for count in _check_counts(config):
-            for spec in _check_specs(config, expert, distilled, count):
+            for spec in _check_specs(config, expert, has_high, count):
                 checks[spec] = count
     solved = solved_before(config, info)
     work = []
@@ -79,11 +79,11 @@ def _check_counts(config: Config) -> list[int]:
 
 
 def _check_specs(
-    config: Config, expert: Expert, distilled: bool, count: int
+    config: Config, expert: Expert, has_high: bool, count: int
 ) -> tuple[SampleSpec, ...]:
     if expert == "high":
         return (trajectories(config, count),)
-    start = handovers(config, config.grid_steps, distilled, complete=True, count=count)
+    start = handovers(config, config.grid_steps, has_high, complete=True, count=count)
     return trajectories(config, count), start
 
 

@@ -34,8 +34,7 @@ from wan_distill.maths.sigmas import Expert, expert_sigmas, sigma_grid
 from wan_distill.model.denoiser import Denoiser
 from wan_distill.model.loading import decode
 from wan_distill.model.student_files import load_student
-from wan_distill.results.table import BASELINE_STEPS
-from wan_distill.settings.config import Config
+from wan_distill.settings.config import BASELINE_STEPS, Config
 from wan_distill.system.console import progress_bar
 from wan_distill.system.files import write_atomically, write_tensors
 from wan_distill.system.pictures import contact_sheet
@@ -142,8 +141,12 @@ class Evaluation:
         self.prompts = [prompts[i % len(prompts)] for i in range(run.config.eval_samples)]
         self.distinct = len(set(self.prompts))
 
-    def measure(self) -> dict[str, Any]:
-        """The whole table as JSON-ready values; also written to evaluation.json."""
+    def measure(self) -> dict[str, Any] | None:
+        """The whole table as JSON-ready values; also written to evaluation.json. Made by the main
+        process alone; the others get nothing.
+        """
+        if not self.run.runtime.is_main:
+            return None
         rows = samplers(self.config)
         drawn = {row: self.draw(row) for row in [rows.independent, *rows.table]}
         result = self._compare(rows, drawn)

@@ -22,7 +22,7 @@ from wan_distill.results.charts import charts
 from wan_distill.results.clips import PromptClips, preview_clips
 from wan_distill.results.export import snippet
 from wan_distill.results.readme import package_versions
-from wan_distill.results.table import COLUMNS
+from wan_distill.results.table import cells
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
 from wan_distill.system.files import write_atomically
@@ -65,6 +65,7 @@ def page_values(folder: RunFolder, config: Config, info: TeacherInfo) -> dict[st
         method=config.method,
         updates={line["expert"]: line["step"] for line in lines},
         quality=quality(evaluation, config.grid_steps) if evaluation else None,
+        sentence=(evaluation or {}).get("sentence"),
         health=health(lines),
         clips=clips(folder),
         comparison=_embedded(folder.comparison, "image/png"),
@@ -119,8 +120,12 @@ def health(lines: list[dict[str, Any]]) -> Health:
     )
 
 
-def quality(evaluation: dict[str, Any], steps: int) -> dict[str, str]:
-    """The student that samples in `steps` steps beside its teacher: quality and speed."""
+def quality(evaluation: dict[str, Any], steps: int) -> dict[str, str] | None:
+    """The student that samples in `steps` steps beside its teacher: quality and speed, where sets
+    of samples were compared.
+    """
+    if "gap_closed" not in evaluation:
+        return None
     rows = {row["sampler"]: row["seconds_per_sample"] for row in evaluation["rows"]}
     teacher = evaluation["rows"][0]["seconds_per_sample"]
     student = rows[f"student {steps}"]
@@ -135,11 +140,8 @@ def quality(evaluation: dict[str, Any], steps: int) -> dict[str, str]:
 def table(evaluation: dict[str, Any]) -> dict[str, Any]:
     """The evaluation's rows as text."""
     return dict(
-        titles=[title for title, _ in COLUMNS.values()],
-        rows=[
-            [form.format(row[key]) for key, (_, form) in COLUMNS.items()]
-            for row in evaluation["rows"]
-        ],
+        titles=cells(evaluation)[0],
+        rows=cells(evaluation)[1:],
         samples=evaluation["samples"],
     )
 

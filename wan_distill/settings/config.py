@@ -23,6 +23,9 @@ WAN_NEGATIVE_PROMPT = (
 )
 
 
+BASELINE_STEPS = 4  # of the teacher's own few-step rows in the evaluation
+
+
 @dataclass(frozen=True)
 class Config(OperationSettings, LearningSettings, JobSettings):  # fields begin with the last base
     """Settings of one run, and the schedules that follow from them."""

@@ -98,15 +98,23 @@ class OperationSettings:
     )
     evaluate: bool = flag(
         None,
-        "measure the student against its teacher at the end (default: tiny only)",
+        "measure the student against its teacher at the end (default: on)",
         OUTPUT,
         free=True,
     )
     evaluate_only: bool = flag(
         False, "measure the student in --output_dir; train nothing", OUTPUT, free=True
     )
+    evaluation: str = flag(
+        None,
+        "sets = Frechet distance between sets of hundreds of samples; pairs = few clips, each "
+        "beside its teacher's from the same noise (default: sets for tiny teachers)",
+        OUTPUT,
+        choices=("sets", "pairs"),
+        free=True,
+    )
     eval_samples: int = flag(
-        512, "samples of student and of teacher in the evaluation", OUTPUT, free=True
+        None, "samples of student and of teacher in the evaluation", OUTPUT, free=True
     )
     eval_seed: int = flag(1, "seed of the evaluation's noise", OUTPUT, free=True)
     validation_steps: int = flag(

@@ -25,7 +25,7 @@ from wan_distill.settings.defaults import (
 )
 
 Role = Literal["teacher", "student", "fake_score", "real_score"]
-SampleKind = Literal["trajectories", "anchors", "handovers"]
+SampleKind = Literal["trajectories", "anchors", "handovers", "evaluation"]
 
 
 @dataclass(frozen=True)
@@ -38,17 +38,20 @@ class SampleSpec:
 
     kind: SampleKind
     sampler: Literal["teacher", "student"]
-    """Who integrates: the guided teacher, or the distilled high expert without guidance."""
+    """Who integrates: the guided teacher, or the student without guidance."""
     sigmas: tuple[float, ...]
     """The solver's points, from 1 down to the last stored sigma."""
     stored: tuple[float, ...]
     """Those of `sigmas` at which latents are kept."""
     count: int
     """How many samples there are to draw from; only those that are read get solved."""
+    noise: Literal["training", "evaluation"] = "training"
+    """Whose noise they begin with: the evaluation's is never trained on."""
 
     def key(self) -> dict[str, Any]:
         """The plain values that tell this set from others."""
-        return dict(sampler=self.sampler, sigmas=list(self.sigmas), stored=list(self.stored))
+        key = dict(sampler=self.sampler, sigmas=list(self.sigmas), stored=list(self.stored))
+        return key if self.noise == "training" else key | dict(noise=self.noise)
 
 
 @dataclass(frozen=True)
@@ -242,8 +245,8 @@ def handovers(
     return SampleSpec("handovers", "teacher", sigmas[: sigmas.index(end) + 1], (end,), count)
 
 
-def distilled_high(config: Config) -> Path | None:
-    """The high expert's student of this run, or of the run it begins with."""
+def student_of(config: Config, expert: Expert) -> Path | None:
+    """One expert's student of this run, or of the run it begins with."""
     folders = [config.output_dir, config.init_student_from]
-    files = [RunFolder(Path(folder)).student("high") for folder in folders if folder]
+    files = [RunFolder(Path(folder)).student(expert) for folder in folders if folder]
     return next((file for file in files if file.exists()), None)

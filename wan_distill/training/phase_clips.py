@@ -18,7 +18,7 @@ from wan_distill.maths import flow
 from wan_distill.maths.flow import sigma_batch
 from wan_distill.maths.sigmas import Expert, expert_sigmas
 from wan_distill.model.denoiser import Denoiser
-from wan_distill.settings.recipes import distilled_high, handovers, trajectories
+from wan_distill.settings.recipes import handovers, student_of, trajectories
 
 
 class PhaseClips:
@@ -40,9 +40,9 @@ class PhaseClips:
         self.start = self.teacher
         """Where the phase begins: at the hand-over, the distilled high expert's latents."""
         if expert == "low":
-            distilled = distilled_high(config) is not None
+            has_high = student_of(config, "high") is not None
             steps = config.grid_steps
-            spec = handovers(config, steps, distilled, complete=True, count=count)
+            spec = handovers(config, steps, has_high, complete=True, count=count)
             self.start = SampleStore(run, spec, prompts)
 
     def __bool__(self) -> bool:
