@@ -1,4 +1,4 @@
-"""Fails unless a run's evaluation reached what is asked.
+"""Exits with 1 unless the evaluation of a run reaches a given quality.
 
 python benchmarks/assert_quality.py OUTPUT_DIR --gap_closed 0.95
 python benchmarks/assert_quality.py REFINED_DIR --gap_closed 0.95 --no_worse_than OUTPUT_DIR
@@ -11,6 +11,47 @@ import json
 import math
 import sys
 from pathlib import Path
+from typing import Any
+
+
+def read_evaluation(output_dir: Path) -> dict[str, Any]:
+    """The content of evaluation.json."""
+    content: dict[str, Any] = json.loads(
+        (output_dir / "evaluation.json").read_text(encoding="utf-8")
+    )
+    return content
+
+
+def shortfalls(
+    evaluation: dict[str, Any], before: dict[str, Any] | None, gap_closed: float, tolerance: float
+) -> list[str]:
+    """One line for each value that falls short.
+
+    Args:
+        before: evaluation of a run than which no student may have a larger Fréchet distance.
+        gap_closed: smallest gap closed that is allowed, at every step count.
+        tolerance: largest relative deviation of motion and diversity from the teacher's.
+    """
+    lines = [
+        f"gap closed in {steps} steps is {value:.3f}"
+        for steps, value in evaluation["gap_closed_by_steps"].items()
+        if value < gap_closed
+    ]
+    old_rows = before["rows"] if before else []
+    old_distances = {row["sampler"]: row["frechet"] for row in old_rows}
+    for row in evaluation["rows"]:
+        name = row["sampler"]
+        if not name.startswith("student"):
+            continue
+        lines += [
+            f"{name}: {what} is {row[what]:.3f} of the teacher's"
+            for what in ("motion", "diversity")
+            if abs(row[what] - 1) > tolerance
+        ]
+        if before and row["frechet"] > old_distances.get(name, -math.inf):
+            old = old_distances.get(name, math.nan)
+            lines.append(f"{name}: Fréchet distance {row['frechet']:.2f}, it was {old:.2f}")
+    return lines
 
 
 def main() -> int:
@@ -19,46 +60,29 @@ def main() -> int:
     )
     parser.add_argument("output_dir", type=Path)
     parser.add_argument(
-        "--gap_closed", type=float, required=True, help="least gap closed at every step count"
+        "--gap_closed",
+        type=float,
+        required=True,
+        help="smallest gap closed that is allowed, at every step count",
     )
     parser.add_argument(
         "--tolerance",
         type=float,
         default=0.1,
-        help="motion and diversity: largest relative deviation",
+        help="largest relative deviation of motion and diversity from the teacher's (%(default)s)",
     )
     parser.add_argument(
         "--no_worse_than",
         type=Path,
         metavar="OUTPUT_DIR",
-        help="the students' Fréchet distances must not be above those of this run",
+        help="no student's Fréchet distance may be larger than in this run",
     )
     args = parser.parse_args()
-    table = json.loads((args.output_dir / "evaluation.json").read_text(encoding="utf-8"))
-    failures = [
-        f"gap closed in {n} steps is {value:.3f}"
-        for n, value in table["gap_closed_by_steps"].items()
-        if value < args.gap_closed
-    ]
-    before = {}
-    if args.no_worse_than:
-        other = json.loads((args.no_worse_than / "evaluation.json").read_text(encoding="utf-8"))
-        before = {row["sampler"]: row["frechet"] for row in other["rows"]}
-    for row in table["rows"]:
-        name = row["sampler"]
-        if name.startswith("student"):
-            failures += [
-                f"{name}: {what} is {row[what]:.3f} of the teacher's"
-                for what in ("motion", "diversity")
-                if abs(row[what] - 1) > args.tolerance
-            ]
-            if args.no_worse_than and row["frechet"] > before.get(name, -math.inf):
-                failures.append(
-                    f"{name}: Fréchet distance {row['frechet']:.2f}, it was "
-                    f"{before.get(name, math.nan):.2f}"
-                )
-    print("\n".join(failures) or f"quality holds: gap closed {table['gap_closed_by_steps']}")
-    return 1 if failures else 0
+    evaluation = read_evaluation(args.output_dir)
+    before = read_evaluation(args.no_worse_than) if args.no_worse_than else None
+    lines = shortfalls(evaluation, before, args.gap_closed, args.tolerance)
+    print("\n".join(lines) or f"quality holds: gap closed {evaluation['gap_closed_by_steps']}")
+    return 1 if lines else 0
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from wan_distill.data.embeddings import PromptBank
+from wan_distill.data.embeddings import PromptEmbeddings
 from wan_distill.data.prompts import MUSUBI_OPTION, read_prompts
 from wan_distill.errors import UsageError
 
@@ -65,7 +65,7 @@ def test_any_bytes_are_read_or_refused_in_one_line(tmp_path, data, suffix):
 @given(st.tuples(lines, st.integers(2, 512), lines), st.tuples(lines, st.integers(2, 512), lines))
 def test_an_embeddings_file_depends_on_encoder_length_and_prompt(tmp_path, a, b):
     def file(encoder, length, prompt):
-        return PromptBank(
+        return PromptEmbeddings(
             tmp_path, dict(encoder=encoder, length=length), length, torch.device("cpu")
         ).file(prompt)
 

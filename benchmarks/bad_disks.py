@@ -1,0 +1,72 @@
+"""Runs on disks that fill up or cannot be written to; used by chaos.py."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections import Counter
+from pathlib import Path
+
+from forked_runs import flags, outcome, run
+
+from wan_distill.planning import preflight
+
+# Sizes of the disk, as shares of what the run writes in all.
+DISK_SHARES = (0.05, 0.3, 0.5, 0.7, 0.9)
+
+
+def full_disk(teacher: Path, root: Path, tally: Counter[str]) -> None:
+    """Runs on disks that fill up: one line, and the undisturbed result once there is room."""
+    roomy = root / "roomy"
+    settings = dict(method="trajectory", checkpoints_total_limit=9)
+    run(flags(teacher, roomy, **settings), root / "log.txt")
+    used = sum(f.stat().st_size for f in roomy.rglob("*") if f.is_file())
+    place = root / "small"
+    argv = flags(teacher, place / "out", **settings)
+    for share in DISK_SHARES:
+        place.mkdir(exist_ok=True)
+        if not mount(place, "-o", f"size={int(used * share)}"):
+            tally["full disk: NOT SHOWN, a tmpfs cannot be mounted here"] += 1
+            return
+        try:
+            log = root / f"full-{share}.txt"
+            code = run(argv, log, skip_disk_check)
+            last_line = log.read_text().strip().splitlines()[-1]
+            one_line = code in (1, 2) and last_line.startswith("error:")
+            tally["full disks reported in one line" if one_line else f"LOST: {log}"] += 1
+            subprocess.run(["mount", "-o", "remount,size=200m", str(place)], check=True)
+            if run(argv, log) == 0 and outcome(place / "out") == outcome(roomy):
+                tally["runs that continued once there was room"] += 1
+            else:
+                tally[f"LOST: after a full disk, {log}"] += 1
+        finally:
+            subprocess.run(["umount", str(place)], check=True)
+
+
+def mount(place: Path, *options: str) -> bool:
+    """Mounts a tmpfs at `place`, if this user may."""
+    command = ["mount", "-t", "tmpfs", *options, "none", str(place)]
+    return os.geteuid() == 0 and subprocess.run(command, capture_output=True).returncode == 0
+
+
+def skip_disk_check() -> None:
+    """Prepares a fork whose disk fills up later than the check before the run could foresee."""
+    setattr(preflight, "check_surroundings", lambda config, info: [])  # noqa: B010
+
+
+def read_only(teacher: Path, root: Path, tally: Counter[str]) -> None:
+    """Runs with a folder that may not be written to: one line, exit code 2."""
+    place = root / "read-only"
+    log = root / "read-only.txt"
+    place.mkdir()
+    is_root = os.geteuid() == 0  # permissions do not bind root: a read-only disk does
+    if not is_root:
+        place.chmod(0o555)
+    elif not mount(place, "-o", "ro"):
+        tally["read-only folder: NOT SHOWN, a tmpfs cannot be mounted here"] += 1
+        return
+    code = run(flags(teacher, place / "out", method="trajectory"), log)
+    one_line = code == 2 and "cannot be written" in log.read_text()
+    tally["a read-only folder reported in one line" if one_line else f"LOST: {log}"] += 1
+    if is_root:
+        subprocess.run(["umount", str(place)], check=True)

@@ -1,0 +1,138 @@
+"""Malformed flags, prompts, configurations, headers and checkpoints; used by chaos.py."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from forked_runs import CRASH, flags, run
+
+from wan_distill.settings.config import Config
+
+KINDS = ("flags", "prompts", "json", "header", "checkpoint")
+# fmt: off
+FLAG_VALUES = [
+    "-1", "0", "nan", "inf", "1e400", "", " ", "x", "None", "9" * 30, "../..", "\u0000", "1,2",
+    "[]", "--", "a" * 5000,
+]
+# fmt: on
+JSON_VALUES: list[Any] = [
+    None,
+    -1,
+    0,
+    10**9,
+    1.5,
+    "",
+    "nonsense",
+    [],
+    {},
+    True,
+    [1, "a"],
+    float("nan"),
+]
+PROMPT_FILES = [
+    b'[{"caption": "a red ball"}, {"caption": "a blue box"}]\n"caption"\n',
+    b"a red ball\na blue box\n",
+    b"caption\na\n",
+]
+SHORT: dict[str, Any] = dict(method="trajectory", max_train_steps=3, num_trajectories=4)
+
+
+def damaged(data: bytes, rng: random.Random) -> bytes:
+    """`data` cut off, emptied, overwritten in places, lengthened, or replaced."""
+    offset = rng.randrange(max(1, len(data)))
+    damages: list[Callable[[], bytes]] = [
+        lambda: data[:offset],
+        lambda: b"",
+        lambda: data[:offset] + rng.randbytes(8) + data[offset + 8 :],
+        lambda: data + rng.randbytes(16),
+        lambda: data[:offset] + data[offset + 1 :],
+        lambda: rng.randbytes(64),
+    ]
+    return rng.choice(damages)()
+
+
+def damaged_json(data: bytes, rng: random.Random) -> bytes:
+    """A JSON object in which one value is removed, or replaced by one of another type."""
+    content = json.loads(data)
+    key = rng.choice(list(content))
+    if rng.random() < 0.2:
+        del content[key]
+    else:
+        content[key] = rng.choice(JSON_VALUES)
+    return json.dumps(content).encode()
+
+
+def bad_flags(rng: random.Random) -> list[str]:
+    """One flag, sometimes misspelt, with one or two nonsense values."""
+    name = rng.choice([f"--{field.name}" for field in dataclasses.fields(Config)])
+    if rng.random() < 0.2:
+        name = name[:-1] + rng.choice("qxz")
+    return ["--dry_run", *(f"{name}={rng.choice(FLAG_VALUES)}" for _ in range(rng.randrange(1, 3)))]
+
+
+def malformed_case(kind: str, case: Path, teacher: Path, rng: random.Random) -> list[str]:
+    """Damages one input of the finished run in `case`/out. Returns the command line that meets it.
+
+    Args:
+        kind: one of KINDS.
+    """
+    out = case / "out"
+    argv = flags(teacher, out, **SHORT)
+    if kind == "flags":
+        return [*argv, *bad_flags(rng)]
+    if kind == "prompts":
+        file = case / f"prompts{rng.choice(['.txt', '.json', '.jsonl', '.csv'])}"
+        file.write_bytes(damaged(rng.choice(PROMPT_FILES), rng))
+        return [*argv, f"--prompts={file}"]
+    if kind == "checkpoint":
+        files = [f for f in out.rglob("*") if f.is_file() and "checkpoint-" in str(f)]
+        file = rng.choice(files)
+        file.write_bytes(damaged(file.read_bytes(), rng))
+        return argv
+    copy = Path(shutil.copytree(teacher, case / "teacher"))
+    ending = ".json" if kind == "json" else ".safetensors"
+    file = rng.choice([f for f in copy.rglob(f"*{ending}") if "tokenizer" not in str(f)])
+    content = file.read_bytes()
+    if kind == "json" and rng.random() < 0.7:
+        file.write_bytes(damaged_json(content, rng))
+    else:
+        file.write_bytes(damaged(content[:2000], rng) + content[2000:])
+    return flags(copy, out, **SHORT)
+
+
+def malformed(
+    count: int, teacher: Path, root: Path, rng: random.Random, tally: Counter[str]
+) -> None:
+    """Runs on `count` malformed inputs: each must be refused in one line, or do no harm.
+
+    A run that is refused must leave every file of its output folder as it was.
+    """
+    finished = root / "finished"
+    run(flags(teacher, finished, **SHORT), root / "log.txt")
+    for number in range(count):
+        kind = KINDS[number % len(KINDS)]
+        case = root / "case"
+        shutil.rmtree(case, ignore_errors=True)
+        case.mkdir()
+        shutil.copytree(finished, case / "out")
+        argv = malformed_case(kind, case, teacher, rng)
+        before = {f: f.read_bytes() for f in (case / "out").rglob("*") if f.is_file()}
+        code = run(argv, case / "log.txt")
+        output = (case / "log.txt").read_text(errors="replace")
+        no_reason = code in (1, 2) and "error: " not in output
+        if code == CRASH or code < 0 or "Traceback" in output or no_reason:
+            copy = shutil.copytree(case, root / f"lost-{number}")
+            tally[f"LOST: a traceback, {kind}, {copy / 'log.txt'}"] += 1
+            continue
+        changed = [f for f, data in before.items() if not f.exists() or f.read_bytes() != data]
+        if code == 2 and changed:
+            tally[f"LOST: {kind} changed {changed[0]}"] += 1
+        result = "refused in one line" if code else "harmless or ignored"
+        tally[f"malformed {kind}: {result}"] += 1
