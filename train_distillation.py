@@ -11,6 +11,7 @@ the same command again.
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import traceback
@@ -43,6 +44,7 @@ if TYPE_CHECKING:  # torch is imported once the settings are known to be right
     from wan_distill.methods.base import Method
     from wan_distill.model.denoiser import Denoiser
     from wan_distill.model.loading import Teacher
+    from wan_distill.settings.description import TeacherInfo
     from wan_distill.system.runtime import Runtime
     from wan_distill.training.learner import Learner
     from wan_distill.training.metrics import Tracker
@@ -90,8 +92,8 @@ def main(argv: list[str] | None = None) -> int:
 def run(config: Config) -> int:
     """The whole job, or the part of it that the flags ask for."""
     from wan_distill.data.prompts import split_prompts
-    from wan_distill.planning.plan import describe_needs, describe_plan
-    from wan_distill.planning.preflight import check_surroundings, examine_surroundings
+    from wan_distill.planning.plan import describe_plan
+    from wan_distill.planning.preflight import check_surroundings
     from wan_distill.results.hub import check_hub, push
     from wan_distill.settings.description import read_teacher
 
@@ -102,13 +104,7 @@ def run(config: Config) -> int:
     if config.push_to_hub:
         check_hub(config)
     if config.dry_run:
-        print(describe_needs(config, info, len(prompts) + len(held_out)), "", sep="\n")
-        print(describe_plan(config, info, prompts, held_out), "", "On this machine:", sep="\n")
-        lines, obstacles = examine_surroundings(config, info)
-        print(*lines, sep="\n")
-        for obstacle in obstacles:  # after the plan, which holds for any machine
-            print(f"error: {obstacle}", file=sys.stderr)
-        return 2 if obstacles else 0
+        return print_plan(config, info, prompts, held_out)
     check_surroundings(config, info)
 
     from wan_distill.data.run import Run
@@ -174,6 +170,29 @@ def run(config: Config) -> int:
         where = folder.path.resolve()
         print(f"Done: {where} (report.html shows it, README.md how to use the student)")
     return 0
+
+
+def print_plan(
+    config: Config, info: TeacherInfo, prompts: Sequence[str], held_out: Sequence[str]
+) -> int:
+    """Prints the plan, which holds whatever this machine is, and then what stands against a run
+    here. Exit code: 0, or 2 where anything does.
+    """
+    from wan_distill.planning.plan import describe_needs, describe_plan, plan_numbers
+    from wan_distill.planning.preflight import examine_surroundings
+    from wan_distill.system.files import write_atomically
+
+    encoded = len(prompts) + len(held_out)
+    print(describe_needs(config, info, encoded), "", sep="\n")
+    print(describe_plan(config, info, prompts, held_out), "", sep="\n")
+    if config.plan_json is not None:
+        numbers = plan_numbers(config, info, encoded)
+        write_atomically(Path(config.plan_json), json.dumps(numbers, indent=1).encode())
+    lines, obstacles = examine_surroundings(config, info)
+    print("On this machine:", *lines, sep="\n")
+    for obstacle in obstacles:
+        print(f"error: {obstacle}", file=sys.stderr)
+    return 2 if obstacles else 0
 
 
 # ------------------------------------------------------------------------------- the text encoder

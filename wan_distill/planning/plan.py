@@ -4,6 +4,7 @@ and does it fit.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -163,3 +164,26 @@ def _work(config: Config, info: TeacherInfo, need: Estimate) -> list[str]:
         for work in update_work(config, need.trace)
     ]
     return lines
+
+
+def plan_numbers(config: Config, info: TeacherInfo, prompts: int) -> dict[str, Any]:
+    """The plan as plain values: bytes, seconds, dollars."""
+    need = estimate(config, info)
+    hardware = hardware_of(config)
+    parts = stages(config, info, need.trace, prompts)
+    seconds = sum(stage.seconds(hardware) for stage in parts)
+    hours = hardware.count * seconds / 3600
+    return dict(
+        config=config.to_json(),
+        hardware=dataclasses.asdict(hardware),
+        fits=need.peak <= hardware.usable,
+        peak_bytes=need.peak,
+        bytes_by_kind=need.by_kind(),
+        disk_bytes=disk_needs(config, info, need.trace),
+        seconds=seconds,
+        seconds_by_stage={stage.name: stage.seconds(hardware) for stage in parts},
+        gpu_hours=hours,
+        dollars=hours * config.gpu_hour_price if hardware.named else None,
+        samples_to_solve=sum(work.rows for work in sample_work(config, info)),
+        cards=what_fits(config, info),
+    )

@@ -14,12 +14,13 @@ from pathlib import Path
 
 import psutil
 import torch
+from huggingface_hub.constants import HF_HUB_CACHE
 from packaging.requirements import Requirement
 
 from wan_distill.errors import UsageError, one_line
 from wan_distill.model.student_files import check_init
 from wan_distill.planning.memory import BASE_BYTES, estimate, shape_of
-from wan_distill.planning.teacher_files import check_files
+from wan_distill.planning.teacher_files import check_files, download_left
 from wan_distill.planning.trace import trace
 from wan_distill.planning.wording import size
 from wan_distill.planning.work import disk_needs
@@ -43,6 +44,7 @@ def checks(config: Config, info: TeacherInfo) -> list[Check]:
         lambda: f"Versions  {check_versions()}",
         lambda: f"Files     {check_files(info, config.variant)}",
         lambda: f"Disk      {check_disk(config, info)}",
+        lambda: check_download(config, info),
         lambda: f"RAM       {size(check_memory(config, info))} available",
     ]
 
@@ -192,6 +194,24 @@ def check_disk(config: Config, info: TeacherInfo) -> str:
             f"to {size(needed)}; free some, choose another, or lower --num_trajectories"
         )
     return f"{size(free)} free at {place}"
+
+
+def check_download(config: Config, info: TeacherInfo) -> str | None:
+    """What is still to be downloaded, in words. Raises UsageError where the hub's cache has no room
+    for it.
+    """
+    needed = download_left(info)
+    if not needed:
+        return None
+    cache = Path(config.cache_dir or HF_HUB_CACHE).resolve()
+    place = next(p for p in (cache, *cache.parents) if p.exists())
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise UsageError(
+            f"--cache_dir {cache}: {size(free)} free on its disk, the teacher's weights take "
+            f"{size(needed)}; free some, or choose another"
+        )
+    return f"Download  {size(needed)} of weights, to {cache}"
 
 
 def check_memory(config: Config, info: TeacherInfo) -> float:

@@ -54,6 +54,18 @@ def check_files(info: TeacherInfo, variant: str | None = None) -> str:
     return f"whole by their headers; {', '.join(dtypes)}"
 
 
+def download_left(info: TeacherInfo) -> float:
+    """Bytes of a hub teacher's weights that are not in the hub's cache yet, as its indices say."""
+    if Path(info.source).is_dir():
+        return 0.0
+    total = 0.0
+    for file in info.folder.glob("*/*.index.json"):
+        metadata = json.loads(file.read_text(encoding="utf-8")).get("metadata", {})
+        here = sum(weights.stat().st_size for weights in file.parent.glob("*.safetensors"))
+        total += max(0.0, metadata.get("total_size", 0) - here)
+    return total
+
+
 def _check_json(info: TeacherInfo) -> None:
     for file in sorted(info.folder.glob("*/*.json")):
         try:

@@ -177,6 +177,7 @@ def sentence(table: list[dict[str, Any]], steps: int) -> str:
     return (
         f"In {steps} steps without guidance the student's clips {moves}are "
         f"{student['sharpness']:.2f} times as sharp and {student['diversity']:.2f} times as "
-        f"diverse as its teacher's, and are {nearer} them (distance {student['paired_distance']:.3f}) than the "
-        f"teacher's own {few['steps']} guided steps are ({few['paired_distance']:.3f})."
+        f"diverse as its teacher's, and are {nearer} them (distance "
+        f"{student['paired_distance']:.3f}) than the teacher's own {few['steps']} guided steps are "
+        f"({few['paired_distance']:.3f})."
     )

@@ -77,11 +77,12 @@ def check_values(config: Config) -> None:
             raise UsageError(f"--{name} {value}: must not be negative")
         if name.removeprefix("real_score_") in ("guidance_scale", "guidance_scale_2") and value < 1:
             raise UsageError(f"--{name} {value}: guidance starts at 1, which is off")
-    if config.gpu is not None and not config.dry_run:
-        raise UsageError(
-            f"--gpu {config.gpu}: is for the plan; give --dry_run too, or leave it out to run on "
-            "the GPU that is here"
-        )
+    for name in ("gpu", "plan_json"):
+        if getattr(config, name) is not None and not config.dry_run:
+            raise UsageError(
+                f"--{name} {getattr(config, name)}: is for the plan; give --dry_run too, or leave "
+                "it out"
+            )
     if config.mixed_precision == "fp16":
         raise UsageError(
             "--mixed_precision fp16: a quarter of the first gradients would be exactly 0, since "

@@ -62,6 +62,9 @@ class JobSettings:
     gpu_hour_price: float = flag(
         2.5, "dollars per GPU-hour in the plan (an H100 in November 2026)", START, free=True
     )
+    plan_json: str | None = flag(
+        None, "with --dry_run: also write the plan's numbers to this file", START, free=True
+    )
     dry_run: bool = flag(False, "print the resolved plan and exit", START, free=True)
 
     expert: str = flag(
