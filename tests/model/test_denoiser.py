@@ -10,7 +10,7 @@ from diffusers import FlowMapEulerDiscreteScheduler, WanPipeline
 from wan_distill.maths.flow import sigma_batch
 from wan_distill.maths.sigmas import expert_of, sigma_grid
 from wan_distill.model.adapters import adapter_parameters, add_adapter
-from wan_distill.model.denoiser import Denoiser
+from wan_distill.model.denoiser import Denoiser, nonfinite_weight
 from wan_distill.settings.job import LORA_TARGETS
 
 BOUNDARY = 0.875
@@ -118,6 +118,75 @@ def test_guidance_is_the_pipelines():
     torch.testing.assert_close(guided, uncond + 4.0 * (cond - uncond), rtol=1e-5, atol=1e-5)
 
 
+def test_a_whole_student_has_no_teacher_and_no_scores():
+    """--student_layers: all weights are the student's own."""
+    transformer = random_transformer(0)
+    denoiser = Denoiser({"high": transformer}, BOUNDARY, whole=True)
+    x, sigma, prompt = inputs()
+    with torch.no_grad():
+        velocity = denoiser.velocity(x, sigma, prompt, role="student")
+    assert velocity.isfinite().all()
+    for role in ("teacher", "fake_score", "real_score"):
+        with pytest.raises(RuntimeError, match=f"{role} asked for.*no teacher beneath"):
+            denoiser.velocity(x, sigma, prompt, role=role)
+    with pytest.raises(RuntimeError, match="no teacher beneath"):
+        denoiser.guided_velocity(x, sigma, prompt, torch.zeros(1, 8, TEXT_DIM), 4.0)
+
+
+# ------------------------------------------------------------------------ what transformers get
+
+
+@pytest.mark.parametrize("per_token", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_transformer_gets_exact_timesteps(dtype, per_token):
+    """In bf16, 833.3 would become 832. One per token for Wan2.2 TI2V-5B, of clips that are not
+    square.
+    """
+    transformer = random_transformer(0).to(dtype)
+    sent = {}
+
+    def record(module, given, named):
+        sent.update(zip(("hidden_states", "timestep", "encoder_hidden_states"), given, strict=True))
+
+    transformer.register_forward_pre_hook(record, with_kwargs=True)
+    denoiser = Denoiser({"high": transformer}, None, expand_timesteps=per_token)
+    rng = torch.Generator().manual_seed(3)
+    x = torch.randn(2, 16, 3, 4, 6, generator=rng)
+    sigma = torch.tensor([5 / 6, 0.1], dtype=torch.float64)
+    with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        velocity = denoiser.velocity(x, sigma, torch.zeros(2, 8, TEXT_DIM), role="teacher")
+    expected = torch.tensor([833.3333, 100.0])
+    tokens = 3 * (4 // 2) * (6 // 2)
+    if per_token:
+        expected = expected[:, None].expand(2, tokens)
+    assert sent["timestep"].dtype == torch.float32
+    torch.testing.assert_close(sent["timestep"], expected, rtol=1e-7, atol=1e-4)
+    assert sent["hidden_states"].dtype == sent["encoder_hidden_states"].dtype == dtype
+    assert velocity.dtype == torch.float32 and velocity.shape == x.shape
+
+
+def test_a_guidance_scale_of_one_costs_one_evaluation():
+    denoiser = two_role_denoiser(False)
+    batches = []
+    denoiser.experts["high"].register_forward_hook(
+        lambda _, given, __: batches.append(len(given[0]))
+    )
+    x, sigma, prompt = inputs()
+    negative = torch.zeros(1, 8, TEXT_DIM)
+    with torch.no_grad():
+        denoiser.guided_velocity(x, sigma, prompt, negative, 1.0)
+        denoiser.guided_velocity(x, sigma, prompt, negative, 3.0)
+    assert batches == [2, 4]
+
+
+def test_the_first_weight_that_is_not_finite_is_named():
+    transformer = random_transformer(0).to(torch.bfloat16)
+    assert nonfinite_weight(transformer) is None
+    for name in ("blocks.0.ffn.net.2.weight", "blocks.0.attn1.to_q.bias"):
+        transformer.get_parameter(name).data.view(-1)[-1] = torch.inf
+    assert nonfinite_weight(transformer) == "blocks.0.attn1.to_q.bias"
+
+
 # ------------------------------------------------------------------------------------------ experts
 
 
@@ -128,6 +197,17 @@ def test_sigmas_on_both_sides_of_the_boundary_are_refused():
         denoiser.velocity(x, torch.tensor([0.9, 0.5]), prompt, role="teacher")
     with pytest.raises(ValueError, match="not loaded"):
         denoiser.velocity(x, torch.tensor([0.4, 0.5]), prompt, role="teacher")
+
+
+def test_each_expert_answers_for_its_own_sigmas():
+    experts = {"high": random_transformer(0), "low": random_transformer(1)}
+    denoiser = Denoiser(experts, BOUNDARY)
+    for level, expert in ((0.9, "high"), (BOUNDARY, "high"), (0.874, "low"), (0.01, "low")):
+        x, sigma, prompt = inputs(sigma=level)
+        with torch.no_grad():
+            velocity = denoiser.velocity(x, sigma, prompt, role="teacher")
+            expected = experts[expert](x, (1000 * sigma).float(), prompt).sample
+        assert torch.equal(velocity, expected)
 
 
 @pytest.mark.parametrize("shift, steps", [(5, 2), (5, 3), (5, 4), (5, 8), (7, 4)])

@@ -1,0 +1,252 @@
+"""The teacher's parts as they are loaded, and the VAE's decoding."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partialmethod
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import REPOSITORY, TEXT_DIM
+from diffusers import WanPipeline, WanTransformer3DModel
+from diffusers.models.transformers import transformer_wan
+from regression import adapter_gradient, inputs
+from torch import Tensor
+from torch.nn import functional
+
+from wan_distill.model.denoiser import Denoiser
+from wan_distill.model.loading import GRAPHS_PER_BLOCK, Teacher, decode
+from wan_distill.model.quantise import StoredLinear
+from wan_distill.settings.config import Config
+from wan_distill.settings.description import read_teacher
+from wan_distill.system.runtime import Runtime
+
+MakeConfig = Callable[..., Config]
+
+
+def teacher_of(config: Config) -> Teacher:
+    return Teacher(read_teacher(config), config, Runtime(config))
+
+
+# --------------------------------------------------------------------------------- the transformers
+
+
+@pytest.mark.parametrize("expert", ["high", "low"])
+def test_an_expert_is_the_file_of_its_name_frozen(
+    small_config: MakeConfig, random_teacher: Path, expert: str
+) -> None:
+    transformer = teacher_of(small_config()).load_expert(expert)
+    folder = {"high": "transformer", "low": "transformer_2"}[expert]
+    expected = WanTransformer3DModel.from_pretrained(random_teacher, subfolder=folder)
+    parameters = dict(transformer.named_parameters())
+    assert all(torch.equal(parameters[name], p) for name, p in expected.named_parameters())
+    assert not any(p.requires_grad for p in parameters.values()) and not transformer.training
+
+
+def test_an_exact_expert_is_neither_quantised_nor_offloaded(small_config: MakeConfig) -> None:
+    teacher = teacher_of(small_config(base_precision="nf4", offload=True))
+    coarse, exact = teacher.load_expert("high"), teacher.load_expert("high", exact=True)
+    assert any(isinstance(module, StoredLinear) for module in coarse.modules())
+    assert not any(isinstance(module, StoredLinear) for module in exact.modules())
+
+
+def float32_norm(self: torch.nn.RMSNorm, x: Tensor) -> Tensor:
+    """As CUDA's autocast computes it."""
+    weight = None if self.weight is None else self.weight.float()
+    return functional.rms_norm(x.float(), tuple(self.normalized_shape), weight, self.eps)
+
+
+@pytest.mark.parametrize("settings", [dict(), dict(base_precision="int8")])
+def test_queries_keys_and_values_have_one_dtype_under_cudas_autocast(
+    small_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, settings: dict[str, str]
+) -> None:
+    """CUDA's autocast returns float32 from norms; attention between processes refuses a mixture."""
+    teacher = teacher_of(small_config(mixed_precision="bf16", **settings))
+    dtypes: list[set[torch.dtype]] = []
+    attend = transformer_wan.dispatch_attention_fn
+
+    def record(query: Tensor, key: Tensor, value: Tensor, **options: object) -> Tensor:
+        dtypes.append({query.dtype, key.dtype, value.dtype})
+        return attend(query, key, value, **options)
+
+    monkeypatch.setattr(transformer_wan, "dispatch_attention_fn", record)
+    monkeypatch.setattr(torch.nn.RMSNorm, "forward", float32_norm)
+    adapter_gradient(teacher.load_expert("high"), checkpointing=True, dtype=torch.bfloat16)
+    assert len(dtypes) >= 4 and all(seen == {torch.bfloat16} for seen in dtypes)
+
+
+def test_norms_of_a_float32_base_are_left_alone(small_config: MakeConfig) -> None:
+    transformer = teacher_of(small_config()).load_expert("high")
+    assert not any(module._forward_hooks for module in transformer.modules())
+
+
+# ---------------------------------------------------------------------------------------- compiling
+
+
+def test_compiling_keeps_a_graph_for_each_role(
+    small_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits: list[int] = []
+
+    def compile_blocks(self: WanTransformer3DModel) -> None:
+        limits.append(torch._dynamo.config.recompile_limit)
+
+    monkeypatch.setattr(WanTransformer3DModel, "compile_repeated_blocks", compile_blocks)
+    with torch._dynamo.config.patch(recompile_limit=8):
+        teacher_of(small_config()).load_expert("high")
+        assert limits == [] and torch._dynamo.config.recompile_limit == 8
+        teacher_of(small_config(compile=True)).load_expert("high")
+    assert limits == [GRAPHS_PER_BLOCK] and GRAPHS_PER_BLOCK >= 16
+
+
+@pytest.mark.parametrize(("precision", "backend"), [("bf16", "inductor"), ("int8", "aot_eager")])
+def test_compiled_blocks_give_the_same_gradient_and_leave_the_teacher_alone(
+    small_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, precision: str, backend: str
+) -> None:
+    """aot_eager traces as much as the default backend, and saves the time for its C++."""
+    compiling = partialmethod(WanTransformer3DModel.compile_repeated_blocks, backend=backend)
+    monkeypatch.setattr(WanTransformer3DModel, "compile_repeated_blocks", compiling)
+    settings = small_config(base_precision=precision)
+    reference = teacher_of(settings).load_expert("high")
+    with torch._dynamo.config.patch(recompile_limit=8):
+        model = teacher_of(small_config(base_precision=precision, compile=True)).load_expert("high")
+        compiled = adapter_gradient(model, checkpointing=True)
+        # Fused sums round anew.
+        torch.testing.assert_close(compiled, adapter_gradient(reference), rtol=1e-4, atol=1e-6)
+        denoiser, plain = (Denoiser({"high": m}, None) for m in (model, reference))
+        x, sigma, prompt = inputs(torch.Generator().manual_seed(6))
+        with torch.no_grad():
+            student, teacher = (
+                denoiser.velocity(x, sigma, prompt, role=role) for role in ("student", "teacher")
+            )
+            expected = plain.velocity(x, sigma, prompt, role="teacher")
+    torch.testing.assert_close(teacher, expected, rtol=1e-4, atol=1e-5)
+    assert (student - expected).abs().max() > 0.01
+
+
+# ------------------------------------------------------------------------------------------ the VAE
+
+
+def test_clips_are_decoded_as_the_stock_pipeline_does(random_teacher: Path) -> None:
+    """Latents with a mean and a spread of their own; frames, height and width all differ."""
+    pipe = WanPipeline.from_pretrained(random_teacher)
+    pipe.set_progress_bar_config(disable=True)
+    channels = pipe.vae.config.z_dim
+    pipe.vae.register_to_config(
+        latents_mean=[0.1 * i - 0.5 for i in range(channels)],
+        latents_std=[0.5 + 0.2 * i for i in range(channels)],
+    )
+
+    def sampled(output_type: str) -> Tensor:
+        frames = pipe(
+            prompt_embeds=torch.zeros(3, 4, TEXT_DIM),
+            latents=torch.randn(3, channels, 3, 4, 6, generator=torch.Generator().manual_seed(0)),
+            height=32,
+            width=48,
+            num_frames=9,
+            num_inference_steps=1,
+            guidance_scale=1.0,
+            output_type=output_type,
+        ).frames
+        return torch.as_tensor(frames)
+
+    expected = sampled("np")
+    frames = decode(pipe.vae, sampled("latent"), batch_size=2)
+    assert frames.shape == expected.shape == (3, 9, 32, 48, 3)
+    assert frames.dtype == torch.float32 and expected.std() > 0.05
+    torch.testing.assert_close(frames, expected, rtol=0, atol=1e-4)
+
+
+def test_the_vae_is_float32_in_a_bf16_run(small_config: MakeConfig) -> None:
+    vae = teacher_of(small_config(mixed_precision="bf16")).load_vae()
+    assert {p.dtype for p in vae.parameters()} == {torch.float32}
+    assert not any(p.requires_grad for p in vae.parameters())
+    latents = torch.zeros(1, vae.config.z_dim, 1, 2, 2, dtype=torch.bfloat16)
+    assert decode(vae, latents).dtype == torch.float32
+
+
+# ------------------------------------------------------------------------------------------- memory
+
+
+LOADING = """
+import json, sys, threading, time
+from pathlib import Path
+from types import SimpleNamespace
+import torch
+from wan_distill.settings.config import Config
+from wan_distill.model.loading import Teacher
+
+def private():  # memory of this process alone, in bytes: files that are mapped do not count
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.split("RssAnon:")[1].split()[0])
+
+def load(folder, precision, offload):
+    samples, loading, before = [], True, private()
+    config = Config(
+        teacher_path=str(folder), base_precision=precision, mixed_precision="bf16", offload=offload
+    )
+    runtime = SimpleNamespace(
+        device=torch.device("cpu"), dtype=torch.bfloat16, sharded=False, together=False
+    )
+    teacher = Teacher(SimpleNamespace(source=str(folder), folder=folder), config, runtime)
+
+    def watch():
+        while loading:
+            samples.append(private())
+            time.sleep(0.0005)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    model = teacher.load_expert("high")
+    loading = False
+    thread.join()
+    return dict(stays=private() - before, beyond=max(samples) - private())
+
+for precision, offload in json.loads(sys.argv[2]):
+    print(json.dumps(load(Path(sys.argv[1]), precision, offload)))
+"""
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux",
+    reason="reads the memory of a process from /proc, which Linux alone has",
+)
+def test_loading_takes_at_most_one_shard_beyond_what_stays(tmp_path: Path) -> None:
+    """Shards stream straight to their dtype and place: 150 MB of float32 files, as bf16, quantised,
+    offloaded.
+    """
+    model = WanTransformer3DModel(
+        num_attention_heads=8,
+        attention_head_dim=128,
+        in_channels=16,
+        out_channels=16,
+        text_dim=64,
+        freq_dim=64,
+        ffn_dim=2048,
+        num_layers=3,
+    )
+    model.save_pretrained(tmp_path / "transformer", max_shard_size="25MB")
+    shards = [file.stat().st_size for file in tmp_path.glob("transformer/*.safetensors")]
+    assert len(shards) >= 6
+    (tmp_path / "load.py").write_text(LOADING, encoding="utf-8")
+    # Left alone, glibc keeps what is freed, and how much is chance; from this size on it gives it
+    # back.
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "MALLOC_MMAP_THRESHOLD_": "65536"}
+    shares = {("bf16", False): 0.5, ("fp8", False): 0.3, ("bf16", True): 0.5}
+    ended = subprocess.run(
+        [sys.executable, str(tmp_path / "load.py"), str(tmp_path), json.dumps(list(shares))],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    lines = [json.loads(line) for line in ended.stdout.splitlines() if line.startswith("{")]
+    for (case, share), memory in zip(shares.items(), lines, strict=True):
+        assert memory["beyond"] < max(shards), (case, memory)
+        assert memory["stays"] < 1.1 * share * sum(shards), (case, memory)
