@@ -1,13 +1,15 @@
-"""Tiny pipelines with random weights, made offline in a second: what a test needs of a teacher, and
-no more.
-"""
+"""What tests share: tiny teachers with random weights, runs of them, the flags of a tiny run."""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,12 +19,43 @@ from transformers import UMT5Config, UMT5EncoderModel
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
+# Tensors are tiny: several threads would only wait for each other. For subprocesses too.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(1)
 
+from wan_distill.data.embeddings import PromptEmbeddings
+from wan_distill.data.run import Run
+from wan_distill.layout import RunFolder
+from wan_distill.model.loading import Teacher
 from wan_distill.settings.assets import EMBEDDED_TEACHER
-from wan_distill.settings.checks import resolve
 from wan_distill.settings.config import Config
+from wan_distill.settings.description import read_teacher
+from wan_distill.settings.resolve import resolve
+from wan_distill.system.runtime import Runtime
 
 TEXT_DIM = 16
+PROMPTS = ("a red circle", "a blue square", "a green dot")
+JOURNEYS = Path(__file__).parent / "journeys"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whole runs of the command line carry a mark: `-m "not journey"` leaves them out."""
+    for item in items:
+        if JOURNEYS in item.path.parents:
+            item.add_marker("journey")
+
+
+@pytest.fixture(autouse=True)
+def signals_of_the_tests() -> Iterator[None]:
+    """A Runtime takes over the signals of the process; afterwards Ctrl+C ends the tests again."""
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
+# --------------------------------------------------------------------------------------- teachers
 
 
 def random_transformer(seed: int, channels: int = 16, layers: int = 1) -> WanTransformer3DModel:
@@ -109,9 +142,12 @@ def write_pipeline(
 
 
 @pytest.fixture(scope="session")
-def random_teacher(tmp_path_factory) -> Path:
+def random_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A two-expert pipeline folder. Do not write to it."""
     return write_pipeline(tmp_path_factory.mktemp("teachers") / "random")
+
+
+# ------------------------------------------------------------------------------------------- runs
 
 
 SMALL = dict(
@@ -130,21 +166,59 @@ SMALL = dict(
     checkpointing_steps=10,
     eval_samples=8,
     validation_steps=0,
+    evaluation="sets",
 )
 
 
-@pytest.fixture
-def small_config(random_teacher, tmp_path):
-    """Makes a resolved Config for the random teacher, a second or two of work."""
-    from wan_distill.settings.description import read_teacher
+def tiny_flags(teacher: Path, out: Path, **changes: Any) -> list[str]:
+    """The flags of a whole run of a second or two.
 
-    def make(**changes) -> Config:
-        settings = (
-            SMALL
-            | dict(teacher_path=str(random_teacher), output_dir=str(tmp_path / "out"))
-            | changes
-        )
-        config = Config(**settings)
+    Args:
+        changes: settings by name: True and False become switches, None leaves a flag out.
+    """
+    settings: dict[str, Any] = SMALL | dict(
+        teacher_path=teacher,
+        output_dir=out,
+        prompts=Path(__file__).with_name("prompts.txt"),
+        critic_warmup_steps=1,
+        critic_updates=1,
+        monitor_steps=0,
+    )
+    flags = []
+    for name, value in (settings | changes).items():
+        if isinstance(value, bool):
+            flags.append(f"--{name}" if value else f"--no-{name}")
+        elif value is not None:
+            flags.append(f"--{name}={value}")
+    return flags
+
+
+@pytest.fixture
+def small_config(random_teacher: Path, tmp_path: Path) -> Callable[..., Config]:
+    """Makes a resolved Config for the random teacher, a second or two of work."""
+
+    def make(**changes: Any) -> Config:
+        paths = dict(teacher_path=str(random_teacher), output_dir=str(tmp_path / "out"))
+        config = Config(**(SMALL | paths | changes))
         return resolve(config, read_teacher(config))
+
+    return make
+
+
+@pytest.fixture
+def make_run(small_config: Callable[..., Config]) -> Callable[..., Run]:
+    """Makes a Run of `PROMPTS`, whose embeddings are drawn, not encoded."""
+
+    def make(**changes: Any) -> Run:
+        config = small_config(**(dict(monitor_samples=4) | changes))
+        runtime = Runtime(config)
+        folder = RunFolder(Path(config.output_dir)).prompts
+        length = config.max_sequence_length
+        embeddings = PromptEmbeddings(folder, {"encoder": "drawn"}, length, runtime.device)
+        for i, prompt in enumerate([*PROMPTS, config.negative_prompt]):
+            rng = torch.Generator().manual_seed(i)
+            embeddings.store(prompt, torch.randn(4, TEXT_DIM, generator=rng))
+        teacher = Teacher(read_teacher(config), config, runtime)
+        return Run(config, teacher, embeddings, PROMPTS, runtime)
 
     return make

@@ -1,0 +1,85 @@
+"""Twenty losses of each expert and method, as they were recorded once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY, tiny_flags
+
+import train_distillation
+from wan_distill.data.prompts import split_prompts
+from wan_distill.data.run import Run
+from wan_distill.model.loading import Teacher
+from wan_distill.settings.command_line import parse_args
+from wan_distill.settings.description import read_teacher
+from wan_distill.settings.resolve import resolve
+from wan_distill.system.runtime import Runtime
+from wan_distill.training.metrics import Tracker
+
+RECORDED = REPOSITORY / "tests" / "recorded"
+
+
+def losses_of(flags: list[str], monkeypatch: pytest.MonkeyPatch) -> list[dict]:
+    """What each update of each expert adds to the metrics, its losses only."""
+    losses, update = [], train_distillation.update
+
+    def recording(run, step, method, inputs, denoiser, learner, progress):
+        update(run, step, method, inputs, denoiser, learner, progress)
+        sums, counts = progress.metrics.sums, progress.metrics.counts
+        values = {k: float(v) / counts[k] for k, v in sums.items() if k.endswith("_loss")}
+        losses.append({"expert": method.expert} | values)
+        sums.clear()
+        counts.clear()
+
+    monkeypatch.setattr(train_distillation, "update", recording)
+    config = parse_args(flags)
+    info = read_teacher(config)
+    config = resolve(config, info)
+    prompts, _ = split_prompts(config, info)
+    runtime = Runtime(config)
+    teacher = Teacher(info, config, runtime)
+    encoded = [*prompts, config.negative_prompt]
+    embeddings, _ = train_distillation.encode_prompts(config, teacher, encoded, runtime)
+    run = Run(config, teacher, embeddings, tuple(prompts), runtime)
+    for expert in config.experts:
+        train_distillation.distil(run, expert, [], Tracker(config, runtime))
+    return losses
+
+
+@pytest.mark.parametrize("name", ["trajectory", "consistency", "dmd", "dmd-samples"])
+def test_twenty_recorded_losses(
+    name: str, random_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A refactor leaves them where they are; a change of behaviour records them anew and says so in
+    its commit.
+
+    Tolerance 1e-3: the same draws on another CPU or torch differ by rounding, 1e-6 after one update
+    and growing by Adam's division with each; an objective that is wrong anywhere is off by far more
+    (a dropped factor, sign, role). To record: delete the file and run the test twice.
+    """
+    method = name.removesuffix("-samples")
+    samples = name.endswith("-samples")
+    flags = tiny_flags(
+        random_teacher,
+        tmp_path / "out",
+        method=method,
+        gradient_checkpointing=False,
+        checkpointing_steps=50,
+        max_train_steps=20 if method != "dmd" else 2 if samples else 5,
+        real_score="samples" if samples else "guided",
+        critic_warmup_steps=5,
+        critic_updates=2,
+        learning_rate=1e-3,
+        fake_score_learning_rate=1e-3,
+    )
+    losses = losses_of(flags, monkeypatch)
+    assert [line["expert"] for line in losses] == ["high"] * 20 + ["low"] * 20
+    recorded = RECORDED / f"{name}.json"
+    if not recorded.exists():
+        recorded.write_text(json.dumps(losses, indent=1) + "\n")
+        pytest.fail(f"recorded {recorded.name}: look at it, run again, and commit it")
+    for line, before in zip(losses, json.loads(recorded.read_text()), strict=True):
+        assert line.pop("expert") == before.pop("expert")
+        assert line == pytest.approx(before, rel=1e-3)
