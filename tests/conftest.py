@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -13,9 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanTransformer3DModel
-from safetensors.torch import save_file
-from transformers import UMT5Config, UMT5EncoderModel
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
@@ -23,17 +19,17 @@ sys.path.insert(0, str(REPOSITORY))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
 
+from random_teachers import TEXT_DIM, write_pipeline
+
 from wan_distill.data.embeddings import PromptEmbeddings
 from wan_distill.data.run import Run
 from wan_distill.layout import RunFolder
 from wan_distill.model.loading import Teacher
-from wan_distill.settings.assets import EMBEDDED_TEACHER
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import read_teacher
 from wan_distill.settings.resolve import resolve
 from wan_distill.system.runtime import Runtime
 
-TEXT_DIM = 16
 PROMPTS = ("a red circle", "a blue square", "a green dot")
 JOURNEYS = Path(__file__).parent / "journeys"
 
@@ -55,90 +51,21 @@ def signals_of_the_tests() -> Iterator[None]:
         signal.signal(number, handler)
 
 
+def compare_recorded(name: str, value: Any) -> None:
+    """Fails unless `value` equals tests/recorded/<name>; writes that file where there is none.
+
+    To record anew after a wanted change: delete the file, run the test twice, and look at the
+    difference.
+    """
+    file = Path(__file__).parent / "recorded" / name
+    text = json.dumps(value, indent=1) + "\n"
+    if not file.exists():
+        file.write_text(text, encoding="utf-8")
+        pytest.fail(f"recorded {name}: look at it, run again, and commit it")
+    assert json.loads(text) == json.loads(file.read_text(encoding="utf-8"))
+
+
 # --------------------------------------------------------------------------------------- teachers
-
-
-def random_transformer(seed: int, channels: int = 16, layers: int = 1) -> WanTransformer3DModel:
-    torch.manual_seed(seed)
-    model = WanTransformer3DModel(
-        num_attention_heads=2,
-        attention_head_dim=12,
-        in_channels=channels,
-        out_channels=channels,
-        text_dim=TEXT_DIM,
-        freq_dim=16,
-        ffn_dim=32,
-        num_layers=layers,
-        rope_max_seq_len=32,
-    )
-    return model.eval()
-
-
-def write_pipeline(
-    folder: Path,
-    *,
-    two_experts: bool = True,
-    expand_timesteps: bool = False,
-    channels: int = 16,
-    layers: int = 1,
-) -> Path:
-    """A `WanPipeline` folder laid out like the hosted ones, with random weights."""
-    tokenizer = EMBEDDED_TEACHER / "tokenizer"
-    shutil.copytree(tokenizer, folder / "tokenizer")
-    torch.manual_seed(0)
-    vocabulary = json.loads((EMBEDDED_TEACHER / "text_encoder" / "config.json").read_text())[
-        "vocab_size"
-    ]
-    encoder = UMT5EncoderModel(
-        UMT5Config(
-            vocab_size=vocabulary,
-            d_model=TEXT_DIM,
-            d_kv=8,
-            d_ff=32,
-            num_layers=1,
-            num_heads=2,
-            feed_forward_proj="gated-gelu",
-        )
-    )
-    weights = {
-        k: v.clone() for k, v in encoder.state_dict().items() if k != "encoder.embed_tokens.weight"
-    }
-    (folder / "text_encoder").mkdir()
-    save_file(weights, folder / "text_encoder" / "model.safetensors", {"format": "pt"})
-    config = encoder.config.to_dict() | {
-        "tie_word_embeddings": False,
-        "architectures": ["UMT5EncoderModel"],
-    }
-    (folder / "text_encoder" / "config.json").write_text(json.dumps(config))
-    random_transformer(1, channels, layers).save_pretrained(folder / "transformer")
-    if two_experts:
-        random_transformer(2, channels, layers).save_pretrained(folder / "transformer_2")
-    vae = AutoencoderKLWan(
-        base_dim=4,
-        z_dim=channels,
-        dim_mult=[1, 1, 1, 1],
-        num_res_blocks=1,
-        latents_mean=[0.0] * channels,
-        latents_std=[1.0] * channels,
-    )
-    vae.save_pretrained(folder / "vae")
-    UniPCMultistepScheduler(
-        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
-    ).save_pretrained(folder / "scheduler")
-    index = {
-        "_class_name": "WanPipeline",
-        "_diffusers_version": "0.42.1",
-        "expand_timesteps": expand_timesteps,
-        "boundary_ratio": 0.875 if two_experts else None,
-        "scheduler": ["diffusers", "UniPCMultistepScheduler"],
-        "text_encoder": ["transformers", "UMT5EncoderModel"],
-        "tokenizer": ["transformers", "T5TokenizerFast"],
-        "transformer": ["diffusers", "WanTransformer3DModel"],
-        "vae": ["diffusers", "AutoencoderKLWan"],
-        "transformer_2": ["diffusers", "WanTransformer3DModel"] if two_experts else [None, None],
-    }
-    (folder / "model_index.json").write_text(json.dumps(index, indent=2))
-    return folder
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import random_transformer
 from diffusers import WanTransformer3DModel
+from random_teachers import random_transformer
 from regression import gradient_of_student
 
 from wan_distill.model.adapters import (

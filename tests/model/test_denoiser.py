@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import TEXT_DIM, random_transformer
 from diffusers import FlowMapEulerDiscreteScheduler, WanPipeline
+from random_teachers import TEXT_DIM, random_transformer
 
 from wan_distill.maths.flow import sigma_batch
 from wan_distill.maths.sigmas import expert_of, sigma_grid

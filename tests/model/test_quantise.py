@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import random_transformer
 from diffusers import WanTransformer3DModel
+from random_teachers import random_transformer
 from regression import adapter_gradient
 from torch._subclasses import FakeTensorMode
 
