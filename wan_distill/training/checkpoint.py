@@ -1,9 +1,8 @@
-"""Checkpoints that survive a kill at any instruction: a new folder, fsync, rename, move LATEST,
-only then prune.
+"""Checkpoints that survive a kill at any instruction: a new folder, fsync, rename, verify, and only
+then prune.
 
 <root>/checkpoint-200/state.json     step, settings, and the SHA-256 of every file
 <root>/checkpoint-200/*.safetensors  tensors, one file per role
-<root>/LATEST                        the name of the newest complete folder
 """
 
 from __future__ import annotations
@@ -35,8 +34,9 @@ class DamagedCheckpoint(Exception):
 
 
 def save(root: Path, step: int, tensors: Tensors, state: dict, keep: int | None) -> Path:
-    """Writes `checkpoint-<step>` below `root`, points LATEST to it, then prunes to `keep`
-    checkpoints.
+    """Writes `checkpoint-<step>` below `root` and verifies it, then prunes to `keep` checkpoints.
+
+    Raises DamagedCheckpoint, before anything is pruned, where it does not read back as written.
     """
     final = root / f"checkpoint-{step}"
     partial = root / f".partial-{step}"
@@ -53,8 +53,6 @@ def save(root: Path, step: int, tensors: Tensors, state: dict, keep: int | None)
     os.replace(partial, final)
     sync(root)
     verify(final)
-    write_atomically(root / "LATEST", final.name.encode())
-    sync(root)
     for old in found(root)[keep:] if keep else []:
         remove_folder(old)
     return final
