@@ -351,7 +351,6 @@ def train(
     student.
     """
     from wan_distill.model.adapters import make_roles
-    from wan_distill.model.denoiser import Denoiser
     from wan_distill.model.student_files import init_student
     from wan_distill.results.page import write_page
     from wan_distill.system.console import TrainingBar
@@ -366,9 +365,7 @@ def train(
         init_student(transformer, RunFolder(Path(config.init_student_from)).lora(expert))
     if config.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()
-    denoiser = Denoiser(
-        {expert: transformer}, config.boundary_ratio, info.expand_timesteps, config.whole_student
-    )
+    denoiser = run.denoiser(expert, transformer, config.whole_student)
     learners = make_learners(method, parameters, config)
     student = learners["student"]
     metrics = Metrics(run.folder.metrics, runtime)
@@ -437,11 +434,10 @@ def update(
             index = runtime.micro_batch(drawn, micro)
             batch = method.batch_at(inputs, drawn, index)
             rng = generator(run.config.seed, method.expert, index)
-            with runtime.autocast():
-                for loss in method.losses(learner.role, denoiser, batch, rng):
-                    (loss.value / accumulation).backward()
-                    values.append(loss.value.detach())
-                    metrics.append(loss.metrics)
+            for loss in method.losses(learner.role, denoiser, batch, rng):
+                (loss.value / accumulation).backward()
+                values.append(loss.value.detach())
+                metrics.append(loss.metrics)
     total = torch.stack(values).sum()
     try:
         norm = learner.update(runtime, total)

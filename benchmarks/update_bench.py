@@ -78,7 +78,11 @@ class Bench:
         parameters = make_roles(self.transformer, self.method.roles, self.config, "high")
         if self.config.gradient_checkpointing:
             self.transformer.enable_gradient_checkpointing()
-        self.denoiser = Denoiser({"high": self.transformer}, self.config.boundary_ratio)
+        self.denoiser = Denoiser(
+            {"high": self.transformer},
+            self.config.boundary_ratio,
+            autocast=self.runtime.autocast,
+        )
         self.learners = make_learners(self.method, parameters, self.config)
         self.progress = NoCheckpoints(Metrics(self.inputs.run.folder.metrics, self.runtime))
         self.recorder = Recorder(self.transformer)

@@ -30,10 +30,9 @@ def velocity_of(
     scale = run.config.guidance(expert)
 
     def velocity(x: Tensor, sigma: Tensor) -> Tensor:
-        with run.runtime.autocast():
-            if guided:
-                return denoiser.guided_velocity(x, sigma, prompt, run.negative, scale)
-            return denoiser.velocity(x, sigma, prompt, role=role)
+        if guided:
+            return denoiser.guided_velocity(x, sigma, prompt, run.negative, scale)
+        return denoiser.velocity(x, sigma, prompt, role=role)
 
     return velocity
 

@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from diffusers import WanTransformer3DModel
 from torch import Tensor
 
 from wan_distill.data.embeddings import PromptEmbeddings
 from wan_distill.layout import RunFolder
+from wan_distill.maths.sigmas import Expert
+from wan_distill.model.denoiser import Denoiser
 from wan_distill.model.loading import Teacher
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
@@ -39,6 +42,22 @@ class Run:
     def latent_shape(self) -> tuple[int, int, int, int]:
         """[C, F, H, W] of one sample."""
         return self.info.latent_shape(self.config)
+
+    def denoiser(
+        self, expert: Expert, transformer: WanTransformer3DModel, whole: bool = False
+    ) -> Denoiser:
+        """The Denoiser of one loaded expert, in this run's arithmetic.
+
+        Args:
+            whole: the transformer is a student itself, without a teacher beneath.
+        """
+        return Denoiser(
+            {expert: transformer},
+            self.config.boundary_ratio,
+            self.info.expand_timesteps,
+            whole,
+            self.runtime.autocast,
+        )
 
     @cached_property
     def negative(self) -> Tensor:

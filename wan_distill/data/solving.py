@@ -111,7 +111,7 @@ def _load(run: Run, expert: Expert, store: SampleStore) -> Denoiser:
     transformer = run.teacher.load_expert(expert)
     if expert in store.students:
         load_student(transformer, store.students[expert])
-    return Denoiser({expert: transformer}, run.config.boundary_ratio, run.info.expand_timesteps)
+    return run.denoiser(expert, transformer)
 
 
 def _solve_batch(

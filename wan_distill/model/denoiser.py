@@ -6,8 +6,8 @@ adapters off, the others are LoRA adapters (arXiv 2106.09685) on it. Nothing is 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from diffusers import WanTransformer3DModel
@@ -28,6 +28,8 @@ class Denoiser:
         expand_timesteps: Wan2.2 TI2V-5B wants one timestep per token.
         whole: the experts are students with weights of their own, without a teacher beneath
             (--student_layers).
+        autocast: the context of each forward, such as `Runtime.autocast`: low-precision arithmetic
+            stays inside the transformer, and backward outside of it.
     """
 
     def __init__(
@@ -36,11 +38,13 @@ class Denoiser:
         boundary: float | None,
         expand_timesteps: bool = False,
         whole: bool = False,
+        autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
     ):
         self.experts = experts
         self.boundary = boundary
         self.expand_timesteps = expand_timesteps
         self.whole = whole
+        self.autocast = autocast
         # Asked once: diffusers finds it by walking through all modules.
         self.dtype = next(iter(experts.values())).dtype
         self._adapters = {name: adapter_layers(model) for name, model in experts.items()}
@@ -125,9 +129,10 @@ class Denoiser:
             patch = transformer.config["patch_size"]
             frames, rows, columns = (n // p for n, p in zip(x.shape[2:], patch, strict=True))
             timestep = timestep[:, None].expand(-1, frames * rows * columns)
-        (velocity,) = transformer(
-            x.to(self.dtype), timestep, prompt.to(self.dtype), return_dict=False
-        )
+        with self.autocast():
+            (velocity,) = transformer(
+                x.to(self.dtype), timestep, prompt.to(self.dtype), return_dict=False
+            )
         return velocity.float()
 
     # ---------------------------------------------------------------------------------------- roles

@@ -240,9 +240,7 @@ class Evaluation:
             if plain and config.mixed_precision == "no":
                 # Not in bf16: merged weights are rounded, which the unmerged student is not.
                 transformer.fuse_lora()
-        return Denoiser(
-            {expert: transformer}, config.boundary_ratio, self.run.info.expand_timesteps
-        )
+        return self.run.denoiser(expert, transformer)
 
     def _has_own(self, expert: Expert) -> bool:
         """Whether the student has this expert of its own: trained here, or carried over from a warm

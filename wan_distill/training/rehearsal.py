@@ -17,7 +17,6 @@ from wan_distill.maths.sigmas import Expert
 from wan_distill.methods import make_method
 from wan_distill.methods.base import Method
 from wan_distill.model.adapters import make_roles
-from wan_distill.model.denoiser import Denoiser
 from wan_distill.model.loading import decode
 from wan_distill.settings.recipes import Role, recipe_of
 from wan_distill.training.learner import make_learners
@@ -58,19 +57,14 @@ def rehearse(run: Run, expert: Expert) -> None:
     parameters = make_roles(transformer, method.roles, config, expert)
     if config.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()
-    denoiser = Denoiser(
-        {expert: transformer},
-        config.boundary_ratio,
-        run.info.expand_timesteps,
-        config.whole_student,
-    )
+    denoiser = run.denoiser(expert, transformer, config.whole_student)
     learners = make_learners(method, parameters, config)
     inputs = random_inputs(run, expert)
     for role in method.roles:
         step = first_step(method, role)
         batch = method.batch_at(inputs, method.draws_of(step), 0)
         total = torch.zeros((), device=runtime.device)
-        with denoiser.training(role), runtime.autocast():
+        with denoiser.training(role):
             for loss in method.losses(role, denoiser, batch, generator("rehearsal")):
                 loss.value.backward()
                 total += loss.value.detach()
