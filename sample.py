@@ -48,6 +48,7 @@ FLAGS: dict[str, dict[str, Any]] = {
     "--teacher_path": dict(
         help="hub id or folder of the teacher (default: the one the student was made from)"
     ),
+    "--variant": dict(help="variant of the teacher's weight files, e.g. fp16"),
     "--steps": dict(
         type=int, help="one of the step counts the student was trained for (default: the largest)"
     ),
@@ -96,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
     videos = wanted_videos(args)
     files = find_student(args.student)
     student = read_schedule(files)
-    config = Config(teacher_path=args.teacher_path or student["teacher"])
+    config = Config(teacher_path=args.teacher_path or student["teacher"], variant=args.variant)
     info = read_teacher(config)
     check_teacher(info, student, args.allow_other_teacher)
     clip = clip_settings(args, student, info)

@@ -191,6 +191,17 @@ def test_one_expert_alone_stands_beside_its_teacher(trained, clips, monkeypatch)
     numpy.testing.assert_allclose(clips[1][:, :, 48:], clips[0], rtol=0, atol=1e-5)
 
 
+def test_a_teacher_of_variant_files_alone_is_read(trained, random_teacher, tmp_path, clips):
+    folder = shutil.copytree(random_teacher, tmp_path / "half")
+    for file in folder.rglob("*.safetensors"):
+        file.rename(file.with_suffix(".fp16.safetensors"))
+    argv = ["--student", str(trained), "--prompt", PROMPT]
+    variant = ["--teacher_path", str(folder), "--allow_other_teacher", "--variant", "fp16"]
+    for more in ([], variant):
+        assert sample.main([*argv, *more]) == 0
+    numpy.testing.assert_allclose(clips[1], clips[0], rtol=0, atol=1e-5)
+
+
 # -------------------------------------------------------------------------------------------- files
 
 

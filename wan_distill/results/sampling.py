@@ -82,7 +82,6 @@ def load_pipeline(
     from diffusers import WanPipeline
 
     from wan_distill.umt5.repair import load_text_encoder
-    from wan_distill.umt5.silence import silence_tied_weight_report
 
     cuda = torch.cuda.is_available()
     dtype = torch.bfloat16 if cuda and not info.embedded else torch.float32
@@ -90,12 +89,14 @@ def load_pipeline(
     if not Path(info.source).is_dir():
         parts = ["text_encoder/*", "vae/*", "transformer*/*"]
         folder = download(info.source, info.commit, config.cache_dir, parts)
+    variant = config.variant
     try:
-        with silence_tied_weight_report(False):
-            encoder, _ = load_text_encoder(folder, torch_dtype=dtype)
-            pipe = WanPipeline.from_pretrained(folder, text_encoder=encoder, dtype=dtype)
+        encoder, _ = load_text_encoder(folder, dtype=dtype, variant=variant)
     except TextEncoderError as error:
         raise UsageError(f"--teacher_path {info.source}: {error}") from error
+    pipe: WanPipeline = WanPipeline.from_pretrained(
+        folder, text_encoder=encoder, dtype=dtype, variant=variant
+    )
     pipe.vae.to(torch.float32)  # as in training: bf16 shows as banding
     for file in files:
         add_student(pipe, file)
