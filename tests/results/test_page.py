@@ -148,11 +148,12 @@ def test_hostile_words_are_shown_as_words(make_page, tmp_path):
     write_metrics(folder, metrics("high", 1, **{HOSTILE: 1.0}))
     write_clips(folder, [HOSTILE])
     rows = [ROW | dict(sampler=name, seconds_per_sample=1.0) for name in (HOSTILE, "student 4")]
-    folder.evaluation.write_text(json.dumps(dict(rows=rows, gap_closed=0.5, samples=8)))
+    evaluation = dict(rows=rows, gap_closed=0.5, samples=8, sentence=HOSTILE)
+    folder.evaluation.write_text(json.dumps(evaluation))
     page = make_page(HOSTILE)
     assert page.count("<script") == 1 and "<script>alert" not in page
-    # title, heading, summary; a prompt per expert; table; chart and its label; code; plan
-    assert page.count("&lt;script&gt;alert(1)") == 3 + 2 + 1 + 2 + 1 + 1
+    # title, heading, summary, sentence; a prompt per expert; table; chart, its label; code; plan
+    assert page.count("&lt;script&gt;alert(1)") == 4 + 2 + 1 + 2 + 1 + 1
 
 
 def test_finished_clips_come_before_blurred_ones(make_page, tmp_path):
