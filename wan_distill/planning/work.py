@@ -21,8 +21,7 @@ from wan_distill.settings.recipes import (
     student_of,
     trajectories,
 )
-
-PREVIEWS = 3  # clips, where no prompt is given
+from wan_distill.training.previews import SHOWN, validation_prompts
 
 
 @dataclass(frozen=True)
@@ -52,30 +51,39 @@ def sample_work(config: Config, info: TeacherInfo) -> list[SampleWork]:
     has_high = student_of(config, "high") is not None or "high" in config.experts
     micro_batches = config.gradient_accumulation_steps * processes(config)
     rows: dict[SampleSpec, frozenset[int]] = {}
-    checks: dict[SampleSpec, int] = {}
+    checks: dict[tuple[str, SampleSpec], int] = {}
     for expert in config.experts:
         specs = recipe_of(config).samples(config, expert, has_high)
         read = make_method(config, expert).rows_read(micro_batches)
         for purpose, chosen in read.items():
             spec = specs[purpose]
             rows[spec] = rows.get(spec, frozenset()) | chosen
-        for count in _check_counts(config):
+        for purpose, count in _check_counts(config).items():
             for spec in _check_specs(config, expert, has_high, count):
-                checks[spec] = count
+                checks[purpose, spec] = count
     solved = solved_before(config, info)
     work = []
     for spec, chosen in rows.items():
         left = len(chosen) - (min(solved, len(chosen)) if spec.kind == "trajectories" else 0)
         work.append(SampleWork(spec, left, evaluations(config, info, spec)))
-    for spec, count in checks.items():
+    for (_, spec), count in checks.items():
         work.append(SampleWork(spec, count, evaluations(config, info, spec)))
     return work
 
 
-def _check_counts(config: Config) -> list[int]:
-    """Samples of the monitor's set, and of the previews'."""
-    monitored = config.monitor_samples if config.monitor_steps else 0
-    return [count for count in (monitored, PREVIEWS if config.validation_steps else 0) if count]
+def _check_counts(config: Config) -> dict[str, int]:
+    """Purpose -> samples. Monitor and previews show different prompts, so they share none."""
+    counts = {}
+    if config.monitor_steps:
+        counts["monitor"] = config.monitor_samples
+    if config.validation_steps:
+        counts["previews"] = preview_count(config)
+    return counts
+
+
+def preview_count(config: Config) -> int:
+    """Clips of one preview, where as many prompts are held out."""
+    return len(validation_prompts(config, [""] * SHOWN))
 
 
 def _check_specs(
@@ -113,7 +121,7 @@ def check_flops(config: Config, info: TeacherInfo, cost: Trace) -> float:
             total += checks * config.monitor_samples * steps * forward
         if config.validation_steps:
             previews = 1 + config.max_train_steps // config.validation_steps
-            total += previews * PREVIEWS * steps * forward
+            total += previews * preview_count(config) * steps * forward
     return total
 
 

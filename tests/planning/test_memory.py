@@ -1,0 +1,166 @@
+"""Predicted memory against measured memory, and what each setting does to it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from wan_shapes import A14B, MIDDLE, MIDDLE_CLIP, config_of, measured, teacher_of
+
+from wan_distill.errors import UsageError
+from wan_distill.planning import levers
+from wan_distill.planning.hardware import GPUS
+from wan_distill.planning.memory import estimate
+from wan_distill.settings.config import Config
+from wan_distill.settings.description import read_teacher
+from wan_distill.settings.resolve import resolve
+
+METHODS = {
+    "trajectory": dict(method="trajectory"),
+    "consistency": dict(method="consistency"),
+    "dmd": dict(method="dmd"),
+    "dmd-samples": dict(method="dmd", real_score="samples"),
+}
+CASES = [("trajectory", True), *((name, False) for name in METHODS)]
+
+
+@pytest.mark.parametrize(("name", "checkpointing"), [*CASES, ("dmd", True)])
+def test_predicted_peak_of_a_middling_model_is_within_a_tenth_of_the_measured_one(
+    name, checkpointing, tmp_path
+):
+    """Measured on real updates of every role. With dmd that is a critic's and a student's, whose
+    parts are computed one graph at a time.
+    """
+    info = teacher_of(MIDDLE, tmp_path)
+    changes = MIDDLE_CLIP | METHODS[name] | dict(gradient_checkpointing=checkpointing)
+    config = config_of(info, **changes)
+    predicted = estimate(config, info).peak
+    assert predicted == pytest.approx(measured(config, info).peak, rel=0.1)
+
+
+@pytest.mark.parametrize("method", ["trajectory", "dmd"])
+def test_predicted_peak_of_the_embedded_teacher_is_within_a_tenth_of_the_measured_one(method):
+    config = Config(train_batch_size=8, method=method)
+    info = read_teacher(config)
+    config = resolve(config, info)
+    predicted = estimate(config, info).peak
+    assert predicted == pytest.approx(measured(config, info).peak, rel=0.1)
+
+
+# ------------------------------------------------------------------------------- setting by setting
+
+
+@pytest.fixture
+def a14b(tmp_path):
+    return teacher_of(A14B, tmp_path)
+
+
+def test_the_default_dmd_update_of_a14b_fits_a_card_of_80_gb(a14b):
+    """81 frames of 480x832 with a bf16 base, and both losses of the student."""
+    config = config_of(a14b)
+    assert (config.method, config.num_frames, config.height, config.width) == ("dmd", 81, 480, 832)
+    need = estimate(config, a14b)
+    assert 40e9 < need.peak <= 76e9
+    assert need.base == pytest.approx(2 * 14.29e9, rel=0.02)  # bf16 but for norms and tables
+
+
+def test_a_coarser_base_is_a_smaller_one(a14b):
+    config = config_of(a14b)
+    bases = {
+        name: estimate(dataclasses.replace(config, base_precision=name), a14b).base
+        for name in ("bf16", "fp8", "int8", "nf4")
+    }
+    assert bases["fp8"] == bases["int8"]
+    assert bases["bf16"] - bases["fp8"] > 13e9 and bases["fp8"] - bases["nf4"] > 6e9
+    in_host_memory = estimate(dataclasses.replace(config, offload=True), a14b)
+    assert in_host_memory.base < 0.02 * bases["bf16"]
+
+
+def test_processes_that_share_a_base_or_a_clip_share_its_memory(a14b):
+    config = config_of(a14b, gpu="h100:4", dry_run=True)
+    alone = estimate(config, a14b)
+    shard = estimate(dataclasses.replace(config, shard=True), a14b)
+    assert shard.base == alone.base / 4 and shard.activations == alone.activations
+    together = estimate(dataclasses.replace(config, context_parallel=True), a14b)
+    assert together.base == alone.base and together.activations == alone.activations / 4
+
+
+def test_the_processes_of_a_launcher_count_too(a14b, monkeypatch):
+    config = config_of(a14b, shard=True)
+    whole = estimate(config, a14b).base
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert estimate(config, a14b).base == whole / 2
+
+
+def test_every_role_has_an_adapter_and_two_moments_for_it(a14b):
+    config = config_of(a14b)
+    adapter = 4 * estimate(config, a14b).trace.adapter
+    for real_score, roles in (("guided", 2), ("samples", 3)):
+        need = estimate(dataclasses.replace(config, real_score=real_score), a14b)
+        assert need.adapters == roles * adapter and need.optimizer == 2 * roles * adapter
+        assert need.average == adapter
+    small = estimate(dataclasses.replace(config, use_8bit_adam=True, ema_decay=0.0), a14b)
+    assert small.optimizer == 2 * 2 * adapter / 4 and small.average == 0
+
+
+def test_a_whole_student_has_no_base_beneath(a14b):
+    config = config_of(a14b, method="trajectory", student_layers=20)
+    need = estimate(config, a14b)
+    assert need.base == 0 and need.adapters == 4 * need.trace.parameters
+    assert need.trace.parameters == pytest.approx(14.29e9 / 2, rel=0.05)
+
+
+# ------------------------------------------------------------------------------------------ levers
+
+
+def test_what_fits_never_promises_more_than_the_card_has(a14b):
+    fits = levers.what_fits(config_of(a14b), a14b)
+    assert list(fits) == list(levers.CARDS) and all(fits.values())
+    for card, text in fits.items():
+        assert float(text.split("peak ")[1].split()[0]) * 1e9 < GPUS[card].memory
+
+
+def test_what_fits_takes_the_largest_clip_then_the_most_exact_base(a14b):
+    config = config_of(a14b)
+    fits = levers.what_fits(config, a14b)
+    assert fits["h200"].startswith("--base_precision bf16 --num_frames 81 (peak")
+    frames = [int(text.split("--num_frames ")[1].split()[0]) for text in fits.values()]
+    assert frames == sorted(frames)
+
+
+def test_out_of_memory_says_what_to_try_by_saving(tmp_path):
+    info = teacher_of(MIDDLE, tmp_path)
+    changes = dict(height=64, width=64, num_frames=17, max_sequence_length=32)
+    config = config_of(info, method="dmd", gradient_checkpointing=False, **changes)
+    with (
+        pytest.raises(UsageError) as raised,
+        levers.explain_out_of_memory(config, info, "training the high expert"),
+    ):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    said = str(raised.value)
+    assert "while training the high expert" in said
+    assert "--gradient_checkpointing saves about" in said
+    saved = [float(part.split("about ")[1].split()[0]) for part in said.split("; ")[2:]]
+    assert len(saved) > 2 and saved == sorted(saved, reverse=True)
+
+
+def test_an_error_that_is_not_about_memory_is_left_alone(tmp_path):
+    info = teacher_of(MIDDLE, tmp_path)
+    config = config_of(info, **MIDDLE_CLIP)
+    with (
+        pytest.raises(RuntimeError, match="of another kind"),
+        levers.explain_out_of_memory(config, info, "training"),
+    ):
+        raise RuntimeError("of another kind")
+
+
+def test_the_savings_are_those_of_the_settings_that_are_named(a14b):
+    config = config_of(a14b)
+    need = estimate(config, a14b)
+    found = dict((flags, saved) for saved, flags in levers.savings(config, a14b, need))
+    smaller = estimate(dataclasses.replace(config, base_precision="nf4"), a14b)
+    assert found["--base_precision nf4"] == need.peak - smaller.peak
+    assert all(math.isfinite(saved) and saved > 0.01 * need.peak for saved in found.values())
+    assert "--train_batch_size 1" not in found  # it is 1 already

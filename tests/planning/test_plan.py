@@ -1,0 +1,167 @@
+"""The plan in words: everything that is promised, for this machine or for a named GPU, loading no
+weights.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+
+import pytest
+from conftest import tiny_flags
+from diffusers import WanTransformer3DModel
+from wan_shapes import A14B, config_of, teacher_of
+
+import train_distillation
+from wan_distill.errors import UsageError
+from wan_distill.planning import hardware, plan, preflight
+from wan_distill.planning.hardware import GPUS, Hardware, parse_gpu
+from wan_distill.planning.memory import shape_of
+from wan_distill.planning.stages import stages
+from wan_distill.planning.trace import trace
+from wan_distill.settings.config import WAN_NEGATIVE_PROMPT
+
+
+@pytest.fixture
+def a14b(tmp_path):
+    return teacher_of(A14B, tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def a_fixed_rate(monkeypatch):
+    """No time is spent on measuring this machine."""
+    monkeypatch.setattr(hardware, "matrix_rate", lambda *given: 1e11)
+
+
+def test_a14b_is_described_in_words(a14b):
+    text = plan.describe_needs(config_of(a14b), a14b)
+    for words in ("32760 tokens", "14.3B parameters", "Fits ", "checkpoints", "solved samples"):
+        assert words in text, words
+    assert re.search(r"h200 +--base_precision bf16 --num_frames 81", text)
+
+
+def test_dry_run_prints_the_plan_and_loads_no_weights(
+    random_teacher, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(
+        WanTransformer3DModel, "from_pretrained", lambda *a, **k: pytest.fail("weights were loaded")
+    )
+    out = tmp_path / "out"
+    assert train_distillation.main(tiny_flags(random_teacher, out, dry_run=True)) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for heading in (
+        *("Teacher", "Clip", "Student", "Method", "Prompts", "Output"),
+        *("On", "Fits", "Time", "Model", "Memory", "Disk", "Work", "Cards"),
+        *("Versions", "Files", "RAM"),
+    ):
+        assert any(line.startswith(f"{heading} ") for line in lines), heading
+    assert not out.exists()
+
+
+def test_dry_run_prints_the_whole_plan_and_then_every_obstacle(
+    random_teacher, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *_: None)
+    monkeypatch.setattr(preflight, "check_disk", refuse("the disk is full"))
+    monkeypatch.setattr(preflight, "check_memory", refuse("too little memory"))
+    flags = tiny_flags(random_teacher, tmp_path / "out", dry_run=True, report_to="trackio")
+    assert train_distillation.main(flags) == 2
+    said = capsys.readouterr()
+    for heading in ("Teacher", "Output", "Memory", "Work", "Versions", "Files"):
+        assert any(line.startswith(heading) for line in said.out.splitlines()), heading
+    assert [line.split(";")[0] for line in said.err.strip().splitlines()] == [
+        "error: --report_to trackio: not installed",
+        "error: the disk is full",
+        "error: too little memory",
+    ]
+    assert not (tmp_path / "out").exists()
+
+
+def refuse(words: str):
+    def check(*given):
+        raise UsageError(words)
+
+    return check
+
+
+def test_a_real_run_stops_at_the_first_obstacle_and_makes_nothing(
+    random_teacher, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(preflight, "check_disk", refuse("the disk is full"))
+    assert train_distillation.main(tiny_flags(random_teacher, tmp_path / "out")) == 2
+    assert capsys.readouterr().err.strip() == "error: the disk is full"
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_console_without_the_characters_shows_escapes(random_teacher, tmp_path, monkeypatch):
+    """As on Windows, where a pipe is cp1252 and Wan's negative prompt Chinese."""
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="cp1252"))
+    flags = tiny_flags(
+        random_teacher, tmp_path / "out", method="dmd", dry_run=True, negative_prompt=None
+    )
+    assert train_distillation.main(flags) == 0
+    sys.stdout.flush()
+    assert WAN_NEGATIVE_PROMPT.startswith("\u8272")
+    assert b"--negative_prompt \\u8272" in written.getvalue()
+
+
+# --------------------------------------------------------------------------------------------- time
+
+
+def hours(text: str) -> float:
+    value, unit = re.search(r"Time +about ([\d.]+) (hours|minutes)", text).groups()
+    return float(value) / (1 if unit == "hours" else 60)
+
+
+def test_more_gpus_solve_faster_but_make_no_fewer_updates(a14b):
+    """Data-parallel processes each make every update, on samples of their own."""
+    config = config_of(a14b, gpu="h100", dry_run=True)
+    cost = trace(shape_of(config, a14b))
+    eight = Hardware("H100", 8, 85e9, 4e14, "", named=True)
+    alone = Hardware("H100", 1, 85e9, 4e14, "", named=True)
+    parts = {stage.name: stage for stage in stages(config, a14b, cost, prompts=100)}
+    for name in ("high expert", "low expert"):
+        assert parts[name].seconds(eight) == parts[name].seconds(alone)
+    solving = parts["solving samples"]
+    assert solving.seconds(eight) == pytest.approx(solving.seconds(alone) / 8)
+    together = config_of(a14b, gpu="h100", dry_run=True, context_parallel=True)
+    parts = {stage.name: stage for stage in stages(together, a14b, cost, prompts=100)}
+    assert parts["low expert"].seconds(eight) == parts["low expert"].seconds(alone) / 8
+
+
+def test_eight_gpus_take_longer_than_an_eighth_of_one(a14b):
+    one = plan.describe_needs(config_of(a14b, gpu="h100", dry_run=True), a14b)
+    eight = plan.describe_needs(config_of(a14b, gpu="h100:8", dry_run=True), a14b)
+    updates = re.search(r"high expert ([\d.]+ \w+)", one)[1]
+    assert re.search(r"high expert ([\d.]+ \w+)", eight)[1] == updates
+    # Eight processes read eight times as many samples, as far as there are that many.
+    assert hours(one) / 8 < hours(eight) < 2 * hours(one)
+
+
+def test_a_named_gpu_says_whether_it_fits_and_what_it_costs(a14b):
+    config = config_of(a14b, gpu="h100:2", dry_run=True, gpu_hour_price=2.0)
+    text = plan.describe_needs(config, a14b)
+    assert "On        2 x H100 SXM" in text and "Fits      yes" in text
+    cost, gpu_hours = re.search(r"about \$([\d,]+): ([\d.]+) GPU-hours at \$2 ", text).groups()
+    assert float(cost.replace(",", "")) == pytest.approx(2 * float(gpu_hours), abs=0.6)
+    assert float(gpu_hours) == pytest.approx(2 * hours(text), rel=0.05)
+    small = plan.describe_needs(config_of(a14b, gpu="rtx-4090", dry_run=True), a14b)
+    assert "Fits      NO" in small
+    here = plan.describe_needs(config_of(a14b), a14b)
+    assert "Cost" not in here and "measured here" in here
+
+
+def test_gpus_are_named_and_counted():
+    assert parse_gpu("h100") == (GPUS["h100"], 1)
+    assert parse_gpu(" H200:8") == (GPUS["h200"], 8)
+    for wrong in ("h101", "h100:0", "h100:x", "h100:", ""):
+        with pytest.raises(UsageError, match="--gpu"):
+            parse_gpu(wrong)
+
+
+@pytest.mark.parametrize(("changes", "said"), [(dict(gpu="h100"), "--dry_run")])
+def test_a_named_gpu_is_for_plans_only(random_teacher, tmp_path, capsys, changes, said):
+    assert train_distillation.main(tiny_flags(random_teacher, tmp_path / "out", **changes)) == 2
+    assert said in capsys.readouterr().err

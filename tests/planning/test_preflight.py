@@ -1,0 +1,153 @@
+"""What stops a run beforehand: the teacher's files, the disk, the memory, versions, processes."""
+
+from __future__ import annotations
+
+import collections
+import shutil
+
+import pytest
+import torch
+from conftest import tiny_flags
+from safetensors.torch import load_file, save_file
+
+import train_distillation
+from wan_distill.errors import UsageError
+from wan_distill.planning import preflight
+from wan_distill.settings.description import read_teacher
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture
+def broken(random_teacher, tmp_path, capsys):
+    """Copies the teacher, lets a test break the copy, and returns what a dry run says about it."""
+    folder = shutil.copytree(random_teacher, tmp_path / "teacher")
+
+    def complaint(damage=lambda folder: None) -> str:
+        damage(folder)
+        flags = tiny_flags(folder, tmp_path / "out", dry_run=True)
+        assert train_distillation.main(flags) == 2
+        return capsys.readouterr().err
+
+    return complaint
+
+
+def test_a_missing_expert_is_named(broken):
+    said = broken(lambda folder: (folder / "transformer_2" / WEIGHTS).unlink())
+    assert "transformer_2" in said and "no weight file" in said
+
+
+def test_a_truncated_expert_is_named(broken):
+    def cut(folder):
+        file = folder / "transformer" / WEIGHTS
+        file.write_bytes(file.read_bytes()[:-100])
+
+    assert WEIGHTS in broken(cut)
+
+
+def test_weights_of_another_shape_are_named(broken):
+    def swap(folder):
+        file = folder / "transformer_2" / WEIGHTS
+        weights = load_file(file)
+        weights["proj_out.weight"] = torch.zeros(3, 3)
+        save_file(weights, file, {"format": "pt"})
+
+    said = broken(swap)
+    assert "transformer_2" in said and "proj_out.weight" in said
+
+
+def test_a_configuration_that_cannot_be_read_is_named(broken):
+    def garble(folder):
+        (folder / "tokenizer" / "tokenizer_config.json").write_text("{")
+
+    assert "tokenizer/tokenizer_config.json cannot be read" in broken(garble)
+
+
+def test_too_little_disk_stops_the_run(broken, monkeypatch):
+    usage = collections.namedtuple("usage", "total used free")
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda place: usage(10, 10, 0))
+    assert "--output_dir" in broken()
+
+
+def test_too_little_memory_stops_the_run(broken, monkeypatch):
+    import psutil
+
+    real = psutil.virtual_memory()
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: real._replace(available=1000))
+    assert "of host memory" in broken()
+
+
+def test_an_old_package_stops_the_run(broken, monkeypatch):
+    real = preflight.importlib.metadata.version
+    monkeypatch.setattr(
+        preflight.importlib.metadata,
+        "version",
+        lambda name: "0.1" if name == "diffusers" else real(name),
+    )
+    assert "diffusers 0.1: need >=" in broken()
+
+
+def test_a_missing_package_stops_the_run(broken, monkeypatch):
+    real = preflight.importlib.metadata.version
+
+    def version(name):
+        if name == "jinja2":
+            raise preflight.importlib.metadata.PackageNotFoundError(name)
+        return real(name)
+
+    monkeypatch.setattr(preflight.importlib.metadata, "version", version)
+    assert "jinja2: not installed; pip install -r requirements.txt" in broken()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (dict(shard=True, evaluate=False), "--shard: there is one process only"),
+        (dict(shard=True, evaluate=True), "--shard: --evaluation sets runs in one process"),
+        (dict(shard=True, base_precision="fp8"), "a quantised base is not sharded"),
+        (dict(shard=True, offload=True), "--offload: does not go together with --shard"),
+        (dict(shard=True, compile=True), "--compile: does not go together with --shard"),
+        (dict(shard=True, context_parallel=True), "--context_parallel: does not go together"),
+        (dict(context_parallel=True, compile=True), "--compile: does not go together"),
+        (dict(context_parallel=True), "needs an accelerator"),
+    ],
+)
+def test_processes_that_clash_with_the_rest_are_refused(small_config, monkeypatch, changes, said):
+    if "there is one process" not in said:
+        monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 0)
+    config = small_config(**dict(evaluate=False) | changes)
+    with pytest.raises(UsageError) as raised:
+        preflight.check_processes(config, read_teacher(config))
+    assert said in str(raised.value)
+
+
+def test_clips_are_measured_by_all_processes(small_config, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    config = small_config(shard=True, evaluate=True, evaluation="pairs")
+    preflight.check_processes(config, read_teacher(config))
+
+
+def test_tokens_and_heads_must_be_shared_evenly(small_config, monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1)
+    config = small_config(context_parallel=True, evaluate=False)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    preflight.check_processes(config, read_teacher(config))
+    monkeypatch.setenv("WORLD_SIZE", "4")  # of two heads
+    with pytest.raises(UsageError, match="2 heads are not shared evenly by 4 processes"):
+        preflight.check_processes(config, read_teacher(config))
+
+
+def test_a_missing_bitsandbytes_is_named(small_config, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "bitsandbytes", None)
+    with pytest.raises(UsageError, match="pip install bitsandbytes"):
+        preflight.check_optional(small_config(use_8bit_adam=True))
+
+
+def test_a_missing_compiler_is_named(small_config, monkeypatch):
+    def fail(*given, **options):
+        raise RuntimeError("no compiler\nanywhere")
+
+    monkeypatch.setattr(torch, "compile", fail)
+    with pytest.raises(UsageError, match="--compile: torch cannot compile here"):
+        preflight.check_optional(small_config(compile=True))

@@ -1,0 +1,114 @@
+"""What a run has to do, as its plan says it, against what a run then does."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+from conftest import tiny_flags
+from safetensors.torch import load_file
+
+import train_distillation
+from wan_distill.planning import work
+from wan_distill.planning.memory import shape_of
+from wan_distill.planning.trace import trace
+from wan_distill.settings.command_line import parse_args
+from wan_distill.settings.description import read_teacher
+from wan_distill.settings.resolve import resolve
+
+KINDS = ("trajectories", "anchors", "handovers")
+
+
+def planned(flags: list[str]):
+    """(settings, teacher, cost of an update) as a run with these flags resolves them."""
+    config = parse_args(flags)
+    info = read_teacher(config)
+    config = resolve(config, info)
+    return config, info, trace(shape_of(config, info))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(method="dmd"),
+        dict(method="dmd", real_score="samples", monitor_steps=1, monitor_samples=4),
+        dict(
+            method="trajectory",
+            num_trajectories=40,
+            validation_steps=1,
+            validation_prompt="a dog|a cat|a bird|a cow",
+            monitor_steps=1,
+            monitor_samples=4,
+        ),
+    ],
+    ids=["dmd", "dmd-samples", "trajectory"],
+)
+def test_the_plan_has_the_samples_that_the_run_then_solves(random_teacher, tmp_path, changes):
+    """Not all of --num_trajectories: those that updates, checks and previews read."""
+    out = tmp_path / "out"
+    flags = tiny_flags(random_teacher, out, evaluate=False, **changes)
+    config, info, cost = planned(flags)
+    rows = sum(part.rows for part in work.sample_work(config, info))
+    disk = work.disk_needs(config, info, cost)["for solved samples"]
+    assert train_distillation.main(flags) == 0
+    files = [file for kind in KINDS for file in out.glob(f"{kind}/*/*.safetensors")]
+    assert rows == len(files) > 0
+    assert disk == sum(load_file(file)["latents"].nbytes for file in files)
+
+
+def test_the_plan_knows_what_the_warm_start_has_solved(small_config, tmp_path):
+    """Neither the disk nor the arithmetic of samples that are taken over is asked for."""
+    config = small_config(
+        method="dmd", real_score="samples", num_trajectories=40, max_train_steps=40, monitor_steps=0
+    )
+    solved = tmp_path / "first" / "trajectories" / "abc" / "000000.safetensors"
+    solved.parent.mkdir(parents=True)
+    warm = dataclasses.replace(config, init_student_from=str(tmp_path / "first"))
+    info = read_teacher(config)
+    cost = trace(shape_of(config, info))
+    values = math.prod(info.latent_shape(config))
+    sizes = [work.disk_needs(c, info, cost)["for solved samples"] for c in (config, warm)]
+    # 40 trajectories of 4 sigmas, 40 hand-overs of one
+    assert sizes[0] == sizes[1] == 40 * (4 + 1) * 4 * values
+    solved.write_bytes(bytes(int(0.75 * 40 * 4 * 4 * values)))
+    assert work.disk_needs(warm, info, cost)["for solved samples"] == 40 * (1 + 1) * 4 * values
+    rows = {
+        part.spec.kind: (part.rows, part.evaluations) for part in work.sample_work(config, info)
+    }
+    less = {part.spec.kind: (part.rows, part.evaluations) for part in work.sample_work(warm, info)}
+    assert rows["trajectories"][0] == 40 and less["trajectories"][0] == 10
+    assert rows["handovers"] == less["handovers"] == (40, 2)
+    spared = work.solve_flops(config, info, cost) - work.solve_flops(warm, info, cost)
+    each = cost.forward_flops / config.train_batch_size * rows["trajectories"][1]
+    assert spared == pytest.approx(30 * each)
+
+
+def test_the_disk_holds_the_optimizers_moments_of_every_checkpoint(random_teacher, tmp_path):
+    """Against a run's own files: a checkpoint is a role's weights, its two moments, the average."""
+    out = tmp_path / "out"
+    flags = tiny_flags(random_teacher, out, method="dmd", checkpointing_steps=1, evaluate=False)
+    config, info, cost = planned(flags)
+    needs = work.disk_needs(config, info, cost)
+    assert train_distillation.main(flags) == 0
+    checkpoints = list(out.glob("*/checkpoint-*"))
+    assert len(checkpoints) == 2 * config.checkpoints_total_limit
+    tensors = [
+        sum(t.nbytes for file in folder.glob("*.safetensors") for t in load_file(file).values())
+        for folder in checkpoints
+    ]
+    most = config.checkpoints_total_limit + 1  # one more while the newest is written
+    predicted = needs["for checkpoints"] / (2 * most)
+    assert max(tensors) == pytest.approx(predicted, rel=0.01)
+    loras = sum(t.nbytes for f in out.glob("*_lora.safetensors") for t in load_file(f).values())
+    assert loras == pytest.approx(needs["for the exported LoRA files"], rel=0.01)
+
+
+def test_evaluations_of_a_sample_are_two_where_guidance_is_on(small_config):
+    config = small_config(method="trajectory")
+    info = read_teacher(config)
+    (spec,) = {part.spec for part in work.sample_work(config, info) if part.spec.count == 4}
+    steps = len(spec.sigmas) - 1
+    assert work.evaluations(config, info, spec) == 2 * steps
+    plain = dataclasses.replace(config, guidance_scale=1.0, guidance_scale_2=1.0)
+    assert work.evaluations(plain, info, spec) == steps

@@ -1,0 +1,242 @@
+"""The evaluation on sets of samples: which rows there are, what is compared with what, and how the
+student's weights are used.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from conftest import PROMPTS
+from diffusers import WanTransformer3DModel
+from peft.tuners.lora import Linear
+from written_students import write_student
+
+from wan_distill.errors import UsageError
+from wan_distill.results import evaluation
+from wan_distill.results.evaluation import Evaluation, samplers
+from wan_distill.results.table import as_markdown
+
+
+@pytest.fixture
+def measured(make_run):
+    """Makes (evaluation, its table) of a student with an effect."""
+
+    def make(**changes):
+        run = make_run(**dict(method="trajectory", lora_alpha=4.0) | changes)
+        write_student(run, *run.config.experts)
+        subject = Evaluation(run, PROMPTS)
+        return subject, subject.measure()
+
+    return make
+
+
+# --------------------------------------------------------------------------------------- the rows
+
+
+def test_the_table_has_what_it_promises(measured, capsys):
+    subject, table = measured()
+    names = ["teacher 6 guided", "teacher 4 guided", "teacher 4 unguided", "student 4"]
+    assert [row["sampler"] for row in table["rows"]] == names
+    assert [row["evaluations"] for row in table["rows"]] == [12, 8, 4, 4]
+    written = json.loads(subject.run.folder.evaluation.read_text(encoding="utf-8"))
+    assert written == json.loads(json.dumps(table))
+    student, worst = table["rows"][3]["frechet"], table["rows"][2]["frechet"]
+    expected = 1 - (student - table["floor"]) / (worst - table["floor"])
+    assert table["gap_closed"] == pytest.approx(expected)
+    assert all(name in as_markdown(table) for name in names)
+
+
+@pytest.mark.parametrize("steps", [(4,), (2,)])
+def test_a_teacher_of_four_steps_still_has_rows_of_its_own(measured, steps):
+    """Its own solution and its few-step sampling have as many steps; only the first one is what
+    student and teacher are compared by.
+    """
+    subject, table = measured(teacher_steps=4, sampling_steps=steps)
+    rows = samplers(subject.config)
+    names = [row.name for row in [rows.independent, *rows.table]]
+    assert len(set(names)) == len(names) == 5
+    by_name = {row["sampler"]: row for row in table["rows"]}
+    assert by_name[rows.paired.name]["paired_distance"] == 0
+    assert by_name[rows.paired.name]["motion"] == by_name[rows.paired.name]["diversity"] == 1
+    assert table["floor"] == by_name[rows.paired.name]["frechet"]
+    if rows.few_guided.sigmas != rows.paired.sigmas:
+        assert by_name[rows.few_guided.name]["paired_distance"] > 0
+    assert by_name[rows.students[0].name]["paired_distance"] > 0
+
+
+def test_the_reference_is_made_from_other_noise(measured):
+    """Compared with its own samples the teacher would have a distance of 0, and so would a student
+    that only copies them.
+    """
+    subject, table = measured()
+    rows = samplers(subject.config)
+    independent, paired = (subject.draw(row).latents for row in (rows.independent, rows.paired))
+    assert (independent - paired).abs().amax((1, 2, 3, 4)).min() > 0.1
+    assert rows.independent.sigmas == rows.paired.sigmas and table["floor"] > 0
+
+
+def test_a_student_of_many_steps_has_a_row_for_each(measured):
+    _, table = measured(sampling_steps=(2, 4))
+    assert [row["sampler"] for row in table["rows"][3:]] == ["student 2", "student 4"]
+    assert set(table["gap_closed_by_steps"]) == {"2", "4"}
+    assert table["gap_closed"] == table["gap_closed_by_steps"]["4"]
+
+
+# ------------------------------------------------------------------------------------- the samples
+
+
+class Bar:
+    """Stands in for a progress bar, and adds up what it is told."""
+
+    def __init__(self, total: int, name: str):
+        self.total = total
+        self.name = name
+        self.counted = 0
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def update(self, count: int) -> None:
+        self.counted += count
+
+
+@pytest.mark.parametrize("scales", [(4.0, 3.0), (4.0, 1.0), (1.0, 3.0)])
+def test_the_bar_ends_where_it_should(make_run, monkeypatch, scales):
+    """Guided steps are two evaluations, but one where guidance is off; the table says the same."""
+    bars: list[Bar] = []
+
+    def open_bar(total, name, unit, shown):
+        bars.append(Bar(total, name))
+        return bars[-1]
+
+    monkeypatch.setattr(evaluation, "progress_bar", open_bar)
+    high, low = scales
+    run = make_run(method="trajectory", guidance_scale=high, guidance_scale_2=low)
+    write_student(run, "high", "low")
+    rows = samplers(run.config)
+    forwards = count_forwards(monkeypatch)
+    for row in [rows.independent, *rows.table]:
+        forwards.clear()
+        Evaluation(run, PROMPTS).draw(row)
+        assert bars[-1].counted == bars[-1].total == sum(forwards), row.name
+        assert bars[-1].total == run.config.eval_samples * row.evaluations(run.config)
+
+
+def count_forwards(monkeypatch) -> list[int]:
+    """The number of samples in each forward of a transformer."""
+    forwards: list[int] = []
+    inner = evaluation.Denoiser._forward
+
+    def counting(self, transformer, x, sigma, prompt):
+        forwards.append(len(x))
+        return inner(self, transformer, x, sigma, prompt)
+
+    monkeypatch.setattr(evaluation.Denoiser, "_forward", counting)
+    return forwards
+
+
+def test_teachers_samples_are_stored_and_a_students_are_not(measured, monkeypatch):
+    subject, table = measured()
+    rows = samplers(subject.config)
+    forwards = count_forwards(monkeypatch)
+    again = Evaluation(subject.run, PROMPTS)
+    for row in (rows.independent, rows.paired, rows.few_guided, rows.few_unguided):
+        again.draw(row)
+    assert forwards == []
+    again.draw(rows.students[0])
+    assert sum(forwards) == 8 * 4
+    assert again.measure()["gap_closed"] == pytest.approx(table["gap_closed"])
+
+
+def test_what_a_teachers_samples_depend_on_names_them(make_run):
+    run = make_run(method="trajectory")
+    row = samplers(run.config).paired
+    files = {Evaluation(run, PROMPTS).cache_file(row)}
+    changes = [
+        dict(eval_seed=5),
+        dict(guidance_scale_2=2.0),
+        dict(negative_prompt="a green dot"),
+        dict(num_frames=9),
+        dict(base_precision="nf4"),
+        dict(mixed_precision="bf16"),
+        dict(eval_samples=4),
+    ]
+    for change in changes:
+        other = dataclasses.replace(run, config=dataclasses.replace(run.config, **change))
+        files.add(Evaluation(other, PROMPTS).cache_file(row))
+    files.add(Evaluation(run, PROMPTS[:2]).cache_file(row))
+    assert len(files) == 2 + len(changes)
+
+
+# -------------------------------------------------------------------------------- student's weights
+
+
+def test_a_students_adapters_are_merged_where_that_is_exact(make_run, monkeypatch):
+    """In float32 the student is measured as users run it, without a LoRA layer at work, and gives
+    the samples that its adapters give.
+    """
+    run = make_run(method="trajectory", lora_alpha=4.0)
+    write_student(run, "high", "low")
+    subject = Evaluation(run, PROMPTS)
+    (student,) = samplers(run.config).students
+    calls = adapter_calls(monkeypatch)
+    merged = subject.draw(student).latents
+    assert calls == []
+    with pytest.MonkeyPatch.context() as unfused:
+        unfused.setattr(WanTransformer3DModel, "fuse_lora", lambda self: None)
+        apart = subject.draw(student).latents
+    assert len(calls) > 0
+    torch.testing.assert_close(merged, apart, rtol=0, atol=1e-4)
+    teacher = samplers(run.config).few_unguided
+    assert (merged - subject.draw(teacher).latents).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("changes", [dict(mixed_precision="bf16"), dict(base_precision="nf4")])
+def test_adapters_stay_apart_where_merging_would_round_them(make_run, monkeypatch, changes):
+    run = make_run(method="trajectory", lora_alpha=4.0, **changes)
+    write_student(run, "high", "low")
+    calls = adapter_calls(monkeypatch)
+    Evaluation(run, PROMPTS).draw(samplers(run.config).students[0])
+    assert len(calls) > 0
+
+
+def adapter_calls(monkeypatch) -> list[Linear]:
+    """The LoRA layers that add their part to a forward, once for each time."""
+    calls: list[Linear] = []
+    inner = Linear.forward
+
+    def watching(self, *given, **more):
+        if not self.merged and not self.disable_adapters:
+            calls.append(self)
+        return inner(self, *given, **more)
+
+    monkeypatch.setattr(Linear, "forward", watching)
+    return calls
+
+
+def test_an_expert_without_a_student_is_the_teachers(make_run):
+    run = make_run(method="trajectory", lora_alpha=4.0, expert="low")
+    write_student(run, "low")
+    (student,) = samplers(run.config).students
+    alone = Evaluation(run, PROMPTS).draw(student).latents
+    write_student(run, "high", "low")
+    assert not torch.equal(alone, Evaluation(run, PROMPTS).draw(student).latents)
+
+
+def test_a_student_that_is_not_there_is_asked_for(make_run):
+    run = make_run(method="trajectory")
+    with pytest.raises(UsageError, match=r"holds no high_noise_lora\.safetensors to evaluate"):
+        Evaluation(run, PROMPTS).draw(samplers(run.config).students[0])
+
+
+def test_only_the_main_process_measures(make_run):
+    run = make_run(method="trajectory")
+    run.runtime.is_main = False
+    assert Evaluation(run, PROMPTS).measure() is None
+    assert not run.folder.evaluation.exists()

@@ -1,0 +1,192 @@
+"""What is exported is loaded back; the snippet puts each LoRA where it belongs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from diffusers import FlowMapEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
+from safetensors.torch import load_file, save_file
+from written_students import write_student
+
+from wan_distill.errors import ExportError
+from wan_distill.layout import LORA_FILE, RunFolder
+from wan_distill.results import export
+from wan_distill.results.export import export_student, snippet
+
+
+@pytest.fixture
+def exported(make_run):
+    """Makes a run whose LoRAs lie in its folder and are exported."""
+
+    def make(**changes):
+        run = make_run(**dict(method="trajectory", lora_alpha=4.0) | changes)
+        write_student(run, *run.config.experts)
+        export_student(run)
+        return run
+
+    return make
+
+
+# --------------------------------------------------------------------------------------- the LoRAs
+
+
+def test_every_lora_is_loaded_back(exported, capsys):
+    exported()
+    said = capsys.readouterr().out
+    for name in LORA_FILE.values():
+        assert f"{name}: loaded back as diffusers and as ComfyUI do; equal to" in said
+
+
+def test_a_lora_that_does_not_come_back_is_refused(make_run):
+    """Whatever is lost on the way: here alpha, which scales the low expert's matrices."""
+    run = make_run(method="trajectory", lora_alpha=4.0)
+    write_student(run, "high", "low")
+    file = run.folder.lora("low")
+    tensors = load_file(file)
+    del tensors["diffusion_model.blocks.0.self_attn.q.lora_down.weight"]
+    save_file(tensors, file, {"format": "pt"})
+    with pytest.raises((ExportError, KeyError)):
+        export_student(run)
+    assert not run.folder.scheduler.exists()
+
+
+def test_the_scheduler_gives_the_trained_sigmas(exported):
+    run = exported(sampling_steps=(2,))
+    scheduler = FlowMapEulerDiscreteScheduler.from_pretrained(run.folder.scheduler)
+    scheduler.set_timesteps(2)
+    assert scheduler.sigmas.tolist() == pytest.approx(run.config.sigmas(), abs=1e-12)
+
+
+def test_an_expert_that_is_not_trained_here_is_carried_over(make_run, tmp_path, capsys):
+    first = make_run(method="trajectory", output_dir=str(tmp_path / "first"))
+    write_student(first, "high", "low")
+    run = make_run(
+        method="trajectory",
+        expert="low",
+        init_student_from=str(tmp_path / "first"),
+        output_dir=str(tmp_path / "second"),
+    )
+    write_student(run, "low", seed=7)
+    trained = run.folder.lora("low").read_bytes()
+    export_student(run)
+    assert run.folder.lora("high").read_bytes() == first.folder.lora("high").read_bytes()
+    assert run.folder.lora("low").read_bytes() == trained  # not the warm start's
+    assert "not trained here; carried over" in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------------------ the merged pipeline
+
+
+def test_the_merged_pipeline_is_the_teacher_with_the_student_in_it(exported, random_teacher):
+    run = exported(save_merged=True)
+    for expert, part in (("high", "transformer"), ("low", "transformer_2")):
+        merged = WanTransformer3DModel.from_pretrained(run.folder.merged, subfolder=part)
+        plain = run.teacher.load_expert(expert)
+        assert not torch.equal(export.probe(merged), export.probe(plain))
+        export.load_student(plain, run.folder.lora(expert))
+        torch.testing.assert_close(export.probe(merged), export.probe(plain), rtol=0, atol=1e-5)
+    index = json.loads((run.folder.merged / "model_index.json").read_text())
+    assert index["scheduler"] == ["diffusers", "FlowMapEulerDiscreteScheduler"]
+    for part in ("text_encoder", "vae", "tokenizer"):
+        for file in (random_teacher / part).iterdir():
+            assert (run.folder.merged / part / file.name).read_bytes() == file.read_bytes()
+
+
+def test_a_merged_pipeline_that_differs_is_refused_and_the_one_before_stays(
+    exported, monkeypatch, capsys
+):
+    run = exported(save_merged=True)
+    assert "student/transformer_2: loaded back; differs" in capsys.readouterr().out
+    before = (run.folder.merged / "model_index.json").stat().st_mtime_ns
+    real = WanTransformer3DModel.save_pretrained
+
+    def forgetful(self, folder, **more):
+        real(self, folder, **more)
+        file = folder / "diffusion_pytorch_model.safetensors"
+        weights = load_file(file)
+        weights["proj_out.weight"] = torch.randn_like(weights["proj_out.weight"])
+        save_file(weights, file, {"format": "pt"})
+
+    monkeypatch.setattr(export.WanTransformer3DModel, "save_pretrained", forgetful)
+    with pytest.raises(ExportError, match="do not use it"):
+        export.save_merged(run)
+    assert (run.folder.merged / "model_index.json").stat().st_mtime_ns == before
+
+
+def test_a_student_of_a_quantised_base_is_merged_into_the_files_own_weights(exported):
+    run = exported(save_merged=True, base_precision="nf4", mixed_precision="bf16")
+    merged = WanTransformer3DModel.from_pretrained(run.folder.merged, subfolder="transformer")
+    original = run.teacher.load_expert("high", exact=True)
+    untouched = "patch_embedding.weight"
+    assert torch.equal(
+        merged.state_dict()[untouched].float(), original.state_dict()[untouched].float()
+    )
+
+
+# ------------------------------------------------------------------------------------- the snippet
+
+
+def test_the_snippet_loads_each_lora_onto_its_expert(exported, monkeypatch):
+    """Run as it stands, up to the first sample."""
+    run = exported()
+    monkeypatch.chdir(run.folder.path)
+    code = snippet(run.config, run.info, ("high", "low"))
+    names: dict = {}
+    exec(code.split("pipe.to(")[0], names)
+    pipe = names["pipe"]
+    assert pipe.get_list_adapters() == {"transformer": ["high"], "transformer_2": ["low"]}
+    for expert, part in (("high", pipe.transformer), ("low", pipe.transformer_2)):
+        wanted = run.teacher.load_expert(expert)
+        export.load_student(wanted, run.folder.lora(expert))
+        torch.testing.assert_close(export.probe(part), export.probe(wanted), rtol=0, atol=1e-5)
+    pipe.scheduler.set_timesteps(4)
+    assert pipe.scheduler.sigmas.tolist() == pytest.approx(run.config.sigmas(), abs=1e-12)
+
+
+def test_the_snippet_of_half_a_student_loads_that_half(exported, monkeypatch):
+    run = exported(expert="low")
+    monkeypatch.chdir(run.folder.path)
+    names: dict = {}
+    exec(snippet(run.config, run.info, ("low",)).split("pipe.to(")[0], names)
+    assert names["pipe"].get_list_adapters() == {"transformer_2": ["low"]}
+
+
+def test_the_snippet_asks_for_what_was_trained(exported):
+    run = exported(mixed_precision="bf16")
+    code = snippet(run.config, run.info, ("high", "low"), "me/student")
+    compile(code, "snippet", "exec")
+    for line in (
+        'from_pretrained("me/student", subfolder="scheduler")',
+        "dtype=torch.bfloat16",
+        "height=32,",
+        "num_frames=5,",
+        "num_inference_steps=4,",
+        "guidance_scale=1.0,",
+        "max_sequence_length=12,",
+    ):
+        assert line in code, line
+    whole = dataclasses.replace(run.config, student_layers=1)
+    code = snippet(whole, run.info, ("high", "low"))
+    assert 'WanPipeline.from_pretrained("student"' in code and "load_lora" not in code
+
+
+def test_stock_diffusers_loads_the_loras_in_bf16(exported, random_teacher):
+    run = exported(mixed_precision="bf16")
+    pipe = WanPipeline.from_pretrained(random_teacher, dtype=torch.bfloat16)
+    folder = RunFolder(run.folder.path)
+    pipe.load_lora_weights(folder.path, weight_name=LORA_FILE["high"], adapter_name="high")
+    pipe.load_lora_weights(
+        folder.path,
+        weight_name=LORA_FILE["low"],
+        adapter_name="low",
+        load_into_transformer_2=True,
+    )
+    for expert, part in (("high", pipe.transformer), ("low", pipe.transformer_2)):
+        wanted = run.teacher.load_expert(expert)
+        export.load_student(wanted, run.folder.lora(expert))
+        with torch.autocast("cpu", torch.bfloat16):
+            ours = export.probe(wanted)
+        torch.testing.assert_close(export.probe(part), ours, rtol=0.05, atol=0.05)
