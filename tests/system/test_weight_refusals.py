@@ -42,12 +42,13 @@ def test_two_complete_checkpoints_are_refused_by_name(folder, stem, kinds):
         "[]",
         "{",
         '{"metadata": {}, "weight_map": []}',
-        '{"weight_map": {"a": 1}}',
+        '{"weight_map": {"a": "part.safetensors"}}',  # without metadata, which loaders read
     ],
 )
 def test_an_index_that_is_none_is_refused(folder, stem, content):
     index = folder / f"{stem}.safetensors.index.json"
     index.write_text(content)
+    save({"a": 1.0}, folder / "part.safetensors")
     with pytest.raises(TextEncoderError, match="download it again") as refusal:
         weight_files(folder)
     assert index.name in str(refusal.value)
