@@ -16,6 +16,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,26 +32,20 @@ from wan_distill.errors import (
 from wan_distill.layout import RunFolder
 from wan_distill.settings.command_line import debug_asked, parse_args
 from wan_distill.settings.config import Config
+from wan_distill.settings.description import TeacherInfo, read_teacher
 from wan_distill.settings.resolve import resolve
-from wan_distill.system.console import escape_unencodable
+from wan_distill.system.console import TrainingBar, escape_unencodable
 
 if TYPE_CHECKING:  # torch is imported once the settings are known to be right
     from diffusers import WanPipeline
+    from torch import Tensor
 
-    from wan_distill.data.embeddings import PromptEmbeddings
-    from wan_distill.data.run import Run
-    from wan_distill.data.samples import Inputs
+    from wan_distill.data import Inputs, PromptEmbeddings, Run
     from wan_distill.maths.sigmas import Expert
-    from wan_distill.methods.base import Method
-    from wan_distill.model.denoiser import Denoiser
-    from wan_distill.model.loading import Teacher
-    from wan_distill.settings.description import TeacherInfo
+    from wan_distill.methods import Method
+    from wan_distill.model import Denoiser, Teacher
     from wan_distill.system.runtime import Runtime
-    from wan_distill.training.learner import Learner
-    from wan_distill.training.metrics import Tracker
-    from wan_distill.training.monitor import Monitor
-    from wan_distill.training.previews import Previews
-    from wan_distill.training.resume import Progress
+    from wan_distill.training import Learner, Monitor, Previews, Progress, Tracker
     from wan_distill.umt5.verify import Verdict
 
 
@@ -91,11 +86,22 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(config: Config) -> int:
     """The whole job, or the part of it that the flags ask for."""
-    from wan_distill.data.prompts import split_prompts
-    from wan_distill.planning.plan import describe_plan
-    from wan_distill.planning.preflight import check_surroundings
-    from wan_distill.results.hub import check_hub, push
-    from wan_distill.settings.description import read_teacher
+    from wan_distill.data import Run, split_prompts
+    from wan_distill.model import Teacher, hide_loading_bars
+    from wan_distill.planning import check_surroundings, describe_plan, explain_out_of_memory
+    from wan_distill.results import (
+        Evaluation,
+        PairedEvaluation,
+        as_markdown,
+        check_hub,
+        describe_results,
+        export_student,
+        push,
+        write_page,
+    )
+    from wan_distill.system.files import make_output_folder
+    from wan_distill.system.runtime import Runtime
+    from wan_distill.training import Tracker, check_resume, identity, rehearse, validation_prompts
 
     # 1. What is to be done? Everything that can be refused is refused before any weights load.
     info = read_teacher(config)
@@ -106,22 +112,6 @@ def run(config: Config) -> int:
     if config.dry_run:
         return print_plan(config, info, prompts, held_out)
     check_surroundings(config, info)
-
-    from wan_distill.data.run import Run
-    from wan_distill.model.loading import Teacher, hide_loading_bars
-    from wan_distill.planning.levers import explain_out_of_memory
-    from wan_distill.results.evaluation import Evaluation
-    from wan_distill.results.export import export_student
-    from wan_distill.results.page import write_page
-    from wan_distill.results.paired import PairedEvaluation
-    from wan_distill.results.readme import describe_results
-    from wan_distill.results.table import as_markdown
-    from wan_distill.system.files import make_output_folder
-    from wan_distill.system.runtime import Runtime
-    from wan_distill.training.metrics import Tracker
-    from wan_distill.training.previews import validation_prompts
-    from wan_distill.training.rehearsal import rehearse
-    from wan_distill.training.resume import check_resume, identity
 
     if not config.verbose_loading:
         hide_loading_bars()
@@ -178,8 +168,12 @@ def print_plan(
     """Prints the plan, which holds whatever this machine is, and then what stands against a run
     here. Exit code: 0, or 2 where anything does.
     """
-    from wan_distill.planning.plan import describe_needs, describe_plan, plan_numbers
-    from wan_distill.planning.preflight import examine_surroundings
+    from wan_distill.planning import (
+        describe_needs,
+        describe_plan,
+        examine_surroundings,
+        plan_numbers,
+    )
     from wan_distill.system.files import write_atomically
 
     encoded = len(prompts) + len(held_out)
@@ -204,7 +198,7 @@ def encode_prompts(
     """Encodes each distinct prompt once, with the teacher's verified text encoder, which is then
     freed. Where the cache of this very encoder has all of them, it is not loaded at all.
     """
-    from wan_distill.data.embeddings import PromptEmbeddings
+    from wan_distill.data import PromptEmbeddings
     from wan_distill.umt5.verify import recall, remember
 
     def cache_of(verdict: Verdict) -> PromptEmbeddings:
@@ -231,7 +225,8 @@ def encode_prompts(
     if runtime.is_main:
         pipeline, verdict = load_encoder(config, teacher, source, runtime)
         runtime.say(*verdict.explain(), "")
-        fill_cache(cache_of(verdict), prompts, pipeline, runtime)
+        encode = partial(encode_one, pipeline, config.max_sequence_length, runtime)
+        cache_of(verdict).fill(prompts, encode, shown=True)
         remember(verdict, folder.encoder_note, files)
     runtime.state.wait_for_everyone()
     if not runtime.is_main:  # a second copy of the encoder would only take memory
@@ -253,7 +248,7 @@ def load_encoder(
     """
     from diffusers import WanPipeline
 
-    from wan_distill.model.student_files import scheduler_for
+    from wan_distill.model import scheduler_for
     from wan_distill.umt5.repair import load_text_encoder
     from wan_distill.umt5.silence import silence_tied_weight_report
 
@@ -284,25 +279,15 @@ def load_encoder(
     return pipeline, verdict
 
 
-def fill_cache(
-    cache: PromptEmbeddings, prompts: Sequence[str], pipeline: WanPipeline, runtime: Runtime
-) -> None:
-    """Encodes and stores those of `prompts` that `cache` lacks."""
-    import torch
-
-    from wan_distill.system.console import progress_bar
-
-    missing = cache.missing(prompts)
-    with progress_bar(len(missing), "prompts", "prompt", runtime.is_main) as bar, torch.no_grad():
-        for prompt in missing:
-            padded, _ = pipeline.encode_prompt(
-                prompt,
-                do_classifier_free_guidance=False,
-                max_sequence_length=cache.length,
-                device=runtime.device,
-            )
-            cache.store(prompt, padded[0])
-            bar.update()
+def encode_one(pipeline: WanPipeline, length: int, runtime: Runtime, prompt: str) -> Tensor:
+    """The embedding [L, D] of one prompt, as the pipeline makes it."""
+    embedding, _ = pipeline.encode_prompt(
+        prompt,
+        do_classifier_free_guidance=False,
+        max_sequence_length=length,
+        device=runtime.device,
+    )
+    return embedding[0]
 
 
 # --------------------------------------------------------------------------------- the training
@@ -312,13 +297,11 @@ def distil(run: Run, expert: Expert, shown: Sequence[str], tracker: Tracker) -> 
     """Trains one expert's student and writes it. Raises Stopped after a signal, with everything
     saved.
     """
-    from wan_distill.data.samples import open_inputs
-    from wan_distill.data.solving import solve_missing
+    from wan_distill.data import open_inputs, solve_missing
     from wan_distill.methods import make_method
-    from wan_distill.model.student_files import save_student
-    from wan_distill.planning.levers import explain_out_of_memory
-    from wan_distill.training.monitor import Monitor
-    from wan_distill.training.previews import Previews
+    from wan_distill.model import save_student
+    from wan_distill.planning import explain_out_of_memory
+    from wan_distill.training import Monitor, Previews
 
     config, info = run.config, run.info
     method = make_method(config, expert)
@@ -350,13 +333,9 @@ def train(
     """The loop of one expert: role, update, metrics, monitor, previews, checkpoint. Returns the
     student.
     """
-    from wan_distill.model.adapters import make_roles
-    from wan_distill.model.student_files import init_student
-    from wan_distill.results.page import write_page
-    from wan_distill.system.console import TrainingBar
-    from wan_distill.training.learner import make_learners
-    from wan_distill.training.metrics import Metrics
-    from wan_distill.training.resume import Progress
+    from wan_distill.model import init_student, make_roles
+    from wan_distill.results import write_page
+    from wan_distill.training import Metrics, Progress, make_learners
 
     config, info, runtime = run.config, run.info, run.runtime
     transformer = run.teacher.load_expert(expert)
@@ -422,8 +401,6 @@ def update(
     """One optimizer update of one role. A loss or gradient that is not finite never reaches the
     weights.
     """
-    import torch
-
     from wan_distill.maths.randomness import generator
 
     runtime, accumulation = run.runtime, run.config.gradient_accumulation_steps
@@ -438,7 +415,7 @@ def update(
                 (loss.value / accumulation).backward()
                 values.append(loss.value.detach())
                 metrics.append(loss.metrics)
-    total = torch.stack(values).sum()
+    total = sum(values[1:], start=values[0])
     try:
         norm = learner.update(runtime, total)
     except NonFiniteError as error:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from wan_distill.errors import Halted, UsageError
+from wan_distill.system.console import progress_bar
 from wan_distill.system.files import write_tensors
 from wan_distill.system.runtime import to_device
 
@@ -57,6 +58,19 @@ class PromptEmbeddings:
         embedding = embedding[:length]
         self.folder.mkdir(parents=True, exist_ok=True)
         write_tensors(self.file(prompt), {"embedding": embedding}, {"prompt": prompt})
+
+    def fill(self, prompts: Sequence[str], encode: Callable[[str], Tensor], shown: bool) -> None:
+        """Stores what `encode` makes of those of `prompts` that are missing.
+
+        Args:
+            encode: prompt -> embedding [L, D], zero past the prompt's end.
+            shown: whether to show a progress bar.
+        """
+        missing = self.missing(prompts)
+        with progress_bar(len(missing), "prompts", "prompt", shown) as bar, torch.no_grad():
+            for prompt in missing:
+                self.store(prompt, encode(prompt))
+                bar.update()
 
     def batch(self, prompts: Sequence[str]) -> Tensor:
         """[B, length, D] on the device, zero past each prompt's end."""

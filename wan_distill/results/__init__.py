@@ -1,1 +1,20 @@
 """What a run leaves behind, and how good it is."""
+
+from wan_distill.results.evaluation import Evaluation
+from wan_distill.results.export import export_student
+from wan_distill.results.hub import check_hub, push
+from wan_distill.results.page import write_page
+from wan_distill.results.paired import PairedEvaluation
+from wan_distill.results.readme import describe_results
+from wan_distill.results.table import as_markdown
+
+__all__ = [
+    "Evaluation",
+    "PairedEvaluation",
+    "as_markdown",
+    "check_hub",
+    "describe_results",
+    "export_student",
+    "push",
+    "write_page",
+]

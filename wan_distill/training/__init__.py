@@ -1,1 +1,22 @@
-"""One expert's training: who learns, what is kept, what is watched."""
+"""One expert's training: who learns, what is stored, what is checked."""
+
+from wan_distill.training.learner import Learner, make_learners
+from wan_distill.training.metrics import Metrics, Tracker
+from wan_distill.training.monitor import Monitor
+from wan_distill.training.previews import Previews, validation_prompts
+from wan_distill.training.rehearsal import rehearse
+from wan_distill.training.resume import Progress, check_resume, identity
+
+__all__ = [
+    "Learner",
+    "Metrics",
+    "Monitor",
+    "Previews",
+    "Progress",
+    "Tracker",
+    "check_resume",
+    "identity",
+    "make_learners",
+    "rehearse",
+    "validation_prompts",
+]
