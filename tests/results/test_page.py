@@ -85,8 +85,11 @@ def make_page(small_config, tmp_path):
 def run(random_teacher, tmp_path_factory):
     """The output folder of a short run with previews and evaluation, on the random teacher."""
     out = tmp_path_factory.mktemp("report") / "out"
+    prompts = out.with_name("prompts.txt")
+    prompts.write_text("a red ball\na blue ball\na green box\n", encoding="utf-8")
     flags = SMALL | dict(
         teacher_path=random_teacher,
+        prompts=prompts,
         output_dir=out,
         method="trajectory",
         max_train_steps=4,

@@ -11,11 +11,6 @@ from wan_distill.system import pictures
 CHINESE = "一只红色的球"
 
 
-@pytest.fixture
-def no_fonts(monkeypatch):
-    monkeypatch.setattr(pictures, "FONT_FOLDERS", ())
-
-
 def test_without_an_encoder_a_strip_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(pictures.importlib.util, "find_spec", lambda name: None)
     file = pictures.write_video(tmp_path / "a.mp4", numpy.random.rand(3, 16, 32, 3), 16)
@@ -51,13 +46,18 @@ def test_a_prompt_is_drawn_as_one_line_within_the_sheet(tmp_path):
 # -------------------------------------------------------------------------------------------- fonts
 
 
-def test_english_needs_no_installed_font(no_fonts):
+def test_english_searches_no_installed_font(monkeypatch):
+    def search():
+        yield pytest.fail("fonts were searched")
+
+    monkeypatch.setattr(pictures, "installed_fonts", search)
     prompt = 'a red ball, "fast" & round (50%)'
     font, words = pictures.font_for(prompt)
     assert words == prompt and not pictures.missing_in(font, prompt)
 
 
-def test_what_no_font_can_draw_is_written_as_an_escape(no_fonts):
+def test_what_no_font_can_draw_is_written_as_an_escape(monkeypatch):
+    monkeypatch.setattr(pictures, "FONT_FOLDERS", ())
     font, words = pictures.font_for("a 球 b")
     assert words == r"a \u7403 b" and not pictures.missing_in(font, words)
 
