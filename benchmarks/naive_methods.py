@@ -18,11 +18,13 @@ from wan_distill.data.samples import Inputs
 from wan_distill.maths.randomness import generator
 from wan_distill.maths.sigmas import Expert
 from wan_distill.methods.base import Loss
-from wan_distill.methods.dmd import DMDBatch, PhasedDMD
+from wan_distill.methods.dmd import PhasedDMD
+from wan_distill.methods.phases import DMDBatch
 from wan_distill.model.denoiser import Denoiser
 from wan_distill.model.student_files import load_student
 from wan_distill.settings.config import Config
-from wan_distill.settings.recipes import Role, student_of
+from wan_distill.settings.recipes import Role
+from wan_distill.settings.sample_specs import student_of
 
 
 class NaiveDMD(PhasedDMD):

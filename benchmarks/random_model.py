@@ -22,7 +22,8 @@ from wan_distill.model.loading import Teacher
 from wan_distill.planning.memory import shape_of
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
-from wan_distill.settings.recipes import Role, SampleSpec, recipe_of
+from wan_distill.settings.recipes import Role, recipe_of
+from wan_distill.settings.sample_specs import SampleSpec
 from wan_distill.system.runtime import Runtime
 from wan_distill.training.metrics import Metrics
 from wan_distill.training.resume import Progress

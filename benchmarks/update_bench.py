@@ -16,8 +16,9 @@ import train_distillation
 from wan_distill.methods import make_method
 from wan_distill.model.adapters import make_roles
 from wan_distill.model.denoiser import Denoiser
+from wan_distill.planning.matrix_rate import matrix_rate
 from wan_distill.planning.memory import estimate, shape_of
-from wan_distill.planning.trace import Ledger, matrix_rate, trace
+from wan_distill.planning.trace import Ledger, trace
 from wan_distill.planning.work import update_work
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo

@@ -16,8 +16,8 @@ from wan_distill.data.samples import SampleStore
 from wan_distill.model.loading import Teacher
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo, read_teacher
-from wan_distill.settings.recipes import anchors, handovers, trajectories
 from wan_distill.settings.resolve import resolve
+from wan_distill.settings.sample_specs import anchors, handovers, trajectories
 from wan_distill.system.runtime import Runtime
 
 

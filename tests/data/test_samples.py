@@ -17,7 +17,7 @@ from wan_distill.errors import UsageError
 from wan_distill.maths.flow import euler_step, guide, sigma_batch
 from wan_distill.maths.sigmas import expert_of
 from wan_distill.model.denoiser import Denoiser
-from wan_distill.settings.recipes import anchors, trajectories
+from wan_distill.settings.sample_specs import anchors, trajectories
 
 
 @pytest.fixture

@@ -15,8 +15,9 @@ from wan_distill.data.solving import solve_missing
 from wan_distill.errors import NonFiniteError, Stopped
 from wan_distill.model import loading
 from wan_distill.model.loading import Teacher
-from wan_distill.results.evaluation import Evaluation, samplers
-from wan_distill.settings.recipes import SampleSpec, anchors, trajectories
+from wan_distill.results.evaluation import Evaluation
+from wan_distill.results.samplers import samplers
+from wan_distill.settings.sample_specs import SampleSpec, anchors, trajectories
 
 
 def files_of(store: SampleStore) -> list[str]:

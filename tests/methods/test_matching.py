@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from wan_distill.maths import flow
-from wan_distill.methods.dmd import critic_error, matching_gradient
+from wan_distill.maths.matching import critic_error, matching_gradient
 
 MEAN, STD = 0.7, 0.3
 

@@ -16,7 +16,8 @@ from written_students import write_student
 
 from wan_distill.errors import UsageError
 from wan_distill.results import evaluation
-from wan_distill.results.evaluation import Evaluation, samplers
+from wan_distill.results.evaluation import Evaluation
+from wan_distill.results.samplers import samplers
 from wan_distill.results.table import as_markdown
 
 

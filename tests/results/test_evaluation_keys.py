@@ -13,7 +13,8 @@ from conftest import compare_recorded
 from wan_distill.data.embeddings import PromptEmbeddings
 from wan_distill.data.run import Run
 from wan_distill.model.loading import Teacher
-from wan_distill.results.evaluation import Evaluation, Sampler, samplers
+from wan_distill.results.evaluation import Evaluation
+from wan_distill.results.samplers import Sampler, samplers
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo, read_teacher
 from wan_distill.settings.resolve import resolve

@@ -29,7 +29,8 @@ from wan_distill.errors import UsageError
 from wan_distill.layout import RunFolder
 from wan_distill.maths.randomness import keyed_noise
 from wan_distill.maths.sigmas import Expert, expert_sigmas
-from wan_distill.settings.recipes import SampleSpec, recipe_of, student_of
+from wan_distill.settings.recipes import recipe_of
+from wan_distill.settings.sample_specs import SampleSpec, student_of
 from wan_distill.system.files import write_atomically
 from wan_distill.system.runtime import to_device
 

@@ -10,7 +10,7 @@ import psutil
 import torch
 
 from wan_distill.errors import UsageError
-from wan_distill.planning.trace import matrix_rate
+from wan_distill.planning.matrix_rate import matrix_rate
 from wan_distill.settings.config import Config
 from wan_distill.system.runtime import DTYPES, process_state
 

@@ -15,21 +15,19 @@ from pathlib import Path
 import psutil
 import torch
 from huggingface_hub.constants import HF_HUB_CACHE
-from packaging.requirements import Requirement
 
 from wan_distill.errors import UsageError, one_line
 from wan_distill.model.student_files import check_init
 from wan_distill.planning.memory import BASE_BYTES, estimate, shape_of
 from wan_distill.planning.teacher_files import check_files, download_left
 from wan_distill.planning.trace import trace
+from wan_distill.planning.versions import check_versions
 from wan_distill.planning.wording import size
 from wan_distill.planning.work import disk_needs
-from wan_distill.settings.assets import REPOSITORY
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
 from wan_distill.system.runtime import DTYPES, process_state
 
-PACKAGE = "wan-distill"
 Check = Callable[[], str | None]
 """Returns a line for the plan, or nothing. Raises UsageError on what must stop a run."""
 
@@ -149,37 +147,6 @@ def check_warm_start(config: Config) -> None:
 
 
 # ------------------------------------------------------------------------------- versions and room
-
-
-def check_versions() -> str:
-    """Installed versions of what requirements.txt names. Raises UsageError where one is missing or
-    too old.
-    """
-    versions = []
-    for line in _required():
-        wanted = Requirement(line)
-        try:
-            installed = importlib.metadata.version(wanted.name)
-        except importlib.metadata.PackageNotFoundError as error:
-            raise UsageError(
-                f"{wanted.name}: not installed; pip install -r requirements.txt"
-            ) from error
-        if not wanted.specifier.contains(installed, prereleases=True):
-            raise UsageError(
-                f"{wanted.name} {installed}: need {wanted.specifier}; pip install -r "
-                "requirements.txt"
-            )
-        versions.append(f"{wanted.name} {installed}")
-    return ", ".join(versions)
-
-
-def _required() -> list[str]:
-    """The lines of requirements.txt; of an installed package they are its metadata."""
-    file = REPOSITORY / "requirements.txt"
-    if not file.exists():
-        return importlib.metadata.requires(PACKAGE) or []
-    lines = file.read_text(encoding="utf-8").splitlines()
-    return [text for text in (line.split("#")[0].strip() for line in lines) if text]
 
 
 def check_disk(config: Config, info: TeacherInfo) -> str:

@@ -13,14 +13,8 @@ from wan_distill.planning.memory import ADAM_MOMENTS, FP32, shape_of
 from wan_distill.planning.trace import Trace
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
-from wan_distill.settings.recipes import (
-    Role,
-    SampleSpec,
-    handovers,
-    recipe_of,
-    student_of,
-    trajectories,
-)
+from wan_distill.settings.recipes import Role, recipe_of
+from wan_distill.settings.sample_specs import SampleSpec, handovers, student_of, trajectories
 from wan_distill.training.previews import SHOWN, validation_prompts
 
 

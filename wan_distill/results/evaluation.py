@@ -30,11 +30,11 @@ from wan_distill.maths.distances import (
     principal_components,
 )
 from wan_distill.maths.randomness import keyed_noise
-from wan_distill.maths.sigmas import Expert, expert_sigmas, sigma_grid
+from wan_distill.maths.sigmas import Expert, expert_sigmas
 from wan_distill.model.denoiser import Denoiser
 from wan_distill.model.loading import decode
 from wan_distill.model.student_files import load_student
-from wan_distill.settings.config import BASELINE_STEPS, Config
+from wan_distill.results.samplers import Sampler, Samplers, samplers
 from wan_distill.system.console import progress_bar
 from wan_distill.system.files import write_atomically, write_tensors
 from wan_distill.system.pictures import contact_sheet
@@ -43,70 +43,6 @@ COMPONENTS = 64
 # Clips per row that are decoded, for motion and luminance; the latents' measures use all.
 PICTURES = 96
 COMPARED = 4  # prompts in the contact sheet
-
-
-@dataclass(frozen=True)
-class Sampler:
-    """One way to make samples: who, along which sigmas, guided or not, from which noise."""
-
-    name: str
-    role: Literal["teacher", "student"]
-    sigmas: tuple[float, ...]
-    guided: bool
-    noise: Literal["paired", "independent"] = "paired"
-
-    @property
-    def steps(self) -> int:
-        return len(self.sigmas) - 1
-
-    def evaluations(self, config: Config) -> int:
-        """Transformer evaluations per sample."""
-        return sum(
-            self.step_evaluations(config, expert)
-            * max(0, len(expert_sigmas(self.sigmas, expert, config.boundary_ratio)) - 1)
-            for expert in ("high", "low")
-        )
-
-    def step_evaluations(self, config: Config, expert: Expert) -> int:
-        """Transformer evaluations per sample and step of `expert`."""
-        return config.guided_evaluations(expert) if self.guided else 1
-
-
-@dataclass(frozen=True)
-class Samplers:
-    """The rows of the table by what they are for; two of them may be the same sampler."""
-
-    independent: Sampler
-    """The teacher from other noise: what everything is compared with."""
-    paired: Sampler
-    """The teacher from the student's noise."""
-    few_guided: Sampler
-    few_unguided: Sampler
-    students: tuple[Sampler, ...]
-
-    @property
-    def table(self) -> list[Sampler]:
-        """What the table shows, in its order."""
-        return [self.paired, self.few_guided, self.few_unguided, *self.students]
-
-
-def samplers(config: Config) -> Samplers:
-    """The rows for one run."""
-    long = config.teacher_sigmas()
-    short = sigma_grid(BASELINE_STEPS, config.flow_shift)
-    few = f"teacher {BASELINE_STEPS} guided"
-    if len(long) == len(short):  # --teacher_steps 4: same steps, other sigmas
-        few += f", shift {config.flow_shift:g}"
-    return Samplers(
-        independent=Sampler("teacher, independent", "teacher", long, True, noise="independent"),
-        paired=Sampler(f"teacher {len(long) - 1} guided", "teacher", long, True),
-        few_guided=Sampler(few, "teacher", short, True),
-        few_unguided=Sampler(f"teacher {BASELINE_STEPS} unguided", "teacher", short, False),
-        students=tuple(
-            Sampler(f"student {n}", "student", config.sigmas(n), False)
-            for n in config.sampling_steps
-        ),
-    )
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from wan_distill.maths.sigmas import sigma_grid
 from wan_distill.model.loading import decode
 from wan_distill.planning.work import evaluations
 from wan_distill.settings.config import BASELINE_STEPS, Config
-from wan_distill.settings.recipes import SampleSpec
+from wan_distill.settings.sample_specs import SampleSpec
 from wan_distill.system.files import write_atomically
 from wan_distill.system.pictures import contact_sheet, write_video
 

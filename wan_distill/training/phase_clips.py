@@ -18,7 +18,7 @@ from wan_distill.maths import flow
 from wan_distill.maths.flow import sigma_batch
 from wan_distill.maths.sigmas import Expert, expert_sigmas
 from wan_distill.model.denoiser import Denoiser
-from wan_distill.settings.recipes import handovers, student_of, trajectories
+from wan_distill.settings.sample_specs import handovers, student_of, trajectories
 
 
 class PhaseClips:

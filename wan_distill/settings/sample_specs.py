@@ -1,0 +1,81 @@
+"""Sets of samples to be solved once and stored, in plain values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from wan_distill.layout import RunFolder
+from wan_distill.maths.sigmas import Expert, handover, insert_sigmas, sigma_grid
+from wan_distill.settings.config import Config
+
+SampleKind = Literal["trajectories", "anchors", "handovers", "evaluation"]
+
+
+@dataclass(frozen=True)
+class SampleSpec:
+    """A set of samples to be solved once and stored.
+
+    Its values without `count`, as JSON with sorted keys, are part of the name under which the set
+    is found again.
+    """
+
+    kind: SampleKind
+    sampler: Literal["teacher", "student"]
+    """Who integrates: the guided teacher, or the student without guidance."""
+    sigmas: tuple[float, ...]
+    """The solver's points, from 1 down to the last stored sigma."""
+    stored: tuple[float, ...]
+    """Those of `sigmas` at which latents are kept."""
+    count: int
+    """How many samples there are to draw from; only those that are read get solved."""
+    noise: Literal["training", "evaluation"] = "training"
+    """Whose noise they begin with: the evaluation's is never trained on."""
+
+    def key(self) -> dict[str, Any]:
+        """The plain values that tell this set from others."""
+        key = dict(sampler=self.sampler, sigmas=list(self.sigmas), stored=list(self.stored))
+        return key if self.noise == "training" else key | dict(noise=self.noise)
+
+
+def trajectories(config: Config, count: int | None = None) -> SampleSpec:
+    """The guided teacher at every student sigma."""
+    count = config.num_trajectories if count is None else count
+    sigmas = config.teacher_sigmas()
+    return SampleSpec("trajectories", "teacher", sigmas, config.sigmas()[1:], count)
+
+
+def anchors(config: Config) -> SampleSpec:
+    """The guided teacher at the student's second sigma, for the diversity loss."""
+    second = config.sigmas()[1]
+    sigmas = config.teacher_sigmas()
+    until = sigmas[: sigmas.index(second) + 1]
+    return SampleSpec("anchors", "teacher", until, (second,), config.num_trajectories)
+
+
+def handovers(
+    config: Config, steps: int, distilled: bool, complete: bool, count: int | None = None
+) -> SampleSpec:
+    """What the high expert hands to the low one in a grid of `steps`.
+
+    The `distilled` high expert's latents where it exists. Otherwise the guided teacher's: those of
+    its `trajectories` where these are solved to their end anyway (`complete`).
+    """
+    count = config.num_trajectories if count is None else count
+    end = handover(config.sigmas(steps), config.boundary_ratio)
+    if distilled:
+        sigmas = config.sigmas(steps)
+        until = sigmas[: sigmas.index(end) + 1]
+        return SampleSpec("handovers", "student", until, (end,), count)
+    if complete:
+        return trajectories(config, count)
+    sigmas = insert_sigmas((end,), sigma_grid(config.teacher_steps, config.teacher_shift))
+    return SampleSpec("handovers", "teacher", sigmas[: sigmas.index(end) + 1], (end,), count)
+
+
+def student_of(config: Config, expert: Expert) -> Path | None:
+    """One expert's student of this run, or of the run it begins with."""
+    folders = [config.output_dir, config.init_student_from]
+    files = [RunFolder(Path(folder)).student(expert) for folder in folders if folder]
+    return next((file for file in files if file.exists()), None)
