@@ -17,6 +17,7 @@ from wan_distill.planning.memory import Estimate, estimate
 from wan_distill.planning.wording import size
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
+from wan_distill.settings.recipes import recipe_of
 
 Change = dict[str, Any]
 
@@ -44,9 +45,7 @@ def levers(config: Config) -> list[Change]:
     ]
     if not config.whole_student:
         changes += [{"base_precision": "fp8"}, {"base_precision": "nf4"}, {"offload": True}]
-    if config.method == "dmd":
-        changes.append({"real_score": "guided"})
-    return changes
+    return [*changes, *recipe_of(config).levers]
 
 
 def savings(config: Config, info: TeacherInfo, need: Estimate) -> list[tuple[float, str]]:

@@ -10,6 +10,7 @@ from wan_distill.maths.sigmas import expert_of, steps_of
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
 from wan_distill.settings.job import LORA_TARGETS
+from wan_distill.settings.recipes import recipe_of
 
 POSITIVE = (
     "gpu_hour_price",
@@ -137,7 +138,7 @@ def check_student_layers(config: Config, teacher: TeacherInfo) -> None:
         raise UsageError(
             f"--student_layers {layers}: {teacher.name} has {total} blocks; give 1 to {total}"
         )
-    if config.method != "trajectory":
+    if recipe_of(config).needs_teacher:
         raise UsageError(
             f"--student_layers {layers}: --method {config.method} needs the teacher beneath the "
             "student; "

@@ -45,6 +45,10 @@ class Recipe:
 
     defaults: Mapping[str, Default]
     """setting -> its default for the embedded teacher and for real ones, and the reason"""
+    levers: tuple[dict[str, Any], ...] = ()
+    """changes of this method's settings that lower its memory"""
+    needs_teacher = True
+    """whether its losses ask the teacher, so that a student cannot take the teacher's place"""
     reasons: Mapping[str, str] = {}
     """setting -> reason, for the settings that the plan explains to users of this method"""
 
@@ -83,6 +87,7 @@ class TrajectoryRecipe(Recipe):
     """Regress the teacher's mean velocity between neighbouring student sigmas."""
 
     defaults = TRAJECTORY
+    needs_teacher = False
 
     def notes(self, config: Config) -> list[str]:
         return []
@@ -116,6 +121,7 @@ class DMDRecipe(Recipe):
     """Phased distribution matching with a critic."""
 
     defaults = DMD
+    levers = ({"real_score": "guided"},)
     reasons = DMD_REASONS
 
     def adjusted(self, config: Config, embedded: bool) -> dict[str, Any]:
