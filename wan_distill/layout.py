@@ -125,7 +125,8 @@ class RunFolder:
         """What was found out about the text encoder."""
         return self.prompts / "encoder.json"
 
-    def samples(self, kind: str, digest: str) -> Path:
+    def samples(self, kind: str, digest: str = "") -> Path:
+        """The folder of one set of stored samples, or of all sets of a kind."""
         return self.path / kind / digest
 
     def evaluation_cache(self, digest: str) -> Path:

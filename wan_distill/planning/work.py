@@ -135,7 +135,8 @@ def solved_before(config: Config, info: TeacherInfo) -> int:
     """How many trajectories the run named by `--init_student_from` has, going by their size."""
     if config.init_student_from is None:
         return 0
-    folder = RunFolder(Path(config.init_student_from)).path / "trajectories"
+    kind = trajectories(config).kind
+    folder = RunFolder(Path(config.init_student_from)).samples(kind)
     each = FP32 * config.grid_steps * shape_of(config, info).latent_values
     total = sum(file.stat().st_size for file in folder.glob("*/*.safetensors"))
     return round(total / each)
