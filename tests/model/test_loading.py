@@ -191,7 +191,7 @@ def load(folder, precision, offload):
         teacher_path=str(folder), base_precision=precision, mixed_precision="bf16", offload=offload
     )
     runtime = SimpleNamespace(
-        device=torch.device("cpu"), dtype=torch.bfloat16, sharded=False, together=False
+        device=torch.device("cpu"), dtype=torch.bfloat16, sharded=False, context_parallel=False
     )
     teacher = Teacher(SimpleNamespace(source=str(folder), folder=folder), config, runtime)
 

@@ -104,7 +104,7 @@ def test_a_loop_stops_alone_unless_every_forward_needs_all(
     def stops(**attributes: bool) -> list[bool]:
         ranks = Ranks(small_config(), monkeypatch, **attributes)
         ranks.runtimes[1].signal = signal.SIGTERM
-        return [isinstance(a, Stopped) for a in ranks.ask(Runtime.stop_here_if_asked)]
+        return [isinstance(a, Stopped) for a in ranks.ask(Runtime.raise_if_stopped)]
 
     assert stops(joint=False) == [False, True]
     assert stops(joint=True) == [True, True]
@@ -113,12 +113,12 @@ def test_a_loop_stops_alone_unless_every_forward_needs_all(
 def test_the_main_process_decides_only_where_all_work_together(
     small_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def told(together: bool) -> list[Any]:
-        ranks = Ranks(small_config(), monkeypatch, together=together)
-        return ranks.ask(lambda runtime: runtime.told_by_main([runtime.is_main]))
+    def answers(together: bool) -> list[Any]:
+        ranks = Ranks(small_config(), monkeypatch, context_parallel=together)
+        return ranks.ask(lambda runtime: runtime.value_of_main([runtime.is_main]))
 
-    assert told(together=False) == [[True], [False]]
-    assert told(together=True) == [[True], [True]]
+    assert answers(together=False) == [[True], [False]]
+    assert answers(together=True) == [[True], [True]]
 
 
 def gradient_of(rank: int, size: tuple[int, ...], seed: int) -> torch.Tensor:
@@ -184,7 +184,7 @@ def test_the_first_signal_asks_and_the_second_ends(
     signal.raise_signal(signal.SIGTERM)
     assert runtime.stop_requested() and "once more to stop at once" in capsys.readouterr().err
     with pytest.raises(Stopped, match="Run the same command"):
-        runtime.stop_here_if_asked()
+        runtime.raise_if_stopped()
     assert codes == []
     signal.raise_signal(signal.SIGTERM)
     assert codes == [128 + signal.SIGTERM]

@@ -65,8 +65,7 @@ def _own_share(run: Run, store: SampleStore, rows: list[int]) -> list[int]:
     list the folder at different times.
     """
     mine = rows[run.runtime.sample_rank :: run.runtime.sample_groups]
-    missing: list[int] = run.runtime.told_by_main([row for row in mine if not store.is_solved(row)])
-    return missing
+    return run.runtime.value_of_main([row for row in mine if not store.is_solved(row)])
 
 
 def _owned(run: Run, store: SampleStore, expert: Expert) -> tuple[float, ...]:
@@ -92,7 +91,7 @@ def _solve_stage(
         if count and denoiser is None:
             denoiser = _load(run, expert, store)
         for i in range(count):
-            run.runtime.stop_here_if_asked()
+            run.runtime.raise_if_stopped()
             assert denoiser is not None
             if i < len(batches):
                 _solve_batch(run, expert, denoiser, store, batches[i], bar)
@@ -103,8 +102,7 @@ def _solve_stage(
 def _waiting(run: Run, store: SampleStore, rows: list[int], first: bool) -> list[int]:
     """Those of `rows` that this expert has still to carry; `first`: it is the one that begins."""
     waiting = [row for row in rows if not (first and store.handed_over(row).exists())]
-    told: list[int] = run.runtime.told_by_main(waiting)
-    return told
+    return run.runtime.value_of_main(waiting)
 
 
 def _load(run: Run, expert: Expert, store: SampleStore) -> Denoiser:
@@ -124,7 +122,7 @@ def _solve_batch(
     ((_, reached),) = _carried(run, expert, denoiser, store, rows, latents, bar)
     if not all(torch.isfinite(x).all() for x in reached.values()):
         raise NonFiniteError(_complaint(store, rows, expert, denoiser))
-    if run.runtime.together and not run.runtime.is_main:
+    if run.runtime.context_parallel and not run.runtime.is_main:
         return
     store.create()
     for j, row in enumerate(rows):

@@ -69,9 +69,9 @@ class Teacher:
             keep_dtype_in_norms(transformer)
         if runtime.sharded and not stored:
             shard_base(transformer, runtime.device)
-        if runtime.together:
-            together = ContextParallelConfig(ulysses_degree=runtime.processes)
-            transformer.enable_parallelism(config=together)
+        if runtime.context_parallel:
+            ulysses = ContextParallelConfig(ulysses_degree=runtime.processes)
+            transformer.enable_parallelism(config=ulysses)
         if config.compile:
             torch._dynamo.config.recompile_limit = GRAPHS_PER_BLOCK
             transformer.compile_repeated_blocks()

@@ -155,7 +155,7 @@ class Evaluation:
                 )
                 for batch, reached in batches:
                     latents[batch] = reached[sigmas[-1]]
-                    self.run.runtime.stop_here_if_asked()
+                    self.run.runtime.raise_if_stopped()
         return latents
 
     def _load(self, expert: Expert, role: Literal["teacher", "student"]) -> Denoiser:

@@ -45,7 +45,7 @@ class Runtime:
         processes: their number, those on other machines included.
         is_main: whether this is the process that writes the run's files and prints.
         sharded: whether the frozen base is spread over all processes (--shard).
-        together: whether all processes work on each sample together (--context_parallel).
+        context_parallel: whether all processes work on each sample together (--context_parallel).
         joint: whether every forward needs all processes: either of the two.
         sample_rank: which share of the samples is this process' own.
         sample_groups: the number of such shares; 1 where all work on each sample together.
@@ -60,10 +60,10 @@ class Runtime:
         self.processes: int = self.state.num_processes
         self.is_main: bool = self.state.is_main_process
         self.sharded = config.shard and self.processes > 1
-        self.together = config.context_parallel and self.processes > 1
-        self.joint = self.sharded or self.together
-        self.sample_rank: int = 0 if self.together else self.state.process_index
-        self.sample_groups: int = 1 if self.together else self.processes
+        self.context_parallel = config.context_parallel and self.processes > 1
+        self.joint = self.sharded or self.context_parallel
+        self.sample_rank: int = 0 if self.context_parallel else self.state.process_index
+        self.sample_groups: int = 1 if self.context_parallel else self.processes
         self.signal: int | None = None
         for name in ("SIGTERM", "SIGINT", "SIGBREAK"):  # SIGBREAK exists on Windows only
             if hasattr(signal, name):
@@ -88,7 +88,7 @@ class Runtime:
         """Whether any rank got a signal. All ranks must ask; they get the same answer."""
         return bool(self.max_over_ranks(float(self.signal is not None)))
 
-    def stop_here_if_asked(self) -> None:
+    def raise_if_stopped(self) -> None:
         """For loops whose finished pieces are on the disk already.
 
         Raises Stopped after a signal to this process; where every forward needs all processes, on
@@ -107,9 +107,9 @@ class Runtime:
         dist.all_reduce(largest, op=dist.ReduceOp.MAX)
         return float(largest)
 
-    def told_by_main(self, value: Value) -> Value:
+    def value_of_main(self, value: Value) -> Value:
         """The main process' `value`, where all work together; elsewhere this process' own."""
-        if not self.together:
+        if not self.context_parallel:
             return value
         values = [value]
         dist.broadcast_object_list(values, src=0)
