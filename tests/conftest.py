@@ -110,6 +110,8 @@ def tiny_flags(teacher: Path, out: Path, **changes: Any) -> list[str]:
         critic_warmup_steps=1,
         critic_updates=1,
         monitor_steps=0,
+        evaluate=False,
+        save_merged=False,
     )
     flags = []
     for name, value in (settings | changes).items():

@@ -1,0 +1,311 @@
+"""Running the same command again goes on, bit for bit, wherever the run ended."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY, tiny_flags
+
+import train_distillation
+from wan_distill.data import solving
+from wan_distill.errors import RESUMABLE
+from wan_distill.layout import LORA_FILE
+from wan_distill.training import checkpoint
+from wan_distill.training.learner import Learner
+from wan_distill.training.metrics import read_lines
+
+METHODS = ("trajectory", "dmd", "dmd-samples", "consistency")
+
+
+def flags_of(teacher: Path, out: Path, method: str, **changes) -> list[str]:
+    settings = dict(
+        method=method.removesuffix("-samples"),
+        real_score="samples" if method.endswith("-samples") else "guided",
+        max_train_steps=4,
+        checkpointing_steps=2,
+        checkpoints_total_limit=9,
+        logging_steps=1,
+        ema_decay=0.5,
+        ema_start=1,
+        critic_warmup_steps=2,
+        monitor_steps=50,
+    )
+    return tiny_flags(teacher, out, **(settings | changes))
+
+
+@pytest.fixture
+def run(random_teacher: Path, tmp_path: Path) -> Callable[..., int]:
+    """Runs the command line in the folder `name`; gives its exit code."""
+
+    def start(name: str, method: str, **changes) -> int:
+        return train_distillation.main(flags_of(random_teacher, tmp_path / name, method, **changes))
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def finished(random_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """The folder of a whole run, made once for each method and length. Do not write to it."""
+    folders: dict[tuple, Path] = {}
+
+    def folder_of(method: str, **changes) -> Path:
+        key = (method, *sorted(changes.items()))
+        if key not in folders:
+            folders[key] = tmp_path_factory.mktemp("finished") / "out"
+            flags = flags_of(random_teacher, folders[key], method, **changes)
+            assert train_distillation.main(flags) == 0
+        return folders[key]
+
+    return folder_of
+
+
+def loras(folder: Path) -> dict[str, bytes]:
+    return {file: (folder / file).read_bytes() for file in LORA_FILE.values()}
+
+
+def losses(folder: Path) -> list[tuple]:
+    """(expert, step, each role's loss) of each line of the metrics."""
+    names = ("student_loss", "fake_score_loss", "real_score_loss")
+    lines = read_lines(folder / "metrics.jsonl")
+    return [(line["expert"], line["step"], *map(line.get, names)) for line in lines]
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, update: int) -> None:
+    """SIGTERM arrives during the given update of the first run."""
+    real, done = Learner.update, []
+
+    def stopping(self, *given):
+        done.append(1)
+        if len(done) == update:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, *given)
+
+    monkeypatch.setattr(Learner, "update", stopping)
+
+
+# -------------------------------------------------------------------------------- stops and crashes
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_stopped_run_goes_on_bit_for_bit(run, finished, tmp_path, monkeypatch, method):
+    whole = finished(method)
+    stop_at(monkeypatch, 3)
+    assert run("stopped", method) == RESUMABLE
+    assert not (tmp_path / "stopped" / LORA_FILE["low"]).exists()
+    assert run("stopped", method) == 0
+    assert loras(tmp_path / "stopped") == loras(whole)
+    assert losses(tmp_path / "stopped") == losses(whole)
+
+
+def test_updates_lost_in_a_crash_are_done_again_and_logged_once(
+    run, finished, tmp_path, monkeypatch
+):
+    whole = finished("trajectory")
+    real, done = Learner.update, []
+
+    def crash_at_fourth(self, *given):
+        done.append(1)
+        if len(done) == 4:
+            raise MemoryError("as if killed")
+        return real(self, *given)
+
+    monkeypatch.setattr(Learner, "update", crash_at_fourth)
+    with pytest.raises(MemoryError):
+        run("crashed", "trajectory")  # update 3 is logged, but only update 2 is in a checkpoint
+    assert losses(tmp_path / "crashed")[-1][1] == 3
+    assert run("crashed", "trajectory") == 0
+    assert loras(tmp_path / "crashed") == loras(whole)
+    assert losses(tmp_path / "crashed") == losses(whole)
+
+
+def test_a_log_interval_that_a_stop_cuts_is_averaged_as_if_uncut(
+    run, finished, tmp_path, monkeypatch
+):
+    """It may even be another one than in the interrupted run."""
+    whole = finished("dmd", logging_steps=2)
+    stop_at(monkeypatch, 5)
+    assert run("stopped", "dmd", logging_steps=2) == RESUMABLE
+    assert run("stopped", "dmd", logging_steps=2) == 0
+    assert losses(tmp_path / "stopped") == losses(whole)
+
+
+IMPATIENT = """
+import os, signal, sys, time
+import train_distillation
+from wan_distill.training import checkpoint
+real = checkpoint.write_tensors
+
+def slow(file, *rest):
+    real(file, *rest)
+    if "partial-3" in str(file):
+        print("saving", flush=True)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+        print("slept", flush=True)
+
+checkpoint.write_tensors = slow
+update = train_distillation.update
+
+def stopping(run, step, method, *rest):
+    if method.expert == "high" and step == 2:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return update(run, step, method, *rest)
+
+train_distillation.update = stopping
+sys.exit(train_distillation.main(sys.argv[1:]))
+"""
+
+
+def test_a_second_signal_ends_at_once_and_the_last_checkpoint_stands(random_teacher, tmp_path):
+    """The second arrives while the first one's save is being written."""
+    flags = flags_of(random_teacher, tmp_path / "out", "trajectory", monitor_steps=0)
+    ended = subprocess.run(
+        [sys.executable, "-c", IMPATIENT, *flags],
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        timeout=300,
+    )
+    assert ended.returncode == 128 + signal.SIGTERM, ended.stderr
+    assert "saving" in ended.stdout and "slept" not in ended.stdout
+    assert checkpoint.latest(tmp_path / "out" / "high").name == "checkpoint-2"
+
+
+# ------------------------------------------------------------------------------ changed on resuming
+
+
+def test_other_settings_are_refused_and_named_unless_allowed(run, finished, tmp_path, capsys):
+    shutil.copytree(finished("trajectory", max_train_steps=2), tmp_path / "out")
+    capsys.readouterr()
+    assert run("out", "trajectory", learning_rate=0.123) == 2
+    error = capsys.readouterr().err.strip()
+    assert "learning_rate was" in error and "0.123" in error and "--allow_config_change" in error
+    assert error.splitlines()[-1].startswith("error:")
+    assert run("out", "trajectory", gradient_accumulation_steps=2) == 2
+    assert "processes x gradient_accumulation_steps were 1, are 2" in capsys.readouterr().err
+    assert run("out", "trajectory", learning_rate=0.123, allow_config_change=True) == 0
+    assert "going on although learning_rate was" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("setting", ["monitor_samples", "monitor_steps"])
+def test_what_decides_the_exported_weights_is_refused(run, finished, tmp_path, capsys, setting):
+    shutil.copytree(finished("trajectory", max_train_steps=2), tmp_path / "out")
+    assert run("out", "trajectory", **{setting: 2}) == 2
+    assert f"{setting} was" in capsys.readouterr().err
+
+
+def test_another_teachers_checkpoint_and_other_prompts_are_refused(
+    run, finished, random_teacher, tmp_path, capsys
+):
+    shutil.copytree(finished("trajectory", max_train_steps=2), tmp_path / "out")
+    (tmp_path / "prompts.txt").write_text("a red circle\nanother prompt\na third one\n")
+    assert run("out", "trajectory", prompts=tmp_path / "prompts.txt") == 2
+    assert "the prompts were" in capsys.readouterr().err
+    other = shutil.copytree(random_teacher, tmp_path / "other")
+    weights = other / "transformer_2" / "diffusion_pytorch_model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-3] ^= 1
+    weights.write_bytes(data)
+    assert run("out", "trajectory", teacher_path=other) == 2
+    assert "the teacher's files were" in capsys.readouterr().err
+    # The same files and prompts elsewhere are the same.
+    (tmp_path / "moved.txt").write_bytes((REPOSITORY / "tests" / "prompts.txt").read_bytes())
+    moved = shutil.copytree(random_teacher, tmp_path / "moved")
+    settings = dict(teacher_path=moved, prompts=tmp_path / "moved.txt", logging_steps=2)
+    assert run("out", "trajectory", max_train_steps=2, **settings) == 0
+
+
+def test_more_updates_may_be_asked_for_later(run, finished, tmp_path):
+    constant = dict(lr_scheduler="constant")
+    short = finished("trajectory", max_train_steps=2, **constant)
+    shutil.copytree(short, tmp_path / "short")
+    assert run("short", "trajectory", **constant) == 0
+    assert loras(tmp_path / "short") == loras(finished("trajectory", **constant)) != loras(short)
+
+
+# ----------------------------------------------------------------------------- explicit checkpoints
+
+
+def test_an_explicit_checkpoint_is_resumed_and_later_ones_are_set_aside(
+    run, finished, tmp_path, capsys
+):
+    out = shutil.copytree(finished("trajectory"), tmp_path / "out")
+    before, root = loras(out), out / "high"
+    assert run("out", "trajectory", resume_from_checkpoint=root / "checkpoint-2") == 0
+    assert f"Going on from {root / 'checkpoint-2'}" in capsys.readouterr().out
+    assert loras(out) == before and len(losses(out)) == 8
+    assert (root / "set-aside-0-checkpoint-4" / "state.json").exists()
+    assert (root / "checkpoint-4").exists()
+
+
+def test_an_explicit_checkpoint_that_is_missing_or_damaged_fails_loudly(
+    run, finished, tmp_path, capsys
+):
+    out = shutil.copytree(finished("trajectory", max_train_steps=2), tmp_path / "out")
+    assert run("out", "trajectory", resume_from_checkpoint="/no/such") == 2
+    assert "--resume_from_checkpoint /no/such" in capsys.readouterr().err
+    folder = out / "low" / "checkpoint-2"
+    (folder / "student.safetensors").write_bytes(b"")
+    assert run("out", "trajectory", resume_from_checkpoint=folder) == 2
+    assert "is damaged" in capsys.readouterr().err
+
+
+# -------------------------------------------------------------------------------- stored samples
+
+
+@pytest.fixture
+def hub(random_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """someone/wan on the hub: each call brings the files it asks for into the snapshot's folder;
+    gives that folder.
+    """
+    snapshot = tmp_path / "hub" / "snapshots" / "0123abc"
+
+    def arrive(repo, revision=None, cache_dir=None, allow_patterns=()):
+        assert repo == "someone/wan" and revision in (None, snapshot.name)
+        for pattern in allow_patterns:
+            for file in random_teacher.glob(pattern):
+                if file.is_file():
+                    copy = snapshot / file.relative_to(random_teacher)
+                    copy.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copy(file, copy)
+        return str(snapshot)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", arrive)
+    monkeypatch.chdir(tmp_path)
+    return snapshot
+
+
+def test_a_hub_teachers_samples_are_solved_once_though_its_files_arrive_one_by_one(
+    hub, run, tmp_path, monkeypatch
+):
+    solved, solve = [], solving._solve_batch
+
+    def recording(run, expert, denoiser, store, rows, bar):
+        solved.append((store.spec.kind, tuple(rows), expert))
+        solve(run, expert, denoiser, store, rows, bar)
+
+    monkeypatch.setattr(solving, "_solve_batch", recording)
+    teacher = dict(teacher_path="someone/wan", num_trajectories=6)
+    assert run("first", "trajectory", **teacher) == 0
+    assert hub.joinpath("transformer_2").is_dir()
+    rows = (0, 1, 2, 3, 4, 5)  # the checks' clips are of the same prompts: three, two seeds each
+    first = [
+        ("trajectories", rows, "high"),
+        ("trajectories", rows, "low"),
+        ("handovers", rows, "high"),  # for the checks of the low expert
+    ]
+    assert solved == first
+    assert run("first", "trajectory", **teacher) == 0  # the same command resumes
+    following = dict(init_student_from=tmp_path / "first", diversity_weight=0)
+    assert run("second", "dmd-samples", **teacher, **following) == 0
+    assert solved == [*first, ("handovers", rows, "high")]  # the warm start's samples are found
+    key = json.loads(next((tmp_path / "second" / "trajectories").glob("*/key.json")).read_text())
+    assert key["sampler"] == "teacher"

@@ -1,0 +1,181 @@
+"""The checks of the student while it trains: what they measure, warn of, and which weights win."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from lessons import Lesson, make_lesson
+
+from wan_distill.data.run import Run
+from wan_distill.data.solving import solve_missing
+from wan_distill.maths.distances import energy_distance, relative, score
+from wan_distill.training.monitor import Monitor, warnings
+
+
+def monitored(run: Run, expert, moved: float = 0.0) -> tuple[Monitor, Lesson]:
+    """A monitor whose samples are solved, and the expert that it checks."""
+    lesson = make_lesson(run, expert, moved)
+    monitor = Monitor(run, expert)
+    solve_missing(run, monitor.requests())
+    return monitor, lesson
+
+
+# --------------------------------------------------------------------------------------- measures
+
+
+@pytest.mark.parametrize("expert", ["high", "low"])
+def test_a_student_as_good_as_its_teacher_is_left_alone_and_a_worse_one_is_not_kept(
+    make_run, expert, capsys
+):
+    run = make_run(method="trajectory", monitor_steps=1, ema_decay=0.5)
+    monitor, lesson = monitored(run, expert)
+    student = lesson.learners["student"]
+    student_x0 = monitor.clips.student_x0
+    monitor.clips.student_x0 = lambda denoiser: monitor.teacher_x0.clone()
+    values = monitor.check(lesson.denoiser, student)
+    assert values["monitor_score"] == pytest.approx(0, abs=1e-6)
+    assert values["monitor_diversity"] == pytest.approx(1)
+    best = monitor.exported(student)
+    assert "no nearer to the teacher than it began" in " ".join(capsys.readouterr().out.split())
+    for p in student.parameters.values():
+        p.data.add_(0.3)
+    for p in student.average.values():
+        p.add_(0.3)
+    monitor.clips.student_x0 = student_x0
+    worse = monitor.check(lesson.denoiser, student)
+    assert worse["monitor_score"] > 0.01
+    exported = monitor.exported(student)
+    assert all(torch.equal(weight, best[name]) for name, weight in exported.items())
+    again = Monitor(run, expert)
+    again.resume(5)
+    assert again.best == monitor.best
+    again.resume(0)
+    assert not again.file.exists() and again.exported(student) is student.average
+
+
+def test_the_best_of_many_checks_is_stored_with_its_place(make_run, monkeypatch, capsys):
+    """A later score that is equal is no better."""
+    run = make_run(method="trajectory", monitor_steps=1, ema_decay=0.0)
+    monitor, lesson = monitored(run, "high")
+    student = lesson.learners["student"]
+    scores = iter([3.0, 1.0, 1.0, 2.0])
+    monkeypatch.setattr("wan_distill.training.monitor.score", lambda x0, teacher: next(scores))
+    for student.done in range(4):
+        for p in student.parameters.values():
+            p.data.fill_(float(student.done))
+        values = monitor.check(lesson.denoiser, student)
+        assert values["monitor_parameter_norm"] == pytest.approx(
+            student.done * math.sqrt(sum(p.numel() for p in student.parameters.values()))
+        )
+    exported = monitor.exported(student)
+    assert set(exported) == set(student.parameters)
+    assert all(torch.equal(weight, torch.ones_like(weight)) for weight in exported.values())
+    said = " ".join(capsys.readouterr().out.split())
+    assert "best score, 1.0000, was after 1 of 3 updates" in said
+    assert "no nearer" not in said
+    after_a_stop = Monitor(run, "high")
+    after_a_stop.resume(3)
+    assert after_a_stop.best == 1.0
+
+
+def test_a_check_leaves_the_student_as_it_is(make_run):
+    run = make_run(method="trajectory", monitor_steps=1, ema_decay=0.5)
+    monitor, lesson = monitored(run, "high", moved=0.02)
+    student = lesson.learners["student"]
+    for p in student.average.values():
+        p.zero_()
+    before = {name: p.detach().clone() for name, p in student.parameters.items()}
+    checked = monitor.check(lesson.denoiser, student)
+    assert all(torch.equal(p, before[name]) for name, p in student.parameters.items())
+    for p in student.parameters.values():
+        p.data.zero_()
+    again = monitor.check(lesson.denoiser, student)
+    assert checked["monitor_score"] == again["monitor_score"]  # it was the average's
+
+
+def test_checks_are_due_at_their_interval_and_at_the_end(make_run):
+    run = make_run(method="trajectory", monitor_steps=3)
+    lesson, monitor = make_lesson(run, "high"), Monitor(run, "high")
+    student = lesson.learners["student"]
+    due = []
+    for student.done in range(8):
+        due.append(monitor.due(student, last=student.done == 7))
+    assert [done for done in range(8) if due[done]] == [0, 3, 6, 7]
+    run.runtime.samples_student = lambda: False  # not the main process
+    assert not monitor.due(student, last=True)
+    off = Monitor(make_run(method="trajectory", monitor_steps=0), "high")
+    assert not off.due(student, last=True) and off.requests() == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "prompts", "clips"), [(4, 2, 4), (5, 2, 4), (1, 1, 2), (99, 3, 6)]
+)
+def test_each_prompt_is_sampled_from_two_seeds(make_run, asked, prompts, clips):
+    monitor = Monitor(make_run(method="trajectory", monitor_steps=1, monitor_samples=asked), "high")
+    assert len(monitor.clips.prompts) == prompts and len(monitor.clips.rows) == clips
+
+
+# --------------------------------------------------------------------------------------- warnings
+
+HEALTHY = dict(motion=1.0, saturation=1.0, diversity=1.0, luminance=0.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "last_healthy", "first_ill", "word"),
+    [
+        ("motion", 0.60, 0.59, "freezes"),
+        ("luminance", 0.10, 0.11, "over-exposes"),
+        ("saturation", 1.40, 1.41, "over-exposes"),
+        ("diversity", 0.60, 0.59, "collapses"),
+    ],
+)
+def test_the_limits_of_a_healthy_student(name, last_healthy, first_ill, word):
+    assert warnings(HEALTHY | {name: last_healthy}) == []
+    (line,) = warnings(HEALTHY | {name: first_ill})
+    assert word in line and f"{first_ill:.2f}" in line and "--" in line
+
+
+def test_warnings_are_plain_words():
+    assert warnings(HEALTHY) == []
+    for change, word in (
+        (dict(motion=0.3), "freezes"),
+        (dict(luminance=0.2), "over-exposes"),
+        (dict(saturation=1.6), "over-exposes"),
+        (dict(diversity=0.2), "collapses"),
+    ):
+        (line,) = warnings(HEALTHY | change)
+        assert word in line and "--" in line
+    assert len(warnings(dict(motion=0.1, saturation=3.0, diversity=0.1, luminance=0.5))) == 3
+    assert warnings(dict(luminance=0.0)) == []  # a still teacher has no motion to compare with
+    teacher = dict(motion=float("nan"), saturation=0.5, luminance=0.4, diversity=2.0)
+    assert relative(teacher, teacher) == dict(saturation=1.0, diversity=1.0, luminance=0.0)
+
+
+def test_a_student_that_fell_ill_is_reported_but_not_before_training(make_run, monkeypatch, capsys):
+    run = make_run(method="trajectory", monitor_steps=1)
+    monitor, lesson = monitored(run, "high")
+    frozen = HEALTHY | dict(motion=0.2)
+    monkeypatch.setattr("wan_distill.training.monitor.relative", lambda *_: dict(frozen))
+    student = lesson.learners["student"]
+    capsys.readouterr()
+    monitor.check(lesson.denoiser, student)
+    assert "Warning" not in capsys.readouterr().out
+    student.done = 5
+    monitor.check(lesson.denoiser, student)
+    said = capsys.readouterr().out
+    assert "Warning, high expert after 5 updates" in said and "freezes" in said
+
+
+# ------------------------------------------------------------------------------------------- score
+
+
+def test_the_score_tells_sets_apart_by_content_and_by_motion():
+    rng = torch.Generator().manual_seed(0)
+    a, b = torch.randn(64, 1, 3, 4, 4, generator=rng), torch.randn(64, 1, 3, 4, 4, generator=rng)
+    frozen = b[:, :, :1].expand_as(b)
+    assert abs(score(a, b)) < 0.02
+    assert energy_distance((a + 1).flatten(1), b.flatten(1)) > 0.1
+    assert score(frozen, a) > 0.3
+    assert math.isfinite(score(a[:, :, :1], b[:, :, :1]))  # a single frame

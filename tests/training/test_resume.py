@@ -1,0 +1,227 @@
+"""What may change between a run and its continuation, and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from lessons import make_lesson
+
+from wan_distill.errors import NonFiniteError, UsageError
+from wan_distill.settings.config import Config
+from wan_distill.settings.description import TeacherInfo
+from wan_distill.training import checkpoint
+from wan_distill.training.metrics import Metrics
+from wan_distill.training.resume import FREE, Progress, check_resume, identity
+
+# Everything else decides what an update does or which weights are exported. Of these the teacher's
+# and the prompts' paths may change because their contents are compared, and the micro-batches of an
+# update because their number is.
+MAY_CHANGE = {
+    "teacher_path",
+    "prompts",
+    "output_dir",
+    "max_train_steps",
+    "dry_run",
+    "expert",
+    "cache_dir",
+    "verbose_loading",
+    "allow_pickle",
+    "gradient_accumulation_steps",
+    "shard",
+    "context_parallel",
+    "offload",
+    "gradient_checkpointing",
+    "sample_batch_size",
+    "checkpointing_steps",
+    "checkpoints_total_limit",
+    "resume_from_checkpoint",
+    "allow_config_change",
+    "on_nonfinite",
+    "nonfinite_limit",
+    "logging_steps",
+    "save_merged",
+    "evaluate",
+    "evaluate_only",
+    "eval_samples",
+    "eval_seed",
+    "validation_steps",
+    "validation_prompt",
+    "fps",
+    "report_to",
+    "tracker_project_name",
+    "push_to_hub",
+    "hub_model_id",
+    "hub_token",
+    "debug",
+    "gpu",
+    "gpu_hour_price",
+    "plan_json",
+    "evaluation",
+}
+IDENTITY = {
+    "the teacher's files": "abc",
+    "the prompts": "def",
+    "processes x gradient_accumulation_steps": 1,
+}
+OTHER_VALUES = {bool: True, int: 77, float: 0.77, str: "another", tuple: (7,)}
+
+
+def save(config: Config, step: int = 3, run: dict | None = None) -> Path:
+    """A checkpoint of a run with these settings."""
+    state = dict(config=config.to_json(), expert="high", run=run or IDENTITY)
+    tensors = {"student": {"a": torch.ones(2)}}
+    return checkpoint.save(Path(config.output_dir) / "high", step, tensors, state, None)
+
+
+def changed(config: Config, name: str) -> Config:
+    """`config` with another value of one setting, as if it had been given."""
+    value = getattr(config, name)
+    other = not value if isinstance(value, bool) else OTHER_VALUES.get(type(value), "another")
+    return dataclasses.replace(config, **{name: other})
+
+
+# ---------------------------------------------------------------------------------------- settings
+
+
+def test_every_setting_says_whether_it_may_change():
+    stated = {field.name: field.metadata["free"] for field in dataclasses.fields(Config)}
+    assert all(isinstance(free, bool) for free in stated.values())
+    assert {name for name, free in stated.items() if free} == FREE == MAY_CHANGE
+    assert not {"monitor_steps", "monitor_samples"} & FREE and "logging_steps" in FREE
+
+
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Config)])
+def test_a_setting_that_matters_is_refused_and_named(small_config, name):
+    config = small_config(method="trajectory")
+    save(config)
+    other = changed(config, name)
+    assert getattr(other, name) != getattr(config, name)
+    # These say where checkpoints are looked for, or allow any change.
+    if name in ("output_dir", "resume_from_checkpoint", "allow_config_change"):
+        assert name in MAY_CHANGE
+        return
+    if name in MAY_CHANGE:
+        check_resume(other, IDENTITY, print)
+        return
+    with pytest.raises(UsageError, match=rf"checkpoint-3.*{name} was .*--allow_config_change"):
+        check_resume(other, IDENTITY, print)
+    said = []
+    check_resume(dataclasses.replace(other, allow_config_change=True), IDENTITY, said.append)
+    (line,) = said
+    assert f"going on although {name} was" in line
+
+
+def test_the_checks_of_the_student_may_not_change_but_logging_may(small_config):
+    """The best of those checks is exported."""
+    config = small_config(method="dmd", monitor_steps=20, monitor_samples=8, logging_steps=10)
+    save(config)
+    for change in (dict(monitor_steps=10), dict(monitor_samples=16)):
+        ((name, value),) = change.items()
+        with pytest.raises(UsageError, match=f"{name} was .*, is {value}"):
+            check_resume(dataclasses.replace(config, **change), IDENTITY, print)
+    check_resume(dataclasses.replace(config, logging_steps=1), IDENTITY, print)
+
+
+# ---------------------------------------------------------------------------------------- identity
+
+
+@pytest.mark.parametrize("what", IDENTITY)
+def test_another_teacher_other_prompts_or_another_batch_is_refused(small_config, what):
+    config = small_config(method="trajectory")
+    save(config)
+    check_resume(config, dict(IDENTITY), print)
+    with pytest.raises(UsageError, match=f"{what} were .*, are other"):
+        check_resume(config, IDENTITY | {what: "other"}, print)
+
+
+def test_a_run_is_known_by_its_teacher_prompts_and_batch(make_run, monkeypatch):
+    run = make_run(method="trajectory", gradient_accumulation_steps=2)
+    usual = identity(run.config, run.info, run.prompts, 3)
+    assert set(usual) == set(IDENTITY)
+    assert usual["processes x gradient_accumulation_steps"] == 6
+    once = dataclasses.replace(run.config, gradient_accumulation_steps=1)
+    assert identity(once, run.info, run.prompts, 6) == usual  # another split of the same work
+    others = [
+        identity(run.config, run.info, run.prompts, 4),
+        identity(run.config, run.info, run.prompts[:2], 3),
+        identity(run.config, run.info, run.prompts[::-1], 3),
+    ]
+    monkeypatch.setattr(TeacherInfo, "fingerprint", lambda self, parts=(): "other files")
+    others.append(identity(run.config, run.info, run.prompts, 3))
+    assert len({json.dumps(found) for found in [usual, *others]}) == 5
+
+
+def test_a_damaged_checkpoint_refuses_nothing(small_config):
+    """An older one will be resumed from, which is checked when it is the newest."""
+    config = small_config(method="trajectory")
+    (save(config) / "state.json").write_text("damaged")
+    check_resume(dataclasses.replace(config, rank=2), IDENTITY, print)
+
+
+# ---------------------------------------------------------------------------------------- Progress
+
+
+@pytest.fixture
+def make_progress(make_run):
+    def make(**changes) -> tuple[Progress, object]:
+        run = make_run(**dict(method="trajectory") | changes)
+        lesson = make_lesson(run, "high")
+        metrics = Metrics(run.folder.metrics, run.runtime)
+        return Progress(run, "high", lesson.learners, metrics), lesson.denoiser
+
+    return make
+
+
+def test_a_skipped_update_is_counted_up_to_the_limit(make_progress, capsys):
+    """Two may be skipped; the third stops the run, with the state before it saved."""
+    progress, denoiser = make_progress(on_nonfinite="skip", nonfinite_limit=2)
+    learner = progress.learners["student"]
+    error = NonFiniteError("loss nan")
+    learner.done = 4
+    progress.skip_or_stop(4, "student", denoiser, error)
+    learner.done = 6  # of seven updates one was skipped
+    progress.skip_or_stop(7, "student", denoiser, error)
+    said = capsys.readouterr().out
+    assert "skipped (1 of at most 2)" in said and "skipped (2 of at most 2)" in said
+    assert not checkpoint.found(progress.root)
+    with pytest.raises(NonFiniteError, match="loss nan at update 9, student, high expert"):
+        progress.skip_or_stop(8, "student", denoiser, error)
+    assert checkpoint.latest(progress.root).name == "checkpoint-8"
+
+
+def test_a_weight_that_is_not_finite_is_named_and_never_skipped(make_progress):
+    progress, denoiser = make_progress(on_nonfinite="skip", nonfinite_limit=9)
+    denoiser.experts["high"].blocks[0].ffn.net[2].weight.data[0, 0] = math.nan
+    with pytest.raises(NonFiniteError, match=r"weight blocks\.0\.ffn\.net\.2\.\S*weight is not"):
+        progress.skip_or_stop(0, "student", denoiser, NonFiniteError("loss nan"))
+
+
+def test_an_update_that_is_not_finite_stops_by_default(make_progress):
+    progress, denoiser = make_progress()
+    with pytest.raises(NonFiniteError, match=r"no weight was changed.*--learning_rate"):
+        progress.skip_or_stop(3, "student", denoiser, NonFiniteError("loss nan"))
+
+
+def test_tensors_that_do_not_fit_are_refused_in_one_line(make_progress):
+    progress, _ = make_progress(method="dmd", diversity_weight=0.0)
+    progress.save(5)
+    del progress.learners["fake_score"]
+    other = Progress(progress.run, "high", progress.learners, progress.metrics)
+    assert other.resume() == 5  # what is there for this role fits
+    progress.learners["student"].parameters["of another rank"] = torch.nn.Parameter(torch.ones(2))
+    with pytest.raises(UsageError, match="do not fit these settings"):
+        other.resume()
+
+
+def test_a_checkpoint_that_exists_is_not_written_again(make_progress):
+    progress, _ = make_progress()
+    progress.save(5)
+    state = progress.root / "checkpoint-5" / "state.json"
+    before = state.stat().st_mtime_ns
+    progress.save(5)
+    assert state.stat().st_mtime_ns == before
