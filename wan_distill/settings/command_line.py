@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from wan_distill.errors import UsageError, one_line
 from wan_distill.settings.config import Config
 from wan_distill.settings.flags import START
+from wan_distill.settings.recipes import RECIPES
 
 DESCRIPTION = (
     "Distil a Wan text-to-video teacher into a student that samples in a few steps without "
@@ -88,7 +89,8 @@ def _options(field: dataclasses.Field, kind: type) -> dict[str, Any]:
         options["action"] = argparse.BooleanOptionalAction
     else:
         parse = field.metadata["parse"]
-        options |= dict(type=parse or kind, choices=field.metadata["choices"])
+        choices = tuple(RECIPES) if field.name == "method" else field.metadata["choices"]
+        options |= dict(type=parse or kind, choices=choices)
         if not options["choices"]:
             options["metavar"] = {int: "N", float: "X"}.get(kind, "TEXT")
         if not parse and field.default not in (None, False):

@@ -37,7 +37,6 @@ class JobSettings:
         None,
         "objective the student is trained with",
         START,
-        choices=("dmd", "trajectory", "consistency"),
     )
     sampling_steps: tuple[int, ...] = flag(
         None,

@@ -60,8 +60,8 @@ def rehearse(run: Run, expert: Expert) -> None:
     denoiser = run.denoiser(expert, transformer, config.whole_student)
     learners = make_learners(method, parameters, config)
     inputs = random_inputs(run, expert)
-    for role in method.roles:
-        step = first_step(method, role)
+    steps = {first_step(method, role): role for role in method.roles}
+    for step, role in sorted(steps.items()):  # in training's own order
         batch = method.batch_at(inputs, method.draws_of(step), 0)
         total = torch.zeros((), device=runtime.device)
         with denoiser.training(role):
