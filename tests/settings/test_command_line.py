@@ -9,6 +9,7 @@ import pytest
 from wan_distill.errors import UsageError
 from wan_distill.settings.command_line import SWITCHES, build_parser, debug_asked, parse_args
 from wan_distill.settings.config import Config
+from wan_distill.settings.recipes import RECIPES
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def test_every_setting_is_a_flag_and_has_help():
             assert getattr(parse_args([f"--{field.name}"]), field.name) is True
             assert getattr(parse_args([f"--no-{field.name}"]), field.name) is False
             continue
-        choices = field.metadata["choices"]
+        choices = tuple(RECIPES) if field.name == "method" else field.metadata["choices"]
         for value in choices or ("1",):
             given = getattr(parse_args([f"--{field.name}", value]), field.name)
             many = {"sampling_steps": (1,), "lora_layers": ("1",)}.get(field.name)
