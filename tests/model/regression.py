@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from diffusers import WanTransformer3DModel
 from torch import Tensor
@@ -31,10 +33,10 @@ def gradient_of_student(
             p.copy_(0.1 * torch.randn(p.shape, generator=rng))
     if checkpointing:
         model.enable_gradient_checkpointing()
-    denoiser = Denoiser({"high": model}, None)
+    autocast = partial(torch.autocast, "cpu", dtype, enabled=dtype != torch.float32)
+    denoiser = Denoiser({"high": model}, None, autocast=autocast)
     x, sigma, prompt = inputs(rng)
-    autocast = torch.autocast("cpu", dtype, enabled=dtype != torch.float32)
-    with denoiser.training("student"), autocast:
+    with denoiser.training("student"):
         velocity = denoiser.velocity(x, sigma, prompt, role="student")
         (velocity - x).square().mean().backward()
     gradients = [p.grad for p in parameters.values() if p.grad is not None]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from diffusers import FlowMapEulerDiscreteScheduler, WanPipeline
@@ -146,14 +148,16 @@ def test_the_transformer_gets_exact_timesteps(dtype, per_token):
     sent = {}
 
     def record(module, given, named):
+        sent["autocast"] = torch.is_autocast_enabled("cpu")
         sent.update(zip(("hidden_states", "timestep", "encoder_hidden_states"), given, strict=True))
 
     transformer.register_forward_pre_hook(record, with_kwargs=True)
-    denoiser = Denoiser({"high": transformer}, None, expand_timesteps=per_token)
+    autocast = partial(torch.autocast, "cpu", dtype, enabled=dtype != torch.float32)
+    denoiser = Denoiser({"high": transformer}, None, expand_timesteps=per_token, autocast=autocast)
     rng = torch.Generator().manual_seed(3)
     x = torch.randn(2, 16, 3, 4, 6, generator=rng)
     sigma = torch.tensor([5 / 6, 0.1], dtype=torch.float64)
-    with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+    with torch.no_grad():
         velocity = denoiser.velocity(x, sigma, torch.zeros(2, 8, TEXT_DIM), role="teacher")
     expected = torch.tensor([833.3333, 100.0])
     tokens = 3 * (4 // 2) * (6 // 2)
@@ -162,6 +166,7 @@ def test_the_transformer_gets_exact_timesteps(dtype, per_token):
     assert sent["timestep"].dtype == torch.float32
     torch.testing.assert_close(sent["timestep"], expected, rtol=1e-7, atol=1e-4)
     assert sent["hidden_states"].dtype == sent["encoder_hidden_states"].dtype == dtype
+    assert sent["autocast"] == (dtype != torch.float32) and not torch.is_autocast_enabled("cpu")
     assert velocity.dtype == torch.float32 and velocity.shape == x.shape
 
 
