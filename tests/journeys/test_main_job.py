@@ -41,7 +41,8 @@ SHORT = [
     "--max_train_steps=12",
     "--num_trajectories=32",
     "--teacher_steps=6",
-    "--eval_samples=48",
+    "--eval_samples=32",
+    "--monitor_samples=8",
     "--checkpointing_steps=6",
 ]
 PROMPT = "a small red circle moving left"
