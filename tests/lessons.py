@@ -65,5 +65,5 @@ def make_lesson(run: Run, expert: Expert, moved: float = 0.0) -> Lesson:
     for seed, role in enumerate(method.roles):
         for p in parameters[role].values():
             p.data += moved * torch.randn(p.shape, generator=torch.Generator().manual_seed(seed))
-    denoiser = Denoiser({expert: transformer}, config.boundary_ratio)
+    denoiser = run.denoiser(expert, transformer)
     return Lesson(method, inputs, denoiser, make_learners(method, parameters, config))

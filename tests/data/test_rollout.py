@@ -10,7 +10,6 @@ from conftest import PROMPTS
 
 from wan_distill.data.rollout import carry, velocity_of
 from wan_distill.maths.flow import euler_step, sigma_batch
-from wan_distill.model.denoiser import Denoiser
 
 SIGMAS = (1.0, 0.97, 0.9375, 5 / 6)
 
@@ -19,7 +18,7 @@ SIGMAS = (1.0, 0.97, 0.9375, 5 / 6)
 def setup(make_run):
     """(run, denoiser of the high expert, latents of three samples)."""
     run = make_run(method="trajectory", sample_batch_size=2)
-    denoiser = Denoiser({"high": run.teacher.load_expert("high")}, run.config.boundary_ratio)
+    denoiser = run.denoiser("high", run.teacher.load_expert("high"))
     rng = torch.Generator().manual_seed(0)
     return run, denoiser, torch.randn(3, *run.latent_shape, generator=rng)
 
@@ -64,7 +63,7 @@ def test_latents_are_those_of_euler_steps_in_batches(setup, guided):
 def test_the_guidance_is_that_of_the_expert(setup):
     run, denoiser, latents = setup
     prompt = run.embeddings.batch(PROMPTS)
-    low = Denoiser({"low": run.teacher.load_expert("low")}, run.config.boundary_ratio)
+    low = run.denoiser("low", run.teacher.load_expert("low"))
     for expert, model, sigma, scale in (("high", denoiser, 0.9, 4.0), ("low", low, 0.5, 3.0)):
         field = velocity_of(run, model, expert, prompt, role="teacher", guided=True)
         now = sigma_batch(sigma, latents)
@@ -88,7 +87,7 @@ def test_arithmetic_is_in_the_bases_dtype(make_run):
     transformer.blocks[0].attn1.to_q.register_forward_hook(
         lambda module, inputs, output: dtypes.add(output.dtype)
     )
-    denoiser = Denoiser({"high": transformer}, run.config.boundary_ratio)
+    denoiser = run.denoiser("high", transformer)
     latents = torch.zeros(1, *run.latent_shape)
     batches = carry(run, denoiser, "high", latents, PROMPTS[:1], SIGMAS, role="teacher")
     assert [x.dtype for _, reached in batches for x in reached.values()] == [torch.float32]

@@ -229,7 +229,7 @@ def test_running_out_of_memory_names_the_phase(make_run, monkeypatch):
 
     run = make_run(method="trajectory")
     monkeypatch.setattr(levers, "savings", lambda config, info, need: [(2e9, "--offload")])
-    monkeypatch.setattr("wan_distill.data.solving.solve_missing", full)
+    monkeypatch.setattr(Teacher, "load_expert", full)
     with pytest.raises(UsageError, match="out of GPU memory while solving samples"):
         distil(run)
     monkeypatch.undo()
