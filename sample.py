@@ -24,6 +24,7 @@ from wan_distill.results.sampling import (
     sample_clip,
     sample_teacher,
 )
+from wan_distill.settings.checks import check_clip
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo, read_teacher
 from wan_distill.system.console import escape_unencodable
@@ -184,15 +185,10 @@ def clip_settings(
     args: argparse.Namespace, student: dict[str, Any], info: TeacherInfo
 ) -> dict[str, int]:
     """Size and text length, as the pipeline's arguments. Raises UsageError for impossible sizes."""
-    from wan_distill.settings.checks import check_sides
-
     clip = {key: getattr(args, key) or student[key] for key in ("height", "width", "num_frames")}
-    check_sides(Config(height=clip["height"], width=clip["width"]), info.side_multiple)
-    frames = clip["num_frames"]
-    if frames % 4 != 1:
-        near = (frames - 1) // 4 * 4 + 1
-        raise UsageError(f"--num_frames {frames}: Wan needs 4k+1 frames; use {near} or {near + 4}")
-    return clip | dict(max_sequence_length=student["max_sequence_length"])
+    clip["max_sequence_length"] = student["max_sequence_length"]
+    check_clip(Config(**clip), info.side_multiple)
+    return clip
 
 
 if __name__ == "__main__":

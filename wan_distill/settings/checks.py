@@ -2,82 +2,27 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
-
 from wan_distill.errors import UsageError
-from wan_distill.maths.sigmas import expert_of, steps_of
+from wan_distill.maths.sigmas import Expert, expert_of, steps_of
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
 from wan_distill.settings.job import LORA_TARGETS
+from wan_distill.settings.ranges import check_values
 from wan_distill.settings.recipes import recipe_of
-
-POSITIVE = (
-    "gpu_hour_price",
-    "max_train_steps",
-    "train_batch_size",
-    "gradient_accumulation_steps",
-    "num_trajectories",
-    "teacher_steps",
-    "rank",
-    "lora_alpha",
-    "flow_shift",
-    "teacher_shift",
-    "max_sequence_length",
-    "learning_rate",
-    "max_grad_norm",
-    "adam_epsilon",
-    "sample_batch_size",
-    "checkpointing_steps",
-    "logging_steps",
-    "eval_samples",
-    "fps",
-    "critic_updates",
-    "fake_score_learning_rate",
-    "fake_score_lora_alpha",
-    "score_draws",
-    "solver_points",
-    "huber_c",
-    "monitor_samples",
-    "nonfinite_limit",
-)
-FRACTIONS = ("adam_beta1", "adam_beta2", "ema_decay")
-NOT_NEGATIVE = (
-    "critic_warmup_steps",
-    "diversity_weight",
-    "seed",
-    "eval_seed",
-    "lr_warmup_steps",
-    "ema_start",
-    "adam_weight_decay",
-    "monitor_steps",
-    "validation_steps",
-)
 
 
 def check_all(config: Config, teacher: TeacherInfo) -> None:
     """Raises UsageError where a resolved `config` cannot work with `teacher`."""
     check_values(config)
-    check_sides(config, teacher.side_multiple)
+    check_single(config)
+    check_clip(config, teacher.side_multiple)
     check_student_layers(config, teacher)
-    check_schedule(config, teacher)
+    check_grids(config)
+    check_boundary(config, teacher)
 
 
-def check_values(config: Config) -> None:
-    """Ranges that hold for every teacher. Raises UsageError."""
-    for name, value in dataclasses.asdict(config).items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UsageError(f"--{name} {value}: must be a finite number")
-        if value is None or isinstance(value, (str, tuple)):
-            continue
-        if name in POSITIVE and not value > 0:
-            raise UsageError(f"--{name} {value}: must be greater than 0")
-        if name in FRACTIONS and not 0 <= value < 1:
-            raise UsageError(f"--{name} {value}: must be at least 0 and below 1")
-        if name in NOT_NEGATIVE and value < 0:
-            raise UsageError(f"--{name} {value}: must not be negative")
-        if name.removeprefix("real_score_") in ("guidance_scale", "guidance_scale_2") and value < 1:
-            raise UsageError(f"--{name} {value}: guidance starts at 1, which is off")
+def check_single(config: Config) -> None:
+    """Settings that only some values of make sense. Raises UsageError."""
     for name in ("gpu", "plan_json"):
         if getattr(config, name) is not None and not config.dry_run:
             raise UsageError(
@@ -97,14 +42,19 @@ def check_values(config: Config) -> None:
     if foreign := [name for name in config.lora_layers if name not in LORA_TARGETS]:
         raise UsageError(
             f"--lora_layers {','.join(config.lora_layers)}: Wan's blocks have no "
-            f"{foreign[0] or 'such'} "
-            f"layer; choose from {','.join(LORA_TARGETS)}"
+            f"{foreign[0] or 'such'} layer; choose from {','.join(LORA_TARGETS)}"
         )
     if config.score_sigma_max is not None and not 0.9 <= config.score_sigma_max < 1:
         raise UsageError(
             f"--score_sigma_max {config.score_sigma_max}: must be at least 0.9 and below 1 (DMD2: "
             "0.98)"
         )
+
+
+def check_clip(config: Config, multiple: int) -> None:
+    """Frames fit the VAE, height and width are whole patches, there is room for a prompt. Raises
+    UsageError.
+    """
     if config.num_frames < 1 or config.num_frames % 4 != 1:
         near = max(1, (config.num_frames - 1) // 4 * 4 + 1)
         raise UsageError(
@@ -115,10 +65,6 @@ def check_values(config: Config) -> None:
             f"--max_sequence_length {config.max_sequence_length}: need room for one word and its "
             "end mark"
         )
-
-
-def check_sides(config: Config, multiple: int) -> None:
-    """Height and width are whole patches. Raises UsageError."""
     for name in ("height", "width"):
         side = getattr(config, name)
         if side < multiple or side % multiple:
@@ -141,8 +87,7 @@ def check_student_layers(config: Config, teacher: TeacherInfo) -> None:
     if recipe_of(config).needs_teacher:
         raise UsageError(
             f"--student_layers {layers}: --method {config.method} needs the teacher beneath the "
-            "student; "
-            "use --method trajectory"
+            "student; use --method trajectory"
         )
     clashing = [
         flag
@@ -162,18 +107,19 @@ def check_student_layers(config: Config, teacher: TeacherInfo) -> None:
         )
 
 
-def check_schedule(config: Config, teacher: TeacherInfo) -> None:
-    """Grids are nested; each expert that is trained owns a step, and owns it at inference too.
-    Raises UsageError.
-    """
+def check_grids(config: Config) -> None:
+    """The coarser sampling grids are nested in the finest. Raises UsageError."""
     for steps in config.sampling_steps:
         if config.grid_steps % steps:
             listing = ",".join(map(str, config.sampling_steps))
             raise UsageError(
-                f"--sampling_steps {listing}: the sigmas of {steps} steps "
-                f"are not among those of {config.grid_steps}; use divisors of the largest, such as "
-                "2,4,8"
+                f"--sampling_steps {listing}: the sigmas of {steps} steps are not among those of "
+                f"{config.grid_steps}; use divisors of the largest, such as 2,4,8"
             )
+
+
+def check_boundary(config: Config, teacher: TeacherInfo) -> None:
+    """Each expert that is trained owns a step, and owns it at inference too. Raises UsageError."""
     boundary = config.boundary_ratio
     if boundary is None:
         if config.expert == "low":
@@ -192,36 +138,39 @@ def check_schedule(config: Config, teacher: TeacherInfo) -> None:
     if config.score_sigma_max <= boundary:
         raise UsageError(
             f"--score_sigma_max {config.score_sigma_max}: leaves the high expert, which works "
-            "above "
-            f"{boundary:g}, no score; raise it"
+            f"above {boundary:g}, no score; raise it"
         )
     for steps in config.sampling_steps:
-        sigmas = config.sigmas(steps)
-        for sigma in sigmas[:-1]:
-            if abs(sigma - boundary) < 1e-4:
-                raise UsageError(
-                    f"--flow_shift {config.flow_shift:g} with {steps} steps: sigma {sigma:.4f} "
-                    "sits on the boundary "
-                    f"{boundary:g}, where rounding picks the expert; choose another --flow_shift, "
-                    "such as 5"
-                )
-            if expert_of(sigma, boundary) != expert_of(sigma, teacher.boundary_ratio):
-                raise UsageError(
-                    f"--boundary_ratio {boundary:g}: the step at sigma {sigma:.4f} would be run by "
-                    "the other expert at "
-                    "inference, where the teacher's pipeline splits at "
-                    f"{teacher.boundary_ratio:g}; "
-                    "leave --boundary_ratio out"
-                )
+        _check_owners(config, teacher, steps, boundary)
     for expert in config.experts:
-        if not any(
-            steps_of(expert, config.sigmas(steps), boundary) for steps in config.sampling_steps
-        ):
-            listing = ", ".join(f"{sigma:.4f}" for sigma in config.sigmas()[:-1])
-            other = "high" if expert == "low" else "low"
+        _check_owns_a_step(config, expert, boundary)
+
+
+def _check_owners(config: Config, teacher: TeacherInfo, steps: int, boundary: float) -> None:
+    """Raises UsageError where rounding, or another boundary, decides whose step it is."""
+    for sigma in config.sigmas(steps)[:-1]:
+        if abs(sigma - boundary) < 1e-4:
             raise UsageError(
-                f"--expert {config.expert}: the {expert} expert owns none of the steps (sigmas "
-                f"{listing}; "
-                f"boundary {boundary:g}); use --expert {other}, more --sampling_steps or another "
-                "--flow_shift"
+                f"--flow_shift {config.flow_shift:g} with {steps} steps: sigma {sigma:.4f} "
+                f"sits on the boundary {boundary:g}, where rounding picks the expert; choose "
+                "another --flow_shift, such as 5"
             )
+        if expert_of(sigma, boundary) != expert_of(sigma, teacher.boundary_ratio):
+            raise UsageError(
+                f"--boundary_ratio {boundary:g}: the step at sigma {sigma:.4f} would be run by "
+                "the other expert at inference, where the teacher's pipeline splits at "
+                f"{teacher.boundary_ratio:g}; leave --boundary_ratio out"
+            )
+
+
+def _check_owns_a_step(config: Config, expert: Expert, boundary: float) -> None:
+    """Raises UsageError where `expert` has nothing to learn."""
+    if any(steps_of(expert, config.sigmas(n), boundary) for n in config.sampling_steps):
+        return
+    listing = ", ".join(f"{sigma:.4f}" for sigma in config.sigmas()[:-1])
+    other = "high" if expert == "low" else "low"
+    raise UsageError(
+        f"--expert {config.expert}: the {expert} expert owns none of the steps (sigmas {listing}; "
+        f"boundary {boundary:g}); use --expert {other}, more --sampling_steps or another "
+        "--flow_shift"
+    )
