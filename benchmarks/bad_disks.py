@@ -7,7 +7,7 @@ import subprocess
 from collections import Counter
 from pathlib import Path
 
-from forked_runs import flags, outcome, run
+from forked_runs import flags, outcome, run, run_undisturbed
 
 from wan_distill.planning import preflight
 
@@ -19,7 +19,7 @@ def full_disk(teacher: Path, root: Path, tally: Counter[str]) -> None:
     """Runs on disks that fill up: one line, and the undisturbed result once there is room."""
     roomy = root / "roomy"
     settings = dict(method="trajectory", checkpoints_total_limit=9)
-    run(flags(teacher, roomy, **settings), root / "log.txt")
+    run_undisturbed(flags(teacher, roomy, **settings), root / "log.txt")
     used = sum(f.stat().st_size for f in roomy.rglob("*") if f.is_file())
     place = root / "small"
     argv = flags(teacher, place / "out", **settings)

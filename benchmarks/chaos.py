@@ -30,7 +30,7 @@ from typing import Any
 
 import torch
 from bad_disks import full_disk, read_only
-from forked_runs import flags, outcome, run, small_teacher, start, wait
+from forked_runs import flags, outcome, run, run_undisturbed, small_teacher, start, wait
 from malformed_inputs import malformed
 
 from wan_distill.settings.assets import REPOSITORY
@@ -103,8 +103,7 @@ def kills(count: int, teacher: Path, root: Path, rng: random.Random, tally: Coun
     for method in METHODS:
         started = time.monotonic()
         folder = root / f"undisturbed-{method}"
-        if run(flags(teacher, folder, method=method), log) != 0:
-            raise SystemExit(f"the undisturbed {method} run failed, see {log}")
+        run_undisturbed(flags(teacher, folder, method=method), log)
         expected[method] = outcome(folder)
         seconds[method] = time.monotonic() - started
     for number in itertools.count():

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib
 import json
 import os
+import pkgutil
 import sys
 import traceback
 from collections.abc import Callable
@@ -19,19 +21,18 @@ from safetensors.torch import load_file
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent / part) for part in ("", "tests")]
 
-import conftest
+import random_teachers
 
 import train_distillation
+import wan_distill
+from wan_distill.training import checkpoint, metrics
 
-# All that a run imports late, so that it is imported once, before the forks.
-from wan_distill.data import samples  # noqa: F401
-from wan_distill.methods import consistency, dmd, trajectory  # noqa: F401
-from wan_distill.planning import plan, preflight  # noqa: F401
-from wan_distill.results import evaluation, export, hub, page, readme  # noqa: F401
-from wan_distill.training import checkpoint, metrics, monitor, previews, resume  # noqa: F401
-from wan_distill.umt5 import repair  # noqa: F401
+# What a run imports late is imported here once, before the forks.
+for module in pkgutil.walk_packages(wan_distill.__path__, "wan_distill."):
+    importlib.import_module(module.name)
 
 CRASH = 70  # exit code of a forked run that ended in a traceback
+PROMPTS = [f"a {colour} {shape}" for colour in ("red", "blue") for shape in "abcd"]
 SETTINGS = dict(
     height=32,
     width=32,
@@ -59,13 +60,20 @@ SETTINGS = dict(
 
 
 def small_teacher(folder: Path) -> Path:
-    """Writes the test suite's random two-expert teacher to `folder`."""
-    return conftest.write_pipeline(folder)
+    """Writes the test suite's random two-expert teacher to `folder`, with PROMPTS in it."""
+    random_teachers.write_pipeline(folder)
+    (folder / "prompts.txt").write_text("\n".join(PROMPTS), encoding="utf-8")
+    return folder
 
 
 def flags(teacher: Path, output_dir: Path, **changes: Any) -> list[str]:
-    """The command line of a small run: SETTINGS, with `changes` to them."""
-    settings = SETTINGS | dict(teacher_path=teacher, output_dir=output_dir) | changes
+    """The command line of a small run with the prompts of `small_teacher`.
+
+    Args:
+        changes: settings that differ from SETTINGS.
+    """
+    paths = dict(teacher_path=teacher, prompts=teacher / "prompts.txt", output_dir=output_dir)
+    settings = SETTINGS | paths | changes
     return [f"--{name}={value}" for name, value in settings.items()]
 
 
@@ -101,6 +109,12 @@ def wait(pid: int) -> int:
 def run(argv: list[str], log: Path, prepare: Callable[[], None] | None = None) -> int:
     """`start`, then `wait`."""
     return wait(start(argv, log, prepare))
+
+
+def run_undisturbed(argv: list[str], log: Path) -> None:
+    """A run that must succeed, since others are compared with it."""
+    if run(argv, log) != 0:
+        raise SystemExit(f"an undisturbed run failed, see {log}")
 
 
 def outcome(folder: Path) -> str:

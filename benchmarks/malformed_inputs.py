@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from forked_runs import CRASH, flags, run
+from forked_runs import CRASH, flags, run, run_undisturbed
 
 from wan_distill.settings.config import Config
 
@@ -115,7 +115,7 @@ def malformed(
     A run that is refused must leave every file of its output folder as it was.
     """
     finished = root / "finished"
-    run(flags(teacher, finished, **SHORT), root / "log.txt")
+    run_undisturbed(flags(teacher, finished, **SHORT), root / "log.txt")
     for number in range(count):
         kind = KINDS[number % len(KINDS)]
         case = root / "case"
