@@ -83,7 +83,7 @@ class Teacher:
             folder,
             subfolder=part,
             dtype=self.runtime.dtype,
-            variant=self.config.variant,
+            variant=variant_or_none(folder / part, self.config.variant),
             use_safetensors=None if self.config.allow_pickle else True,
             **place,
         )
@@ -92,7 +92,7 @@ class Teacher:
     def _load_stored(self, folder: Path) -> WanTransformer3DModel:
         return load_stored(
             folder,
-            weight_files(folder, self.config.variant),
+            weight_files(folder, variant_or_none(folder, self.config.variant)),
             self.config.base_precision,
             self.runtime.dtype,
             self.runtime.device,

@@ -34,14 +34,8 @@ def check_files(info: TeacherInfo, variant: str | None = None) -> str:
         folder = info.folder / "text_encoder"
         inspection = inspect_text_encoder(folder, variant_or_none(folder, variant))
         check_class(inspection, "UMT5EncoderModel")
-        parts = {
-            # Of a variant the experts must exist; the other parts may be plain.
-            part: _headers(info.folder / part, variant_or_none(info.folder / part, variant))
-            for part in ("text_encoder", "vae")
-        }
-        for expert in info.experts:
-            part = SUBFOLDER[expert]
-            parts[part] = _headers(info.folder / part, variant)
+        variants = part_variants(info, variant)
+        parts = {part: _headers(info.folder / part, v) for part, v in variants.items()}
     except TextEncoderError as error:
         raise UsageError(f"--teacher_path {info.source}: {error}") from error
     for part, header in parts.items():
@@ -52,6 +46,30 @@ def check_files(info: TeacherInfo, variant: str | None = None) -> str:
         for part, header in parts.items()
     ]
     return f"whole by their headers; {', '.join(dtypes)}"
+
+
+def part_variants(info: TeacherInfo, variant: str | None) -> dict[str, str | None]:
+    """The variant that each part is loaded with: `variant` where the part has files of it, else the
+    plain files, as WanPipeline does.
+
+    Raises UsageError where no part has any, and where one of two experts lacks them.
+    """
+    experts = [SUBFOLDER[expert] for expert in info.experts]
+    variants = {
+        part: variant_or_none(info.folder / part, variant)
+        for part in ("text_encoder", "vae", *experts)
+    }
+    if variant and not any(variants.values()):
+        raise UsageError(
+            f"--variant {variant}: no part of {info.source} has files of it; leave it out"
+        )
+    lacking = [part for part in experts if variants[part] is None]
+    if variant and len(lacking) == 1 and len(experts) == 2:
+        raise UsageError(
+            f"--variant {variant}: of two experts only one has files of it, {lacking[0]} has none; "
+            "download them, or leave it out"
+        )
+    return variants
 
 
 def download_left(info: TeacherInfo) -> float:
