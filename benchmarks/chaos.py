@@ -154,6 +154,9 @@ def dead_rank(teacher: Path, root: Path, tally: Counter[str]) -> None:
     tally["runs that continued after a dead rank" if same else f"LOST: {disturbed}"] += 1
 
 
+PARTS = ("kills", "ranks", "full_disk", "read_only", "inputs")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -161,20 +164,24 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=100, help="default %(default)s")
     parser.add_argument("--inputs", type=int, default=300, help="default %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="default %(default)s")
+    parser.add_argument(
+        "--parts", nargs="+", choices=PARTS, default=PARTS, help="what to try (default: all)"
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)  # forked processes may not share a thread pool
     rng = random.Random(args.seed)
     tally: Counter[str] = Counter()
     root = Path(tempfile.mkdtemp(prefix="chaos-"))
     teacher = small_teacher(root / "teacher")
-    for part in (
-        lambda: kills(args.kills, teacher, root, rng, tally),
-        lambda: dead_rank(teacher, root, tally),
-        lambda: full_disk(teacher, root, tally),
-        lambda: read_only(teacher, root, tally),
-        lambda: malformed(args.inputs, teacher, root, rng, tally),
-    ):
-        part()
+    parts = {
+        "kills": lambda: kills(args.kills, teacher, root, rng, tally),
+        "ranks": lambda: dead_rank(teacher, root, tally),
+        "full_disk": lambda: full_disk(teacher, root, tally),
+        "read_only": lambda: read_only(teacher, root, tally),
+        "inputs": lambda: malformed(args.inputs, teacher, root, rng, tally),
+    }
+    for name in args.parts:
+        parts[name]()
         print("\n".join(f"{count:>5}  {what}" for what, count in tally.items()), "\n", flush=True)
     lost = sum(count for what, count in tally.items() if what.startswith("LOST"))
     print(f"{lost} lost" if lost else "none lost")
