@@ -59,13 +59,18 @@ def _merged(requests: Iterable[SampleRequest]) -> list[tuple[SampleStore, list[i
 
 
 def _own_share(run: Run, store: SampleStore, rows: list[int]) -> list[int]:
-    """The missing rows that are this process' work.
+    """The missing rows that are this process' work: every so many whole batches.
 
-    Divided by their place among all rows: dividing the missing ones would race, since processes
-    list the folder at different times.
+    Batches are the same for any number of processes, so samples are too, to the bit: sums round
+    differently in batches of other sizes. Divided by their place among all rows: dividing the
+    missing ones would race, since processes list the folder at different times.
     """
-    mine = rows[run.runtime.sample_rank :: run.runtime.sample_groups]
-    return run.runtime.value_of_main([row for row in mine if not store.is_solved(row)])
+    size = run.config.sample_batch_size
+    batches = [rows[i : i + size] for i in range(0, len(rows), size)]
+    mine = batches[run.runtime.sample_rank :: run.runtime.sample_groups]
+    return run.runtime.value_of_main(
+        [row for batch in mine for row in batch if not store.is_solved(row)]
+    )
 
 
 def _owned(run: Run, store: SampleStore, expert: Expert) -> tuple[float, ...]:

@@ -1,0 +1,155 @@
+"""Two processes do exactly what one does with twice the accumulation, and one that fails ends them
+all.
+"""
+
+from __future__ import annotations
+
+import pytest
+from conftest import tiny_flags
+from processes import LAUNCHERS, METHODS, ROUNDING, SETTINGS, compare, launch
+
+CHECKED = dict(monitor_steps=1, monitor_samples=4, validation_steps=2)
+
+
+def test_two_processes_equal_one_with_accumulation(random_teacher, tmp_path):
+    """To the bit: halves and doubles are exact. The two take over what one has begun."""
+    one_part = dict(diversity_weight=0.0, score_draws=1)  # the order of several parts' sum differs
+    worst = compare(
+        random_teacher, tmp_path, "dmd-samples", expert="high", alone_first=2, **one_part
+    )
+    assert worst == 0
+
+
+def test_two_processes_that_share_one_base_equal_one_that_has_it_whole(random_teacher, tmp_path):
+    """With an odd number of samples: one process has one more to solve than the other."""
+    changes = CHECKED | dict(num_trajectories=9, sample_batch_size=1)
+    worst = compare(random_teacher, tmp_path, "trajectory", only_two=dict(shard=True), **changes)
+    assert worst < 1e-6
+
+
+def test_two_processes_on_each_clip_together_equal_one(random_teacher, tmp_path):
+    worst = compare(
+        random_teacher,
+        tmp_path,
+        "trajectory",
+        only_two=dict(context_parallel=True, gradient_accumulation_steps=2),
+        expert="high",
+        **CHECKED,
+    )
+    assert worst < ROUNDING
+
+
+SHARED = """
+import sys
+import torch
+from diffusers import ContextParallelConfig, WanTransformer3DModel
+from wan_distill.model.adapters import adapter_parameters, add_adapter
+from wan_distill.model.denoiser import Denoiser
+from wan_distill.model.loading import shard_base
+from wan_distill.system.runtime import process_state
+
+process_state()
+torch.accelerator.device_count = lambda: 1
+
+
+def result(dtype, share):
+    base = WanTransformer3DModel.from_pretrained(sys.argv[1], dtype=dtype).requires_grad_(False)
+    if share == "clip":
+        base.enable_parallelism(config=ContextParallelConfig(ulysses_degree=2))
+    elif share == "base":
+        shard_base(base, torch.device("cpu"))
+    local = [getattr(p, "_local_tensor", p) for p in base.parameters()]
+    size = sum(p.numel() * p.element_size() for p in local)
+    add_adapter(base, "student", rank=4, alpha=4.0, layers=("to_q", "ffn.net.2"), seed=1)
+    parameters = adapter_parameters(base, "student").values()
+    for p in parameters:
+        p.data.add_(0.05)
+    base.enable_gradient_checkpointing()
+    rng = torch.Generator().manual_seed(1)
+    x, prompt = torch.randn(2, 16, 2, 4, 4, generator=rng), torch.randn(2, 8, 16, generator=rng)
+    sigma = torch.full((2,), 0.9, dtype=torch.float64)
+    denoiser = Denoiser({"high": base}, None)
+    low = dtype == torch.bfloat16
+    with denoiser.training("student"), torch.autocast("cpu", torch.bfloat16, enabled=low):
+        velocity = denoiser.velocity(x, sigma, prompt, role="student")
+        velocity.square().mean().backward()
+    return size, [velocity.detach(), *(p.grad for p in parameters)]
+
+
+for dtype in (torch.float32, torch.bfloat16):
+    (whole, ours), (part, theirs) = result(dtype, None), result(dtype, "base")
+    assert 0.45 < part / whole < 0.6, part / whole
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.abs().max() > 0 and torch.equal(a, b), dtype
+(_, ours), (_, theirs) = result(torch.float32, None), result(torch.float32, "clip")
+for gradient in theirs[1:]:
+    torch.distributed.all_reduce(gradient)
+for a, b in zip(ours, theirs, strict=True):
+    assert float((a - b).norm() / a.norm()) < 1e-6
+print("compared")
+"""
+
+
+def test_a_shared_base_or_clip_gives_the_same_gradients(random_teacher, tmp_path):
+    """With gradient checkpointing, and with Wan's float32 tables inside bf16 blocks; half a base is
+    half a base.
+    """
+    script = tmp_path / "shared.py"
+    script.write_text(SHARED)
+    ended = launch("torchrun", script, [str(random_teacher / "transformer")])
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    assert ended.stdout.count("compared") == 2
+
+
+# -------------------------------------------------------------------------- all of it: -m journey
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_under_every_launcher(random_teacher, tmp_path, method, launcher):
+    """dmd's losses have several parts, whose sum is taken in another order."""
+    worst = compare(random_teacher, tmp_path, method, launcher)
+    assert worst <= (1e-4 if method.startswith("dmd") else 0)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_on_a_shared_base(random_teacher, tmp_path, method):
+    worst = compare(random_teacher, tmp_path, method, only_two=dict(shard=True))
+    assert worst < (1e-4 if method.startswith("dmd") else 1e-6)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_on_each_clip_together(random_teacher, tmp_path, method):
+    together = dict(context_parallel=True, gradient_accumulation_steps=2)
+    assert compare(random_teacher, tmp_path, method, only_two=together) < ROUNDING
+
+
+FAILING = """
+import sys
+import train_distillation
+from wan_distill.training.learner import Learner
+update, calls = Learner.update, []
+
+def fail(self, runtime, loss):
+    calls.append(0)
+    if runtime.sample_rank == 1 and len(calls) == 2:
+        raise RuntimeError("the second card fell off the bus")
+    return update(self, runtime, loss)
+
+Learner.update = fail
+sys.exit(train_distillation.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.long
+def test_a_process_that_fails_ends_all_and_says_why(random_teacher, tmp_path):
+    """`launch` waits for all of them, and not for ever."""
+    script = tmp_path / "failing.py"
+    script.write_text(FAILING)
+    settings = SETTINGS | METHODS["trajectory"]
+    ended = launch("torchrun", script, tiny_flags(random_teacher, tmp_path / "out", **settings))
+    assert ended.returncode != 0
+    assert "rank 1 of 2 failed: RuntimeError: the second card fell off the bus" in ended.stderr
