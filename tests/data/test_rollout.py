@@ -10,6 +10,7 @@ from conftest import PROMPTS
 
 from wan_distill.data.rollout import carry, velocity_of
 from wan_distill.maths.flow import euler_step, sigma_batch
+from wan_distill.model.adapters import make_roles
 
 SIGMAS = (1.0, 0.97, 0.9375, 5 / 6)
 
@@ -81,14 +82,16 @@ def test_nothing_is_traced_for_a_gradient(setup):
 
 
 def test_arithmetic_is_in_the_bases_dtype(make_run):
+    """Also that of the adapter, whose weights are float32."""
     run = make_run(method="trajectory", mixed_precision="bf16")
     transformer = run.teacher.load_expert("high")
+    make_roles(transformer, ("student",), run.config, "high")
     dtypes = set()
-    transformer.blocks[0].attn1.to_q.register_forward_hook(
-        lambda module, inputs, output: dtypes.add(output.dtype)
+    transformer.blocks[0].attn1.to_q.lora_B["student"].register_forward_hook(
+        lambda module, inputs, output: dtypes.add((module.weight.dtype, output.dtype))
     )
     denoiser = run.denoiser("high", transformer)
     latents = torch.zeros(1, *run.latent_shape)
-    batches = carry(run, denoiser, "high", latents, PROMPTS[:1], SIGMAS, role="teacher")
+    batches = carry(run, denoiser, "high", latents, PROMPTS[:1], SIGMAS, role="student")
     assert [x.dtype for _, reached in batches for x in reached.values()] == [torch.float32]
-    assert dtypes == {torch.bfloat16}
+    assert dtypes == {(torch.float32, torch.bfloat16)}

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
+from conftest import tiny_flags
 
 import train_distillation
-from wan_distill.errors import Stopped
+from wan_distill.errors import RESUMABLE
+from wan_distill.layout import LORA_FILE
 from wan_distill.maths import flow
 from wan_distill.maths.flow import sigma_batch
 from wan_distill.methods import METHODS
 from wan_distill.methods.base import Loss, Method
 from wan_distill.planning.plan import describe_needs, describe_plan
-from wan_distill.settings.config import Config
+from wan_distill.settings.command_line import parse_args
 from wan_distill.settings.defaults import TRAJECTORY
 from wan_distill.settings.description import read_teacher
 from wan_distill.settings.recipes import RECIPES, Recipe, UpdateCost, trajectories
@@ -67,25 +69,30 @@ class Regression(Method):
 
 
 @pytest.fixture
-def config(small_config, monkeypatch) -> Config:
-    """Settings of a short run by the fourth method."""
+def flags(random_teacher, monkeypatch) -> Callable[[Path], list[str]]:
+    """Makes the flags of a short run by the fourth method, given the folder."""
     monkeypatch.setitem(RECIPES, "regression", RegressionRecipe())
     monkeypatch.setitem(METHODS, "regression", Regression)
-    return small_config(
-        method="regression",
-        prompts=str(REPOSITORY / "tests" / "prompts.txt"),
-        learning_rate=1e-2,
-        lr_warmup_steps=0,
-        ema_decay=0.0,
-        logging_steps=1,
-        checkpointing_steps=1,
-        evaluate=False,
-        save_merged=False,
-    )
+
+    def make(out: Path) -> list[str]:
+        return tiny_flags(
+            random_teacher,
+            out,
+            method="regression",
+            learning_rate=1e-2,
+            lr_warmup_steps=0,
+            ema_decay=0,
+            logging_steps=1,
+            checkpointing_steps=1,
+        )
+
+    return make
 
 
-def test_it_is_planned(config):
+def test_it_is_planned(flags, tmp_path):
+    config = parse_args(flags(tmp_path / "out"))
     info = read_teacher(config)
+    config = resolve(config, info)
     plan = describe_plan(config, info, ["a", "b"], ["c"])
     assert "Method    regression; roles on one frozen base: teacher, student, critic" in plan
     needs = describe_needs(config, info)
@@ -93,17 +100,16 @@ def test_it_is_planned(config):
         assert words in needs, words
 
 
-def test_it_is_trained_stopped_and_resumed(config, tmp_path, monkeypatch):
-    assert resolve(config, read_teacher(config)) == config
-    whole = tmp_path / "out"
-    assert train_distillation.run(config) == 0
+def test_it_is_trained_stopped_and_resumed(flags, tmp_path, monkeypatch):
+    whole, stopped = tmp_path / "out", tmp_path / "stopped"
+    assert train_distillation.main(flags(whole)) == 0
     lines = read_lines(whole / "metrics.jsonl")
     assert [(line["expert"], line["step"], line["student_updates"]) for line in lines] == [
         (expert, 2 * done, done) for expert in ("high", "low") for done in (1, 2)
     ]
     assert all(line["student_loss"] > 0 and line["fake_score_loss"] > 0 for line in lines)
     names = sorted(file.name for file in (whole / "trajectories").glob("*/*.safetensors"))
-    assert names[:3] == [f"{row:06d}.safetensors" for row in range(3)]  # those it reads, not 4
+    assert names == [f"{row:06d}.safetensors" for row in range(3)]  # those it reads, not all four
 
     real, done = Learner.update, []
 
@@ -114,12 +120,9 @@ def test_it_is_trained_stopped_and_resumed(config, tmp_path, monkeypatch):
         return real(self, *given)
 
     monkeypatch.setattr(Learner, "update", stopping)
-    stopped = Config(**vars(config) | dict(output_dir=str(tmp_path / "stopped")))
-    with pytest.raises(Stopped):
-        train_distillation.run(stopped)
-    latest = checkpoint.latest(tmp_path / "stopped" / "high")
-    tensors, state = checkpoint.load(latest)
+    assert train_distillation.main(flags(stopped)) == RESUMABLE
+    tensors, state = checkpoint.load(checkpoint.latest(stopped / "high"))
     assert state["done"] == {"student": 1, "fake_score": 2} and set(tensors) == set(state["done"])
-    assert train_distillation.run(stopped) == 0
-    for file in ("high_noise_lora.safetensors", "low_noise_lora.safetensors"):
-        assert (whole / file).read_bytes() == (tmp_path / "stopped" / file).read_bytes()
+    assert train_distillation.main(flags(stopped)) == 0
+    for file in LORA_FILE.values():
+        assert (whole / file).read_bytes() == (stopped / file).read_bytes()

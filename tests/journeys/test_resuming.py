@@ -129,7 +129,6 @@ def test_updates_lost_in_a_crash_are_done_again_and_logged_once(
 def test_a_log_interval_that_a_stop_cuts_is_averaged_as_if_uncut(
     run, finished, tmp_path, monkeypatch
 ):
-    """It may even be another one than in the interrupted run."""
     whole = finished("dmd", logging_steps=2)
     stop_at(monkeypatch, 5)
     assert run("stopped", "dmd", logging_steps=2) == RESUMABLE
