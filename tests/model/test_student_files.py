@@ -113,17 +113,17 @@ def test_no_expert_is_loaded_to_verify_a_lora(
 
 
 def test_a_transformer_without_weights_takes_no_memory() -> None:
-    """The A14B's shape, 57 GB in float32."""
+    """One block of the A14B's shape, 1.6 GB in float32."""
     config = dict(
         _class_name="WanTransformer3DModel",
         patch_size=[1, 2, 2],
         num_attention_heads=40,
         attention_head_dim=128,
         ffn_dim=13824,
-        num_layers=40,
+        num_layers=1,
     )
     transformer = transformer_without_weights(config)
-    assert sum(p.numel() for p in transformer.parameters()) > 14e9
+    assert sum(p.numel() for p in transformer.parameters()) > 4e8
     storages = {
         p.untyped_storage().data_ptr(): p.untyped_storage() for p in transformer.parameters()
     }
