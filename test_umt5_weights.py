@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 
 from wan_distill.errors import TextEncoderError
 from wan_distill.settings.assets import EMBEDDED_TEACHER
-from wan_distill.umt5.inspect import inspect_text_encoder, locate, refuse_pickle
+from wan_distill.system.weight_files import refuse_pickles
+from wan_distill.umt5.inspect import inspect_text_encoder, locate
 from wan_distill.umt5.silence import LOADERS, silence_tied_weight_report
 from wan_distill.umt5.tables import EMBED, SHARED
 from wan_distill.umt5.verify import Verdict
@@ -48,7 +49,7 @@ def check(
 
     inspection = inspect_text_encoder(locate(source), variant)
     if not allow_pickle:
-        refuse_pickle(inspection)
+        refuse_pickles(inspection.files)
     try:
         return load_text_encoder(inspection.folder, variant=variant, allow_pickle=allow_pickle)
     except TextEncoderError as error:

@@ -1,17 +1,22 @@
-"""`--variant`: each part of a teacher is loaded with it where it has such files."""
+"""Which of a teacher's files `--variant` and `--allow_pickle` load, and which are refused."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from wan_distill.errors import UsageError
+from wan_distill.model.loading import Teacher
 from wan_distill.planning.teacher_files import check_files, part_variants
 from wan_distill.settings.assets import EMBEDDED_TEACHER
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo, read_teacher
+from wan_distill.system.runtime import Runtime
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 FP16 = "diffusion_pytorch_model.fp16.safetensors"
@@ -27,6 +32,10 @@ def described(folder: Path) -> TeacherInfo:
     return read_teacher(Config(teacher_path=str(folder)))
 
 
+def check(folder: Path, **flags: Any) -> str:
+    return check_files(described(folder), Config(teacher_path=str(folder), **flags))
+
+
 def test_parts_without_the_variant_are_loaded_plain(folder):
     for part in ("transformer", "transformer_2"):
         shutil.copy(folder / part / WEIGHTS, folder / part / FP16)
@@ -38,17 +47,76 @@ def test_parts_without_the_variant_are_loaded_plain(folder):
 
 def test_a_variant_of_the_vae_alone_is_taken(folder):
     (folder / "vae" / WEIGHTS).rename(folder / "vae" / FP16)
-    assert "whole" in check_files(described(folder), "fp16")
+    assert "whole" in check(folder, variant="fp16")
     with pytest.raises(UsageError, match=r"vae: no weight file .* loads with --variant fp16"):
-        check_files(described(folder))
+        check(folder)
 
 
 def test_a_variant_that_no_part_has_is_refused(folder):
     with pytest.raises(UsageError, match="--variant ema: no part"):
-        check_files(described(folder), "ema")
+        check(folder, variant="ema")
 
 
 def test_two_experts_of_different_variants_are_refused(folder):
     shutil.copy(folder / "transformer" / WEIGHTS, folder / "transformer" / FP16)
     with pytest.raises(UsageError, match="transformer_2 has none"):
-        check_files(described(folder), "fp16")
+        check(folder, variant="fp16")
+
+
+def pickle_weights(file: Path) -> None:
+    torch.save(load_file(file), file.with_suffix(".bin"))
+    file.unlink()
+
+
+@pytest.mark.parametrize("part", ["transformer", "transformer_2", "vae"])
+def test_pickles_need_permission_before_anything_is_loaded(folder, part):
+    pickle_weights(folder / part / WEIGHTS)
+    with pytest.raises(UsageError, match=f"{part}: holds only .bin weights.* --allow_pickle"):
+        check(folder)
+    assert "whole" in check(folder, allow_pickle=True)
+
+
+@pytest.mark.parametrize(("name", "value"), [("offload", True), ("base_precision", "int8")])
+def test_flags_that_read_safetensors_only_refuse_pickled_experts(folder, name, value):
+    pickle_weights(folder / "transformer_2" / WEIGHTS)
+    with pytest.raises(UsageError, match=f"--{name}.* safetensors only, and transformer_2"):
+        check(folder, allow_pickle=True, **{name: value})
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
+def test_the_teacher_loads_the_files_of_the_variant(folder, suffix):
+    """The plain files hold other values."""
+    for part in ("transformer", "vae"):
+        weights = load_file(folder / part / WEIGHTS)
+        shutil.copy(folder / part / WEIGHTS, folder / part / FP16)
+        save_file({k: v + 1 for k, v in weights.items()}, folder / part / WEIGHTS)
+        if suffix == ".bin":
+            pickle_weights(folder / part / FP16)
+    settings = dict(teacher_path=str(folder), variant="fp16", allow_pickle=suffix == ".bin")
+    config = Config(method="trajectory", mixed_precision="no", **settings)
+    teacher = Teacher(described(folder), config, Runtime(config))
+    for part, model in (("transformer", teacher.load_expert("high")), ("vae", teacher.load_vae())):
+        original = load_file(EMBEDDED_TEACHER / part / WEIGHTS)
+        loaded = model.state_dict()
+        assert all(torch.equal(loaded[name], original[name].float()) for name in original), part
+
+
+def test_an_offloaded_expert_is_of_the_same_variant(folder):
+    weights = load_file(folder / "transformer" / WEIGHTS)
+    save_file({k: 1.3 * v for k, v in weights.items()}, folder / "transformer" / FP16)
+    info = described(folder)
+    sample = torch.randn(1, info.transformer["in_channels"], 2, 4, 4)
+    prompt = torch.randn(1, 3, info.transformer["text_dim"])
+
+    def velocity(**flags: Any) -> torch.Tensor:
+        config = Config(
+            teacher_path=str(folder), method="trajectory", mixed_precision="no", **flags
+        )
+        model = Teacher(info, config, Runtime(config)).load_expert("high")
+        with torch.no_grad():
+            return model(sample, torch.tensor([500.0]), prompt).sample
+
+    fp16 = velocity(variant="fp16")
+    assert torch.equal(velocity(variant="fp16", offload=True), fp16)
+    assert torch.equal(velocity(offload=True), velocity())
+    assert not torch.allclose(velocity(), fp16)

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
+from wan_distill.errors import TextEncoderError, UsageError
 from wan_distill.maths.sigmas import SUBFOLDER, Expert
 from wan_distill.model.quantise import load_stored
 from wan_distill.settings.assets import download
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
 from wan_distill.system.runtime import Runtime
-from wan_distill.system.weight_files import variant_or_none, weight_files
+from wan_distill.system.weight_files import refuse_pickles, variant_or_none, weight_files
 
 # Each role needs graphs of its own, with and without gradients: three adapters make 11 per block.
 # Beyond torch's limit of 8, blocks run uncompiled, and only a warning says so.
@@ -83,8 +84,7 @@ class Teacher:
             folder,
             subfolder=part,
             dtype=self.runtime.dtype,
-            variant=variant_or_none(folder / part, self.config.variant),
-            use_safetensors=None if self.config.allow_pickle else True,
+            **self._which_files(folder / part),
             **place,
         )
         return transformer.requires_grad_(False).eval()
@@ -92,7 +92,7 @@ class Teacher:
     def _load_stored(self, folder: Path) -> WanTransformer3DModel:
         return load_stored(
             folder,
-            weight_files(folder, variant_or_none(folder, self.config.variant)),
+            self._weight_files(folder),
             self.config.base_precision,
             self.runtime.dtype,
             self.runtime.device,
@@ -102,11 +102,30 @@ class Teacher:
     def load_vae(self) -> AutoencoderKLWan:
         """The frozen VAE, in float32: it is small, and bf16 shows as banding."""
         folder = self.fetch("vae")
-        variant = variant_or_none(folder / "vae", self.config.variant)
         vae = AutoencoderKLWan.from_pretrained(
-            folder, subfolder="vae", dtype=torch.float32, variant=variant
+            folder, subfolder="vae", dtype=torch.float32, **self._which_files(folder / "vae")
         )
         return vae.requires_grad_(False).eval().to(self.runtime.device)
+
+    def _which_files(self, folder: Path) -> dict[str, Any]:
+        """The arguments of `from_pretrained` that make it read `_weight_files(folder)`."""
+        files = self._weight_files(folder)
+        return {
+            "variant": variant_or_none(folder, self.config.variant),
+            "use_safetensors": files[0].suffix == ".safetensors",
+        }
+
+    def _weight_files(self, folder: Path) -> list[Path]:
+        """The weight files of a part. Raises UsageError where there are none, or pickles without
+        --allow_pickle.
+        """
+        try:
+            files = weight_files(folder, variant_or_none(folder, self.config.variant))
+            if not self.config.allow_pickle:
+                refuse_pickles(files)
+        except TextEncoderError as error:
+            raise UsageError(f"--teacher_path {self.info.source}: {error}") from error
+        return files
 
 
 def keep_dtype_in_norms(transformer: WanTransformer3DModel) -> None:

@@ -40,7 +40,7 @@ def checks(config: Config, info: TeacherInfo) -> list[Check]:
         lambda: check_optional(config),
         lambda: check_warm_start(config),
         lambda: f"Versions  {check_versions()}",
-        lambda: f"Files     {check_files(info, config.variant)}",
+        lambda: f"Files     {check_files(info, config)}",
         lambda: f"Disk      {check_disk(config, info)}",
         lambda: check_download(config, info),
         lambda: f"RAM       {size(check_memory(config, info))} available",

@@ -14,28 +14,38 @@ from transformers import UMT5Config, UMT5EncoderModel
 
 from wan_distill.errors import TextEncoderError, UsageError, one_line
 from wan_distill.maths.sigmas import SUBFOLDER
+from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
-from wan_distill.system.weight_files import read_header, variant_or_none, weight_files
+from wan_distill.system.weight_files import (
+    read_header,
+    refuse_pickles,
+    variant_or_none,
+    weight_files,
+)
 from wan_distill.umt5.inspect import EMBED, SHARED, check_class, inspect_text_encoder
 
 Header = dict[str, dict[str, Any]]
 """Tensor name -> what a safetensors header says about it."""
 
 
-def check_files(info: TeacherInfo, variant: str | None = None) -> str:
+def check_files(info: TeacherInfo, config: Config) -> str:
     """What the teacher's weight files hold, in words.
 
-    Raises UsageError naming a damaged or missing one.
+    Raises UsageError naming a damaged or missing one, and pickles that may not or cannot be read.
     """
     if not Path(info.source).is_dir():
         return "on the hub; downloaded when needed"
     _check_json(info)
     try:
         folder = info.folder / "text_encoder"
-        inspection = inspect_text_encoder(folder, variant_or_none(folder, variant))
+        inspection = inspect_text_encoder(folder, variant_or_none(folder, config.variant))
         check_class(inspection, "UMT5EncoderModel")
-        variants = part_variants(info, variant)
-        parts = {part: _headers(info.folder / part, v) for part, v in variants.items()}
+        files = {
+            part: weight_files(info.folder / part, variant)
+            for part, variant in part_variants(info, config.variant).items()
+        }
+        _check_pickles(info, config, files)
+        parts = {part: _headers(files[part]) for part in files}
     except TextEncoderError as error:
         raise UsageError(f"--teacher_path {info.source}: {error}") from error
     for part, header in parts.items():
@@ -95,10 +105,25 @@ def _check_json(info: TeacherInfo) -> None:
             ) from error
 
 
-def _headers(folder: Path, variant: str | None) -> Header:
+def _check_pickles(info: TeacherInfo, config: Config, files: dict[str, list[Path]]) -> None:
+    if not config.allow_pickle:
+        refuse_pickles(file for part in files.values() for file in part)
+    if config.base_precision == "bf16" and not config.offload:
+        return
+    flag = "--offload" if config.offload else f"--base_precision {config.base_precision}"
+    for expert in info.experts:
+        part = SUBFOLDER[expert]
+        if files[part][0].suffix == ".bin":
+            raise UsageError(
+                f"{flag}: reads safetensors only, and {part} has .bin weights; convert them, or "
+                "leave it out"
+            )
+
+
+def _headers(files: list[Path]) -> Header:
     """All tensors of a part; empty for pickles, which have no header."""
     tensors: Header = {}
-    for file in weight_files(folder, variant):
+    for file in files:
         if file.suffix == ".safetensors":
             header, _ = read_header(file)
             tensors |= {name: t for name, t in header.items() if name != "__metadata__"}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 import struct
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,16 @@ def weight_files(folder: Path, variant: str | None = None) -> list[Path]:
         if files:
             return files
     raise TextEncoderError(f"{folder}: {_why_nothing(folder, names, variant)}")
+
+
+def refuse_pickles(files: Iterable[Path]) -> None:
+    """Raises TextEncoderError where weight files are pickles."""
+    for file in files:
+        if file.suffix == ".bin":
+            raise TextEncoderError(
+                f"{file.parent}: holds only .bin weights, and to unpickle them can run code; "
+                "convert them to safetensors, or pass --allow_pickle if you trust them"
+            )
 
 
 def variant_or_none(folder: Path, variant: str | None) -> str | None:

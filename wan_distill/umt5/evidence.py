@@ -21,7 +21,7 @@ LEAST_DIFFERENCE = 1e-2  # between the embeddings of unlike prompts, relative to
 def compare_pickled(inspection: Inspection) -> Inspection:
     """The inspection, with `tables_equal` filled in where two tables lie in pickles.
 
-    Unpickles them: call `refuse_pickle` first.
+    Unpickles them: call `refuse_pickles` first.
     """
     import torch
 

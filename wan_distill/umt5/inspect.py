@@ -110,15 +110,6 @@ def check_class(inspection: Inspection, loaded: str) -> None:
         )
 
 
-def refuse_pickle(inspection: Inspection) -> None:
-    """Raises TextEncoderError where the weights are pickles."""
-    if any(file.suffix == ".bin" for file in inspection.files):
-        raise TextEncoderError(
-            f"{inspection.folder}: holds only .bin weights, and to unpickle them can run code; "
-            "convert them to safetensors, or pass --allow_pickle if you trust them"
-        )
-
-
 def locate(
     source: str | Path,
     subfolder: str = "text_encoder",

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wan_distill.errors import TextEncoderError
-from wan_distill.system.weight_files import variant_or_none
+from wan_distill.system.weight_files import refuse_pickles, variant_or_none
 from wan_distill.umt5.evidence import compare_pickled, trusted_key
 from wan_distill.umt5.inspect import (
     Inspection,
     check_class,
     inspect_text_encoder,
     locate,
-    refuse_pickle,
 )
 from wan_distill.umt5.silence import silence_tied_weight_report
 from wan_distill.umt5.tables import EMBED, SHARED
@@ -130,7 +129,7 @@ def load_text_encoder(
     inspection = inspect_text_encoder(folder, variant_or_none(folder, variant))
     check_class(inspection, "UMT5EncoderModel")
     if not allow_pickle:
-        refuse_pickle(inspection)
+        refuse_pickles(inspection.files)
     from transformers import UMT5EncoderModel
 
     with silence_tied_weight_report(verbose):
