@@ -20,6 +20,7 @@ from wan_distill.model.student_files import load_student, scheduler_for
 from wan_distill.model.verification import verify_lora
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
+from wan_distill.system.files import open_to_umask
 
 # A merged weight is rounded to the base's dtype: bf16 keeps 3 digits.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
@@ -85,6 +86,7 @@ def _save_merged_expert(run: Run, expert: Expert, folder: Path) -> None:
     student = run.folder.student(expert)
     if not student.exists():
         transformer.save_pretrained(folder)
+        open_to_umask(folder)
         return
     load_student(transformer, student)
     trained = probe(transformer)
@@ -93,6 +95,7 @@ def _save_merged_expert(run: Run, expert: Expert, folder: Path) -> None:
         transformer.fuse_lora()
         transformer.unload_lora()
     transformer.save_pretrained(folder)
+    open_to_umask(folder)
     del transformer
     saved = WanTransformer3DModel.from_pretrained(folder, dtype=dtype).to(device)
     difference = float((probe(saved) - trained).norm() / trained.norm())
