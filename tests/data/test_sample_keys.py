@@ -115,10 +115,24 @@ def test_the_sampler_its_points_and_what_is_stored_are_in_the_name(make_run):
         dataclasses.replace(spec, sampler="student"),
         dataclasses.replace(spec, sigmas=(1.0, 0.5, *spec.sigmas[1:])),
         dataclasses.replace(spec, stored=spec.stored[1:]),
+        dataclasses.replace(spec, noise="evaluation"),
     ]
     assert len({SampleStore(run, s).folder.name for s in specs}) == len(specs)
     longer = dataclasses.replace(spec, count=spec.count + 1)
     assert SampleStore(run, longer).folder == SampleStore(run, spec).folder
+
+
+def test_the_evaluations_noise_has_a_seed_of_its_own(make_run):
+    run = make_run(method="trajectory")
+    spec = trajectories(run.config)
+    apart = dataclasses.replace(spec, noise="evaluation")
+    other = with_settings(run, eval_seed=5)
+    again = with_settings(run, seed=5)
+    assert SampleStore(other, apart).folder != SampleStore(run, apart).folder
+    assert SampleStore(again, apart).folder == SampleStore(run, apart).folder
+    noises = [SampleStore(run, s).noise(0) for s in (spec, apart)]
+    noises.append(SampleStore(other, apart).noise(0))
+    assert len({float(noise.sum()) for noise in noises}) == 3
 
 
 def test_the_bytes_of_the_distilled_expert_are_in_the_name(make_run):
