@@ -34,14 +34,6 @@ PROMPTS = ("a red circle", "a blue square", "a green dot")
 JOURNEYS = Path(__file__).parent / "journeys"
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--all_real_settings",
-        action="store_true",
-        help="run tests/journeys/test_real_settings.py with every option, which takes minutes",
-    )
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Whole runs of the command line carry a mark: `-m "not journey"` leaves them out."""
     for item in items:

@@ -1,7 +1,7 @@
 """The runs that users make: another teacher than the embedded one, default flags and so bf16, only
 sizes and counts made small; to the very end, and once more with one update more.
 
-    python -m pytest tests/journeys/test_real_settings.py --all_real_settings
+    python -m pytest tests/journeys/test_real_settings.py -m "journey or long"     every option
 """
 
 from __future__ import annotations
@@ -49,13 +49,7 @@ RUNS = {
     "8-bit Adam": dict(method="dmd", use_8bit_adam=True),
     "compile": dict(method="dmd", compile=True),
 }
-ALWAYS = ("trajectory", "default")
-
-
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "name" in metafunc.fixturenames:
-        everything = metafunc.config.getoption("--all_real_settings")
-        metafunc.parametrize("name", RUNS if everything else ALWAYS)
+SHORT = ("trajectory", "default")
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +62,10 @@ def flags(teacher: Path, out: Path, **changes: object) -> list[str]:
     return tiny_flags(teacher, out, **(AS_USERS_DO | changes))
 
 
+@pytest.mark.parametrize(
+    "name",
+    [name if name in SHORT else pytest.param(name, marks=pytest.mark.long) for name in RUNS],
+)
 def test_a_run_as_users_make_it_ends_well_loads_and_goes_on(
     name: str, strangers_teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
