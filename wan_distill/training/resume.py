@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import wan_distill.training.checkpoint as checkpoint
 from wan_distill.data.run import Run
 from wan_distill.errors import NonFiniteError, UsageError, one_line
 from wan_distill.layout import RunFolder
@@ -16,7 +17,6 @@ from wan_distill.model.denoiser import Denoiser, nonfinite_weight
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
 from wan_distill.settings.recipes import Role
-from wan_distill.training import checkpoint
 from wan_distill.training.learner import Learner
 from wan_distill.training.metrics import Metrics
 
