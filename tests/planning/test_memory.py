@@ -40,6 +40,16 @@ def test_predicted_peak_of_a_middling_model_is_within_a_tenth_of_the_measured_on
     assert predicted == pytest.approx(measured(config, info).peak, rel=0.1)
 
 
+def test_a_guided_score_is_evaluated_while_the_students_graph_is_in_memory(tmp_path):
+    """Both halves of it in one forward. On larger clips that is more than a backward pass needs."""
+    info = teacher_of(MIDDLE, tmp_path)
+    changes = dict(method="dmd", gradient_checkpointing=False, height=160, width=160)
+    config = config_of(info, **MIDDLE_CLIP | changes)
+    need = estimate(config, info)
+    assert need.activations > 1.2 * need.trace.activations
+    assert need.peak == pytest.approx(measured(config, info).peak, rel=0.1)
+
+
 @pytest.mark.parametrize("method", ["trajectory", "dmd"])
 def test_predicted_peak_of_the_embedded_teacher_is_within_a_tenth_of_the_measured_one(method):
     config = Config(train_batch_size=8, method=method)
