@@ -14,6 +14,7 @@ import pytest
 import torch
 from conftest import tiny_flags
 from diffusers import FlowMapEulerDiscreteScheduler, WanPipeline
+from processes import compare
 from random_teachers import write_pipeline
 
 import train_distillation
@@ -81,21 +82,45 @@ def test_a_run_as_users_make_it_ends_well_loads_and_goes_on(
     assert "Going on from" in capsys.readouterr().out
 
 
-def test_a_student_is_refined_as_users_do_it(strangers_teacher: Path, tmp_path: Path) -> None:
+def test_a_student_is_refined_as_users_do_it(
+    strangers_teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     assert train_distillation.main(flags(strangers_teacher, first, method="trajectory")) == 0
-    refined = flags(strangers_teacher, second, method="dmd", init_student_from=first)
-    assert train_distillation.main(refined) == 0
+    refined = dict(method="dmd", init_student_from=first)
+    assert train_distillation.main(flags(strangers_teacher, second, **refined)) == 0
     assert sampled(strangers_teacher, second).isfinite().all()
+    longer = flags(strangers_teacher, second, max_train_steps=3, evaluate=False, **refined)
+    assert train_distillation.main(longer) == 0
+    assert "Going on from" in capsys.readouterr().out
 
 
-def test_a_shallower_student_is_a_pipeline(tmp_path: Path) -> None:
+def test_a_shallower_student_is_a_pipeline(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     teacher = write_pipeline(tmp_path / "Deep-T2V", layers=3)
     out = tmp_path / "out"
-    argv = flags(teacher, out, method="trajectory", student_layers=2)
-    assert train_distillation.main(argv) == 0
+    shallower = dict(method="trajectory", student_layers=2)
+    assert train_distillation.main(flags(teacher, out, **shallower)) == 0
     pipe = WanPipeline.from_pretrained(out / "student", dtype=torch.bfloat16)
     assert len(pipe.transformer.blocks) == len(pipe.transformer_2.blocks) == 2
+    longer = flags(teacher, out, max_train_steps=3, evaluate=False, **shallower)
+    assert train_distillation.main(longer) == 0
+    assert "Going on from" in capsys.readouterr().out
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("shard", [False, True])
+def test_two_processes_do_in_bf16_what_one_does(
+    shard: bool, strangers_teacher: Path, tmp_path: Path
+) -> None:
+    changes = {name: AS_USERS_DO[name] for name in ("mixed_precision", "negative_prompt")}
+    changes |= dict(evaluate=True, evaluation=None, eval_samples=2)
+    worst = compare(
+        strangers_teacher, tmp_path, "trajectory", only_two=dict(shard=shard), **changes
+    )
+    assert worst < 1e-6
+    assert sampled(strangers_teacher, tmp_path / "two").isfinite().all()
 
 
 def sampled(teacher: Path, out: Path) -> torch.Tensor:
