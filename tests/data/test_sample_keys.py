@@ -130,6 +130,8 @@ def test_the_evaluations_noise_has_a_seed_of_its_own(make_run):
     again = with_settings(run, seed=5)
     assert SampleStore(other, apart).folder != SampleStore(run, apart).folder
     assert SampleStore(again, apart).folder == SampleStore(run, apart).folder
+    alike = with_settings(run, seed=5, eval_seed=5)
+    assert SampleStore(alike, apart).folder != SampleStore(alike, spec).folder
     noises = [SampleStore(run, s).noise(0) for s in (spec, apart)]
     noises.append(SampleStore(other, apart).noise(0))
     assert len({float(noise.sum()) for noise in noises}) == 3
