@@ -97,7 +97,7 @@ SMALL = dict(
 )
 
 
-def tiny_flags(teacher: Path, out: Path, **changes: Any) -> list[str]:
+def tiny_flags(teacher: Path | str, out: Path, **changes: Any) -> list[str]:
     """The flags of a whole run of a second or two.
 
     Args:

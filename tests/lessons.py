@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 
 from wan_distill.data.run import Run
-from wan_distill.data.samples import Inputs, SampleRequest, open_inputs
+from wan_distill.data.samples import Inputs, SampleRequest, SampleStore, open_inputs
 from wan_distill.data.solving import solve_missing
 from wan_distill.maths.sigmas import Expert
 from wan_distill.methods import make_method
@@ -67,3 +67,9 @@ def make_lesson(run: Run, expert: Expert, moved: float = 0.0) -> Lesson:
             p.data += moved * torch.randn(p.shape, generator=torch.Generator().manual_seed(seed))
     denoiser = run.denoiser(expert, transformer)
     return Lesson(method, inputs, denoiser, make_learners(method, parameters, config))
+
+
+def rows_of(x: torch.Tensor, store: SampleStore, sigma: float) -> list[int]:
+    """Which of the stored samples `x` [B, C, F, H, W] are, by their latents at `sigma`."""
+    stored = [store.at([i], [sigma])[0] for i in range(len(store))]
+    return [next(i for i, latents in enumerate(stored) if torch.equal(latents, row)) for row in x]

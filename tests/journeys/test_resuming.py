@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -15,7 +14,6 @@ import pytest
 from conftest import REPOSITORY, tiny_flags
 
 import train_distillation
-from wan_distill.data import solving
 from wan_distill.errors import RESUMABLE
 from wan_distill.layout import LORA_FILE
 from wan_distill.training import checkpoint
@@ -255,56 +253,3 @@ def test_an_explicit_checkpoint_that_is_missing_or_damaged_fails_loudly(
     (folder / "student.safetensors").write_bytes(b"")
     assert run("out", "trajectory", resume_from_checkpoint=folder) == 2
     assert "is damaged" in capsys.readouterr().err
-
-
-# -------------------------------------------------------------------------------- stored samples
-
-
-@pytest.fixture
-def hub(random_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """someone/wan on the hub: each call brings the files it asks for into the snapshot's folder;
-    gives that folder.
-    """
-    snapshot = tmp_path / "hub" / "snapshots" / "0123abc"
-
-    def arrive(repo, revision=None, cache_dir=None, allow_patterns=()):
-        assert repo == "someone/wan" and revision in (None, snapshot.name)
-        for pattern in allow_patterns:
-            for file in random_teacher.glob(pattern):
-                if file.is_file():
-                    copy = snapshot / file.relative_to(random_teacher)
-                    copy.parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copy(file, copy)
-        return str(snapshot)
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", arrive)
-    monkeypatch.chdir(tmp_path)
-    return snapshot
-
-
-def test_a_hub_teachers_samples_are_solved_once_though_its_files_arrive_one_by_one(
-    hub, run, tmp_path, monkeypatch
-):
-    solved, solve = [], solving._solve_batch
-
-    def recording(run, expert, denoiser, store, rows, bar):
-        solved.append((store.spec.kind, tuple(rows), expert))
-        solve(run, expert, denoiser, store, rows, bar)
-
-    monkeypatch.setattr(solving, "_solve_batch", recording)
-    teacher = dict(teacher_path="someone/wan", num_trajectories=6)
-    assert run("first", "trajectory", **teacher) == 0
-    assert hub.joinpath("transformer_2").is_dir()
-    rows = (0, 1, 2, 3, 4, 5)  # the checks' clips are of the same prompts: three, two seeds each
-    first = [
-        ("trajectories", rows, "high"),
-        ("trajectories", rows, "low"),
-        ("handovers", rows, "high"),  # for the checks of the low expert
-    ]
-    assert solved == first
-    assert run("first", "trajectory", **teacher) == 0  # the same command resumes
-    following = dict(init_student_from=tmp_path / "first", diversity_weight=0)
-    assert run("second", "dmd-samples", **teacher, **following) == 0
-    assert solved == [*first, ("handovers", rows, "high")]  # the warm start's samples are found
-    key = json.loads(next((tmp_path / "second" / "trajectories").glob("*/key.json")).read_text())
-    assert key["sampler"] == "teacher"
