@@ -7,7 +7,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+from conftest import tiny_flags
 
+import train_distillation
 from wan_distill.data import solving
 
 
