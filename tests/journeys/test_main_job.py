@@ -38,12 +38,13 @@ from wan_distill.settings.resolve import resolve
 from wan_distill.system.runtime import Runtime
 
 SHORT = [
-    "--max_train_steps=12",
-    "--num_trajectories=32",
+    "--max_train_steps=6",
+    "--train_batch_size=8",
+    "--num_trajectories=16",
     "--teacher_steps=6",
-    "--eval_samples=32",
-    "--monitor_samples=8",
-    "--checkpointing_steps=6",
+    "--eval_samples=8",
+    "--monitor_samples=4",
+    "--checkpointing_steps=3",
 ]
 PROMPT = "a small red circle moving left"
 Experts = dict[Expert, WanTransformer3DModel]
@@ -198,13 +199,10 @@ def test_the_schedule_travels_with_the_weights(distilled):
     assert scheduler.sigmas.tolist() == pytest.approx(metadata["sigmas"], abs=1e-15)
 
 
-def test_the_readme_it_writes_has_a_snippet_that_runs(distilled):
+def test_the_readme_it_writes_has_a_snippet_that_runs(distilled, monkeypatch):
     text = (distilled / "README.md").read_text(encoding="utf-8")
-    code = re.search(r"```python\n(.*?)```", text, re.S)[1]
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=distilled, capture_output=True, text=True, check=False
-    )
-    assert result.returncode == 0, result.stderr
+    monkeypatch.chdir(distilled)
+    exec(re.search(r"```python\n(.*?)```", text, re.S)[1], {})
     frames = load_video(str(distilled / "video.mp4"))
     assert len(frames) == 17 and frames[0].size == (64, 64)
 

@@ -82,6 +82,7 @@ def test_a_run_as_users_make_it_ends_well_loads_and_goes_on(
     assert "Going on from" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_a_student_is_refined_as_users_do_it(
     strangers_teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -95,6 +96,7 @@ def test_a_student_is_refined_as_users_do_it(
     assert "Going on from" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_a_shallower_student_is_a_pipeline(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -111,6 +111,7 @@ def test_the_installed_package_finds_the_embedded_teacher(elsewhere, tmp_path):
     assert (Path(teacher) / "model_index.json").exists()
 
 
+@pytest.mark.long
 def test_the_installed_package_plans_a_run(elsewhere, tmp_path):
     """Versions come from the package's metadata there, prompts and the teacher from its data."""
     code = "import sys, train_distillation; sys.exit(train_distillation.main(['--dry_run']))"
