@@ -14,16 +14,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy
+
 from wan_distill.errors import UsageError
-from wan_distill.results.sampling import (
-    TEACHER_STEPS,
-    check_teacher,
-    find_student,
-    load_pipeline,
-    read_schedule,
-    sample_clip,
-    sample_teacher,
-)
 from wan_distill.settings.checks import check_clip
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo, read_teacher
@@ -96,6 +89,18 @@ def run(args: argparse.Namespace) -> int:
     """Refuses what it can before weights load, then writes each video. Raises UsageError."""
     check_numbers(args)
     videos = wanted_videos(args)
+
+    from wan_distill.results.sampling import (
+        TEACHER_STEPS,
+        check_teacher,
+        find_student,
+        load_pipeline,
+        read_schedule,
+        sample_clip,
+        sample_teacher,
+    )
+    from wan_distill.system.pictures import write_video
+
     files = find_student(args.student)
     student = read_schedule(files)
     config = Config(teacher_path=args.teacher_path or student["teacher"], variant=args.variant)
@@ -103,10 +108,6 @@ def run(args: argparse.Namespace) -> int:
     check_teacher(info, student, args.allow_other_teacher)
     clip = clip_settings(args, student, info)
     call = dict(num_inference_steps=steps_of(args, student), guidance_scale=1.0, **clip)
-
-    import numpy
-
-    from wan_distill.system.pictures import write_video
 
     pipe = load_pipeline(info, config, files, args.offload)
     teacher = pipe

@@ -24,11 +24,12 @@ from wan_distill.system.weight_files import refuse_pickles
 from wan_distill.umt5.inspect import inspect_text_encoder, locate
 from wan_distill.umt5.silence import LOADERS, silence_tied_weight_report
 from wan_distill.umt5.tables import EMBED, SHARED
-from wan_distill.umt5.verify import Verdict
 
 if TYPE_CHECKING:
     import pytest
     from transformers import UMT5EncoderModel
+
+    from wan_distill.umt5.verify import Verdict
 
 REPORT = (
     "UMT5EncoderModel LOAD REPORT from: somewhere\nKey | Status |\n----+--------+\n"
@@ -46,6 +47,7 @@ def check(
     variant, or pickles without permission.
     """
     from wan_distill.umt5.repair import load_text_encoder
+    from wan_distill.umt5.verify import Verdict
 
     inspection = inspect_text_encoder(locate(source), variant)
     if not allow_pickle:

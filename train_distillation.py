@@ -11,7 +11,6 @@ the same command again.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import traceback
@@ -32,9 +31,10 @@ from wan_distill.errors import (
 from wan_distill.layout import RunFolder
 from wan_distill.settings.command_line import debug_asked, parse_args
 from wan_distill.settings.config import Config
-from wan_distill.settings.description import TeacherInfo, read_teacher
+from wan_distill.settings.description import read_teacher
 from wan_distill.settings.resolve import resolve
 from wan_distill.system.console import TrainingBar, escape_unencodable
+from wan_distill.umt5.silence import silence_tied_weight_report
 
 if TYPE_CHECKING:  # torch is imported once the settings are known to be right
     from diffusers import WanPipeline
@@ -88,7 +88,12 @@ def run(config: Config) -> int:
     """The whole job, or the part of it that the flags ask for."""
     from wan_distill.data import Run, split_prompts
     from wan_distill.model import Teacher, hide_loading_bars
-    from wan_distill.planning import check_surroundings, describe_plan, explain_out_of_memory
+    from wan_distill.planning import (
+        check_surroundings,
+        describe_plan,
+        explain_out_of_memory,
+        print_plan,
+    )
     from wan_distill.results import (
         Evaluation,
         PairedEvaluation,
@@ -162,33 +167,6 @@ def run(config: Config) -> int:
     return 0
 
 
-def print_plan(
-    config: Config, info: TeacherInfo, prompts: Sequence[str], held_out: Sequence[str]
-) -> int:
-    """Prints the plan, which holds whatever this machine is, and then what stands against a run
-    here. Exit code: 0, or 2 where anything does.
-    """
-    from wan_distill.planning import (
-        describe_needs,
-        describe_plan,
-        examine_surroundings,
-        plan_numbers,
-    )
-    from wan_distill.system.files import write_atomically
-
-    encoded = len(prompts) + len(held_out)
-    print(describe_needs(config, info, encoded), "", sep="\n")
-    print(describe_plan(config, info, prompts, held_out), "", sep="\n")
-    if config.plan_json is not None:
-        numbers = plan_numbers(config, info, encoded)
-        write_atomically(Path(config.plan_json), json.dumps(numbers, indent=1).encode())
-    lines, obstacles = examine_surroundings(config, info)
-    print("On this machine:", *lines, sep="\n")
-    for obstacle in obstacles:
-        print(f"error: {obstacle}", file=sys.stderr)
-    return 2 if obstacles else 0
-
-
 # ------------------------------------------------------------------------------- the text encoder
 
 
@@ -250,7 +228,6 @@ def load_encoder(
 
     from wan_distill.model import scheduler_for
     from wan_distill.umt5.repair import load_text_encoder
-    from wan_distill.umt5.silence import silence_tied_weight_report
 
     try:
         with silence_tied_weight_report(config.verbose_loading):

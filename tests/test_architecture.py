@@ -35,6 +35,9 @@ FLOORS = (
     "scripts",
 )
 LONGEST = 230
+# Imports inside functions are for what a run may not need: torch before the settings are known to
+# be right, optional packages, the hub.
+FEWER_INNER_IMPORTS_THAN = 40
 # Import name -> name on the package index, where they differ.
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml"}
 # Packages that only some flags need: imported inside functions, behind an error that names them.
@@ -178,6 +181,13 @@ def circle_in(graph: dict[str, set[str]]) -> list[str]:
 def test_a_circle_is_noticed():
     assert circle_in(dict(a={"b"}, b={"c"}, c={"b"})) == ["b", "c", "b"]
     assert circle_in(dict(a={"b", "c"}, b={"c"}, c=set())) == []
+
+
+def test_imports_inside_functions_are_few():
+    inner = {
+        (name_of(i.file), i.line) for file in product_files() for i in imports_of(file) if i.inside
+    }
+    assert len(inner) < FEWER_INNER_IMPORTS_THAN, sorted(inner)
 
 
 # ----------------------------------------------------------------------------------------- packages

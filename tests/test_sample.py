@@ -74,8 +74,8 @@ def clips(monkeypatch) -> list[numpy.ndarray]:
 @pytest.fixture
 def grey_clips(monkeypatch) -> None:
     """Nothing is loaded and every clip is grey: for tests of the files alone."""
-    monkeypatch.setattr(sample, "load_pipeline", lambda *_: None)
-    monkeypatch.setattr(sample, "sample_clip", lambda *_: (numpy.full((5, 32, 48, 3), 0.5), 1.0))
+    monkeypatch.setattr(sampling, "load_pipeline", lambda *_: None)
+    monkeypatch.setattr(sampling, "sample_clip", lambda *_: (numpy.full((5, 32, 48, 3), 0.5), 1.0))
 
 
 @pytest.fixture(scope="module")

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy
+import torch
+from diffusers import FlowMapEulerDiscreteScheduler, WanPipeline
 
 from wan_distill.errors import TextEncoderError, UsageError
 from wan_distill.layout import LORA_FILE, student_file
+from wan_distill.model.student_files import load_student, read_metadata
 from wan_distill.settings.assets import download
 from wan_distill.settings.config import WAN_NEGATIVE_PROMPT, Config
 from wan_distill.settings.description import TeacherInfo
-
-if TYPE_CHECKING:
-    import numpy
-    from diffusers.pipelines.wan.pipeline_wan import WanPipeline
+from wan_distill.umt5.repair import load_text_encoder
 
 TEACHER_STEPS = 40  # Wan2.2's own
 # What both experts of one student have in common.
@@ -39,8 +41,6 @@ def find_student(student: str) -> list[Path]:
 
 def read_schedule(files: list[Path]) -> dict[str, Any]:
     """The metadata in the first of `files`. Raises UsageError where another's contradict them."""
-    from wan_distill.model.student_files import read_metadata
-
     first = read_metadata(files[0])
     for file in files[1:]:
         other = read_metadata(file)
@@ -78,11 +78,6 @@ def load_pipeline(
 
     Raises UsageError where the text encoder is broken.
     """
-    import torch
-    from diffusers import WanPipeline
-
-    from wan_distill.umt5.repair import load_text_encoder
-
     cuda = torch.cuda.is_available()
     dtype = torch.bfloat16 if cuda and not info.embedded else torch.float32
     folder = info.folder
@@ -109,8 +104,6 @@ def load_pipeline(
 
 def add_student(pipe: WanPipeline, file: Path) -> None:
     """Gives one expert of the pipeline its LoRA, or the weights of a shallower student."""
-    from wan_distill.model.student_files import load_student, read_metadata
-
     student = read_metadata(file)
     if student.get("student_layers"):
         load_student(getattr(pipe, student["subfolder"]), file)
@@ -132,9 +125,6 @@ def sample_clip(
         shift: of the sigmas, which are those of `FlowMapEulerDiscreteScheduler`.
         call: further arguments of the pipeline.
     """
-    import torch
-    from diffusers import FlowMapEulerDiscreteScheduler
-
     pipe.scheduler = FlowMapEulerDiscreteScheduler(shift=shift)
     noise = torch.Generator().manual_seed(seed)
     started = time.perf_counter()

@@ -10,6 +10,8 @@ import typing
 from pathlib import Path
 from typing import Any, NoReturn
 
+import yaml
+
 from wan_distill.errors import UsageError, one_line
 from wan_distill.settings.config import Config
 from wan_distill.settings.flags import START
@@ -169,8 +171,6 @@ def _as_flag(name: str, value: Any) -> list[str]:
 
 def _load_yaml(file: str) -> dict[Any, Any]:
     """What a YAML file says, unchecked. Raises UsageError where it is no mapping."""
-    import yaml
-
     try:
         settings = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
     except (OSError, ValueError, yaml.YAMLError) as error:

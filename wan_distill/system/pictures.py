@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy
 import torch
+from diffusers.utils import export_to_video
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -144,8 +145,6 @@ def write_video(file: Path, frames: numpy.ndarray, fps: int) -> Path:
         picture = numpy.concatenate(list(frames), axis=1)
         Image.fromarray((picture * 255).round().astype("uint8")).save(strip)
         return strip
-    from diffusers.utils import export_to_video
-
     temporary = file.with_name(f".{file.stem}.partial.mp4")
     export_to_video(list(frames), str(temporary), fps=fps, macro_block_size=2)
     temporary.replace(file)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from torch import Tensor
 
 from wan_distill.layout import RunFolder
@@ -26,8 +27,6 @@ class Tracker:
         self.tracker = None
         if config.report_to == "none" or not runtime.is_main:
             return
-        from accelerate.tracking import LOGGER_TYPE_TO_CLASS
-
         kind = LOGGER_TYPE_TO_CLASS[config.report_to]
         place = (
             dict(logging_dir=str(RunFolder(Path(config.output_dir)).tracker))

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+
+import torch
+from transformers import UMT5EncoderModel
 
 from wan_distill.errors import TextEncoderError
 from wan_distill.umt5.inspect import Inspection
 from wan_distill.umt5.tables import EMBED, SHARED, StoredTable, rows_to_compare
 from wan_distill.umt5.verify import read_rows
-
-if TYPE_CHECKING:
-    import torch
-    from transformers import UMT5EncoderModel
 
 PLAUSIBLE_SPREAD = (1e-4, 1e3)  # standard deviation of all values of a trained table
 LEAST_DIFFERENCE = 1e-2  # between the embeddings of unlike prompts, relative to their norm
@@ -23,8 +21,6 @@ def compare_pickled(inspection: Inspection) -> Inspection:
 
     Unpickles them: call `refuse_pickles` first.
     """
-    import torch
-
     if len(inspection.tables) < 2 or inspection.tables_equal is not None:
         return inspection
     shared, embed = (read_rows(inspection.tables[key]) for key in (SHARED, EMBED))
@@ -85,8 +81,6 @@ def canary(encoder: UMT5EncoderModel, rows: torch.Tensor) -> str:
     Prompts of random rows must give finite embeddings: unlike prompts clearly different ones, equal
     prompts equal ones.
     """
-    import torch
-
     generator = torch.Generator().manual_seed(0)
     prompts = torch.randint(rows.shape[0], (2, 8), generator=generator)
     tokens = prompts[[0, 1, 0]]

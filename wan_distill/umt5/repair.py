@@ -7,9 +7,14 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from transformers import UMT5EncoderModel
 
 from wan_distill.errors import TextEncoderError
+from wan_distill.system.files import write_tensors
 from wan_distill.system.weight_files import refuse_pickles, variant_or_none
 from wan_distill.umt5.evidence import compare_pickled, trusted_key
 from wan_distill.umt5.inspect import (
@@ -22,10 +27,6 @@ from wan_distill.umt5.silence import silence_tied_weight_report
 from wan_distill.umt5.tables import EMBED, SHARED
 from wan_distill.umt5.verify import Verdict, fingerprint, read_rows, table_in_use, verify
 
-if TYPE_CHECKING:
-    import torch
-    from transformers import UMT5EncoderModel
-
 
 def repair(
     encoder: UMT5EncoderModel, source: str | Path | Inspection, key: str | None = None
@@ -36,8 +37,6 @@ def repair(
     `key` names the stored table; by default the trusted one. Call this before anything is
     quantised, offloaded, sharded or compiled. Raises TextEncoderError where no table is healthy.
     """
-    import torch
-
     inspection = source if isinstance(source, Inspection) else inspect_text_encoder(source)
     stored = inspection.tables[key or trusted_key(inspection, encoder)]
     old = encoder.encoder.embed_tokens.weight
@@ -130,8 +129,6 @@ def load_text_encoder(
     check_class(inspection, "UMT5EncoderModel")
     if not allow_pickle:
         refuse_pickles(inspection.files)
-    from transformers import UMT5EncoderModel
-
     with silence_tied_weight_report(verbose):
         encoder = UMT5EncoderModel.from_pretrained(
             inspection.folder, dtype=dtype, variant=inspection.variant, **options
@@ -172,8 +169,6 @@ def _copy_weights(inspection: Inspection, key: str, out: Path) -> None:
     """Writes the weights with the table `key` as the only one, one file at a time, and an index
     where they are several files.
     """
-    from wan_distill.system.files import write_tensors
-
     weight_map: dict[str, str] = {}
     total = 0
     for file in inspection.files:
@@ -194,9 +189,6 @@ def _copy_weights(inspection: Inspection, key: str, out: Path) -> None:
 
 
 def _read_tensors(file: Path) -> dict[str, torch.Tensor]:
-    import torch
-    from safetensors.torch import load_file
-
     if file.suffix == ".bin":
         return torch.load(file, map_location="cpu", weights_only=True)
     return load_file(file)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pickletools
 import random
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,9 +66,6 @@ def tables_in(file: Path) -> dict[str, StoredTable]:
 
 def _names_in_pickle(file: Path) -> set[str]:
     """Every text in a .bin file's pickle, read without executing any of it."""
-    import pickletools
-    import zipfile
-
     try:
         with zipfile.ZipFile(file) as archive:
             name = next(n for n in archive.namelist() if n.endswith("data.pkl"))

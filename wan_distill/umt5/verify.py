@@ -6,8 +6,13 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+from safetensors import safe_open
+from transformers import UMT5EncoderModel
+
+from wan_distill.system.files import write_atomically
 from wan_distill.umt5.inspect import (
     Inspection,
     check_class,
@@ -15,10 +20,6 @@ from wan_distill.umt5.inspect import (
     installed_transformers,
 )
 from wan_distill.umt5.tables import EMBED, SHARED, StoredTable, rows_to_compare
-
-if TYPE_CHECKING:
-    import torch
-    from transformers import UMT5EncoderModel
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,6 @@ class Verdict:
 
 def remember(verdict: Verdict, note: Path, files: str) -> None:
     """Writes the verdict on the text encoder whose files have the fingerprint `files` to `note`."""
-    from wan_distill.system.files import write_atomically
-
     note.parent.mkdir(parents=True, exist_ok=True)
     content = {"files": files, "verdict": verdict.to_json()}
     write_atomically(note, json.dumps(content, indent=1).encode())
@@ -123,8 +122,6 @@ def verify(
 
     Raises TextEncoderError where the encoder is of another class or the file holds no table.
     """
-    import torch
-
     inspection = source if isinstance(source, Inspection) else inspect_text_encoder(source)
     check_class(inspection, type(encoder).__name__)
     stored = inspection.tables[key or (SHARED if SHARED in inspection.tables else EMBED)]
@@ -150,8 +147,6 @@ def verify(
 
 def _why_incomparable(table: torch.Tensor) -> str:
     """Why `table` has no values that could be compared with a file's; empty if it has."""
-    import torch
-
     if table.is_meta:
         return "the table is on the meta device: it has no values to compare"
     if type(table.data) is not torch.Tensor or not table.is_floating_point():
@@ -161,16 +156,11 @@ def _why_incomparable(table: torch.Tensor) -> str:
 
 def _bits(values: torch.Tensor) -> torch.Tensor:
     """The same memory as uint8: NaN equals NaN, and 8-bit floats can be compared."""
-    import torch
-
     return values.contiguous().view(torch.uint8)
 
 
 def read_rows(stored: StoredTable, rows: list[int] | None = None) -> torch.Tensor:
     """Rows [n, D] of a stored table, by their indices; all of them for None."""
-    import torch
-    from safetensors import safe_open
-
     if stored.place is None:
         state = torch.load(stored.file, map_location="cpu", weights_only=True, mmap=True)
         return state[stored.key] if rows is None else state[stored.key][rows]
@@ -185,8 +175,6 @@ def fingerprint(encoder: UMT5EncoderModel) -> str:
     """A hash of the table in use, 32 hexadecimal digits: of its shape, its dtype and its rows (of a
     large table, the sampled ones). The device, offloading and transformers do not change it.
     """
-    import torch
-
     used = table_in_use(encoder).detach()
     rows = rows_to_compare(tuple(used.shape), used.element_size())
     values = used[torch.tensor(rows, device=used.device)].cpu()

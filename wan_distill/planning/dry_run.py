@@ -1,0 +1,33 @@
+"""The answer to --dry_run: the plan, and what stands against a run on this machine."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from wan_distill.planning.plan import describe_needs, describe_plan, plan_numbers
+from wan_distill.planning.preflight import examine_surroundings
+from wan_distill.settings.config import Config
+from wan_distill.settings.description import TeacherInfo
+from wan_distill.system.files import write_atomically
+
+
+def print_plan(
+    config: Config, info: TeacherInfo, prompts: Sequence[str], held_out: Sequence[str]
+) -> int:
+    """Prints the plan, which holds whatever this machine is, and then what stands against a run
+    here. Exit code: 0, or 2 where anything does.
+    """
+    encoded = len(prompts) + len(held_out)
+    print(describe_needs(config, info, encoded), "", sep="\n")
+    print(describe_plan(config, info, prompts, held_out), "", sep="\n")
+    if config.plan_json is not None:
+        numbers = plan_numbers(config, info, encoded)
+        write_atomically(Path(config.plan_json), json.dumps(numbers, indent=1).encode())
+    lines, obstacles = examine_surroundings(config, info)
+    print("On this machine:", *lines, sep="\n")
+    for obstacle in obstacles:
+        print(f"error: {obstacle}", file=sys.stderr)
+    return 2 if obstacles else 0
