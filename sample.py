@@ -94,6 +94,7 @@ def run(args: argparse.Namespace) -> int:
         TEACHER_STEPS,
         check_teacher,
         find_student,
+        has_teacher_beneath,
         load_pipeline,
         read_schedule,
         sample_clip,
@@ -111,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
 
     pipe = load_pipeline(info, config, files, args.offload)
     teacher = pipe
-    if args.compare and student.get("student_layers"):  # its blocks are not the teacher's
+    if args.compare and not has_teacher_beneath(student):
         teacher = load_pipeline(info, config, [], args.offload)
     for prompt, seed, file in videos:
         frames, seconds = sample_clip(pipe, prompt, seed, student["flow_shift"], call)

@@ -105,7 +105,7 @@ def load_pipeline(
 def add_student(pipe: WanPipeline, file: Path) -> None:
     """Gives one expert of the pipeline its LoRA, or the weights of a shallower student."""
     student = read_metadata(file)
-    if student.get("student_layers"):
+    if not has_teacher_beneath(student):
         load_student(getattr(pipe, student["subfolder"]), file)
         return
     pipe.load_lora_weights(
@@ -114,6 +114,13 @@ def add_student(pipe: WanPipeline, file: Path) -> None:
         adapter_name=student["expert"],
         load_into_transformer_2=student["expert"] == "low",
     )
+
+
+def has_teacher_beneath(student: dict[str, Any]) -> bool:
+    """Whether a student is an adapter on its teacher, by its metadata; otherwise it is a
+    transformer of fewer blocks.
+    """
+    return not student.get("student_layers")
 
 
 def sample_clip(
