@@ -87,7 +87,7 @@ def main(argv: list[str] | None = None) -> int:
 def run(config: Config) -> int:
     """The whole job, or the part of it that the flags ask for."""
     from wan_distill.data import Run, split_prompts
-    from wan_distill.model import Teacher, hide_loading_bars
+    from wan_distill.model import Teacher, carry_over, hide_loading_bars
     from wan_distill.planning import (
         check_surroundings,
         describe_plan,
@@ -128,6 +128,8 @@ def run(config: Config) -> int:
     runtime.say(plan, "")
     if runtime.is_main:
         folder.plan.write_text(plan + "\n", encoding="utf-8")
+        if not config.evaluate_only:
+            runtime.say(*carry_over(config, info))
 
     # 2. The teacher's text encoder: loaded quietly, verified against its file, used once, freed.
     teacher = Teacher(info, config, runtime)
@@ -310,7 +312,7 @@ def train(
     """The loop of one expert: role, update, metrics, monitor, previews, checkpoint. Returns the
     student.
     """
-    from wan_distill.model import init_student, make_roles
+    from wan_distill.model import begin_as, make_roles, warm_start_files
     from wan_distill.results import write_page
     from wan_distill.training import Metrics, Progress, make_learners
 
@@ -318,7 +320,10 @@ def train(
     transformer = run.teacher.load_expert(expert)
     parameters = make_roles(transformer, method.roles, config, expert)
     if config.init_student_from:
-        init_student(transformer, RunFolder(Path(config.init_student_from)).lora(expert))
+        earlier = warm_start_files(config, info)[expert]
+        for role in method.roles if config.critic_from_student else ("student",):
+            if note := begin_as(transformer, role, earlier):
+                runtime.say(f"{role}: {note}")
     if config.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()
     denoiser = run.denoiser(expert, transformer, config.whole_student)

@@ -26,6 +26,7 @@ FLOORS = (
     "settings",
     "system",
     "umt5",
+    "lora",
     "model",
     "data",
     "methods",

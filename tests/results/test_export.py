@@ -62,37 +62,6 @@ def test_the_scheduler_gives_the_trained_sigmas(exported):
     assert scheduler.sigmas.tolist() == pytest.approx(run.config.sigmas(), abs=1e-12)
 
 
-def test_an_expert_that_is_not_trained_here_is_carried_over(make_run, tmp_path, capsys):
-    first = make_run(method="trajectory", output_dir=str(tmp_path / "first"))
-    write_student(first, "high", "low")
-    run = make_run(
-        method="trajectory",
-        expert="low",
-        init_student_from=str(tmp_path / "first"),
-        output_dir=str(tmp_path / "second"),
-    )
-    write_student(run, "low", seed=7)
-    trained = run.folder.lora("low").read_bytes()
-    export_student(run)
-    assert run.folder.lora("high").read_bytes() == first.folder.lora("high").read_bytes()
-    assert run.folder.lora("low").read_bytes() == trained  # not the warm start's
-    assert "not trained here; carried over" in capsys.readouterr().out
-
-
-def test_a_warm_start_of_one_expert_has_no_other_to_carry_over(make_run, tmp_path):
-    first = make_run(method="trajectory", expert="low", output_dir=str(tmp_path / "first"))
-    write_student(first, "low")
-    run = make_run(
-        method="trajectory",
-        expert="low",
-        init_student_from=str(tmp_path / "first"),
-        output_dir=str(tmp_path / "second"),
-    )
-    write_student(run, "low", seed=7)
-    export_student(run)
-    assert not run.folder.lora("high").exists()
-
-
 # ------------------------------------------------------------------------------ the merged pipeline
 
 

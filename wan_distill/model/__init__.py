@@ -3,14 +3,17 @@
 from wan_distill.model.adapters import make_roles
 from wan_distill.model.denoiser import Denoiser
 from wan_distill.model.loading import Teacher, hide_loading_bars
-from wan_distill.model.student_files import init_student, save_student, scheduler_for
+from wan_distill.model.student_files import save_student, scheduler_for
+from wan_distill.model.warm_start import begin_as, carry_over, warm_start_files
 
 __all__ = [
     "Denoiser",
     "Teacher",
+    "begin_as",
+    "carry_over",
     "hide_loading_bars",
-    "init_student",
     "make_roles",
     "save_student",
     "scheduler_for",
+    "warm_start_files",
 ]

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from wan_distill.errors import ExportError, one_line
-from wan_distill.model.student_files import module_name
+from wan_distill.lora.names import read_name
 
 ADAPTER = "check"
 
@@ -84,8 +84,9 @@ def _comfyui_matrix(lora: dict[str, Tensor], stem: str) -> Tensor:
 def _diffusers_matrix(transformer: WanTransformer3DModel, stem: str, file: Path) -> Tensor:
     """What the loaded adapter adds to the matrix called `stem`. Raises ExportError if nothing."""
     try:
-        module = transformer.get_submodule(module_name(stem))
-    except (KeyError, AttributeError):  # no such layer in Wan, or not in this teacher
+        name = read_name(f"{stem}.alpha")
+        module = None if name is None else transformer.get_submodule(name.module)
+    except AttributeError:  # not in this teacher
         module = None
     if not isinstance(module, Linear) or ADAPTER not in module.lora_A:
         raise ExportError(f"{file}: loaded back, {stem} is nowhere; do not use it")

@@ -17,7 +17,7 @@ import torch
 from huggingface_hub.constants import HF_HUB_CACHE
 
 from wan_distill.errors import UsageError, one_line
-from wan_distill.model.student_files import check_init
+from wan_distill.model.warm_start import check_warm_start
 from wan_distill.planning.memory import BASE_BYTES, estimate, shape_of
 from wan_distill.planning.teacher_files import check_files, download_left
 from wan_distill.planning.trace import trace
@@ -38,7 +38,7 @@ def checks(config: Config, info: TeacherInfo) -> list[Check]:
         lambda: check_tracker(config),
         lambda: check_processes(config, info),
         lambda: check_optional(config),
-        lambda: check_warm_start(config),
+        lambda: check_begin(config, info),
         lambda: f"Versions  {check_versions()}",
         lambda: f"Files     {check_files(info, config)}",
         lambda: f"Disk      {check_disk(config, info)}",
@@ -140,10 +140,10 @@ def check_optional(config: Config) -> None:
             ) from error
 
 
-def check_warm_start(config: Config) -> None:
-    """Raises UsageError where `--init_student_from` does not fit this run."""
-    if config.init_student_from and not config.evaluate_only:
-        check_init(config)
+def check_begin(config: Config, info: TeacherInfo) -> str | None:
+    """What the student begins with. Raises UsageError where it does not fit this run."""
+    found = None if config.evaluate_only else check_warm_start(config, info)
+    return found and f"Begins    {found}"
 
 
 # ------------------------------------------------------------------------------- versions and room

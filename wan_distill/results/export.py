@@ -14,7 +14,7 @@ from torch import Tensor
 
 from wan_distill.data.run import Run
 from wan_distill.errors import ExportError
-from wan_distill.layout import LORA_FILE, RunFolder
+from wan_distill.layout import LORA_FILE
 from wan_distill.maths.sigmas import SUBFOLDER, Expert
 from wan_distill.model.student_files import load_student, scheduler_for
 from wan_distill.model.verification import verify_lora
@@ -31,7 +31,6 @@ def export_student(run: Run) -> None:
     by training.
     """
     config, folder = run.config, run.folder
-    _carry_over(run)
     for expert in () if config.whole_student else config.experts:
         file = folder.lora(expert)
         difference = verify_lora(run.info.transformer, file)
@@ -39,18 +38,6 @@ def export_student(run: Run) -> None:
     scheduler_for(config).save_pretrained(folder.scheduler)
     if config.save_merged:
         save_merged(run)
-
-
-def _carry_over(run: Run) -> None:
-    """Copies the LoRAs of experts that a warm start brings and this run does not train."""
-    if run.config.init_student_from is None:
-        return
-    source = RunFolder(Path(run.config.init_student_from))
-    for expert in run.info.experts:
-        file = source.lora(expert)
-        if expert not in run.config.experts and file.exists():
-            shutil.copy2(file, run.folder.lora(expert))
-            print(f"{file.name}: not trained here; carried over from {source.path}")
 
 
 def save_merged(run: Run) -> None:

@@ -29,6 +29,10 @@ def check_single(config: Config) -> None:
                 f"--{name} {getattr(config, name)}: is for the plan; give --dry_run too, or leave "
                 "it out"
             )
+    if config.critic_from_student and config.init_student_from is None:
+        raise UsageError(
+            "--critic_from_student: there is no LoRA to begin with; give --init_student_from"
+        )
     if config.mixed_precision == "fp16":
         raise UsageError(
             "--mixed_precision fp16: a quarter of the first gradients would be exactly 0, since "

@@ -100,7 +100,10 @@ class JobSettings:
         STUDENT,
     )
     init_student_from: str | None = flag(
-        None, "output folder of an earlier run; training begins with its student", STUDENT
+        None,
+        "LoRA that training begins with, in any layout and rank: output folder of an earlier run, "
+        "HIGH.safetensors,LOW.safetensors, or a hub id, with a folder in it or without",
+        STUDENT,
     )
 
     teacher_steps: int = flag(40, "solver steps of the guided teacher (Wan2.2: 40)", TEACHER)

@@ -55,6 +55,9 @@ class LearningSettings:
         None, "learning rate of the critic (and of the samples' score)", DMD, alias=("--lr_critic",)
     )
     fake_score_lora_alpha: float = flag(None, "the critic's adapter is scaled by this / rank", DMD)
+    critic_from_student: bool = flag(
+        False, "the scores begin with the LoRA of --init_student_from too", DMD
+    )
     real_score: str = flag(
         None,
         "distribution that the student is matched with: guided = by the teacher's guided score, as "

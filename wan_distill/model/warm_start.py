@@ -1,0 +1,203 @@
+"""A student that begins as a LoRA which exists already: an earlier run's, or anybody's for Wan."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import WanTransformer3DModel
+from torch import Tensor
+
+from wan_distill.errors import UsageError
+from wan_distill.layout import LORA_FILE, RunFolder
+from wan_distill.lora.experts import METADATA_KEY, find_loras
+from wan_distill.lora.files import LoraFile
+from wan_distill.lora.layouts import named_for
+from wan_distill.lora.names import is_trained
+from wan_distill.lora.ranks import cut
+from wan_distill.maths.sigmas import Expert
+from wan_distill.model.adapters import adapter_parameters
+from wan_distill.model.student_files import student_metadata
+from wan_distill.settings.config import Config
+from wan_distill.settings.description import TeacherInfo
+from wan_distill.settings.job import LORA_TARGETS
+from wan_distill.settings.recipes import Role
+from wan_distill.system.files import write_atomically, write_tensors
+
+FLAG = "--init_student_from"
+SHOWN = 3  # names in a message
+
+
+def warm_start_files(config: Config, info: TeacherInfo) -> dict[Expert, LoraFile]:
+    """The LoRA of each expert that `--init_student_from` has one for. Raises UsageError where that
+    is none of a trained expert.
+    """
+    source = config.init_student_from
+    if source is None:
+        return {}
+    files = find_loras(source, FLAG, info.experts, config.cache_dir)
+    for expert in config.experts:
+        if expert not in files:
+            raise UsageError(
+                f"{FLAG} {source}: holds no {LORA_FILE[expert]}; give the output folder of a run "
+                f"that trained the {expert} expert, or the files: HIGH,LOW"
+            )
+    return files
+
+
+def check_warm_start(config: Config, info: TeacherInfo) -> str | None:
+    """What the student begins with, in words.
+
+    Raises UsageError where a file does not fit the teacher, or where layers of it have no adapter
+    here.
+    """
+    files = warm_start_files(config, info)
+    if not files:
+        return None
+    lines = []
+    for expert in config.experts:
+        file = files[expert]
+        _check_layers(file, config, info)
+        ranks = "/".join(map(str, file.ranks))
+        fits = "" if file.ranks == (config.rank,) else f" in --rank {config.rank}"
+        lines.append(f"{expert} from {file.path.name} ({file.layout} layout, rank {ranks}{fits})")
+    notes = [*_left_out(files, config), *_schedule(files, config)]
+    return "; ".join(lines) + "".join(f"\n          {note}" for note in notes)
+
+
+def _check_layers(file: LoraFile, config: Config, info: TeacherInfo) -> None:
+    """Raises UsageError."""
+    trained = [m for m, parts in file.layers.items() if "down" in parts and is_trained(m)]
+    if not trained:
+        raise UsageError(
+            f"{file.label}: holds no layer that this tool trains; give a LoRA of the blocks' "
+            "linear layers"
+        )
+    used = [layer for layer in LORA_TARGETS if any(m.endswith(layer) for m in trained)]
+    if not set(used) <= set(config.lora_layers):
+        raise UsageError(
+            f"{file.label}: its layers are {','.join(used)}; give them as --lora_layers, or their "
+            "effect would be lost"
+        )
+    blocks = info.transformer["num_layers"]
+    for module in trained:
+        wanted = _matrix_shape(module, info.transformer)
+        found = (file.shape(module, "up")[0], file.shape(module, "down")[1])
+        if int(module.split(".")[1]) >= blocks:
+            raise UsageError(
+                f"{file.label}: has a layer {module}, {info.name} has {blocks} blocks; give a LoRA "
+                "that was made for this teacher"
+            )
+        if found != wanted:
+            raise UsageError(
+                f"{file.label}: {module} is a matrix of {found[0]}x{found[1]}, {info.name}'s is "
+                f"{wanted[0]}x{wanted[1]}; give a LoRA that was made for this teacher"
+            )
+
+
+def _matrix_shape(module: str, transformer: dict[str, Any]) -> tuple[int, int]:
+    """(out, in) of a trained layer."""
+    width: int = transformer["num_attention_heads"] * transformer["attention_head_dim"]
+    inner: int = transformer["ffn_dim"]
+    if ".ffn." not in module:
+        return width, width
+    return (inner, width) if module.endswith("proj") else (width, inner)
+
+
+def _left_out(files: dict[Expert, LoraFile], config: Config) -> list[str]:
+    """One line for what of the files' effect the student does not take over."""
+    names = [
+        name
+        for expert in config.experts
+        for name in (
+            *files[expert].unknown,
+            *(name for name, _ in files[expert].extras()),
+            *(
+                parts["down"]
+                for module, parts in files[expert].layers.items()
+                if "down" in parts and not is_trained(module)
+            ),
+        )
+    ]
+    if not names:
+        return []
+    shown = ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+    return [f"left out, since no adapter here has a place for them: {len(names)} tensors ({shown})"]
+
+
+def _schedule(files: dict[Expert, LoraFile], config: Config) -> list[str]:
+    """One line for a schedule that is not this run's, or not known."""
+    now = [round(sigma, 4) for sigma in config.sigmas()[:-1]]
+    ours = f"this run trains sigmas {now} (--flow_shift, --sampling_steps)"
+    for expert in config.experts:
+        text = files[expert].metadata.get(METADATA_KEY)
+        if text is None:
+            return [f"which sigmas it was trained for it does not say; {ours}"]
+        then = [round(sigma, 4) for sigma in json.loads(text).get("sigmas", [])[:-1]]
+        if then != now:
+            return [f"it was trained for sigmas {then}; {ours}"]
+    return []
+
+
+@torch.no_grad()
+def begin_as(transformer: WanTransformer3DModel, role: Role, file: LoraFile) -> str | None:
+    """Gives the adapter of `role` the effect of `file`, whose alphas and ranks may be others.
+
+    A smaller rank is filled up with what the adapter has: a random half and a zero half, which can
+    learn. A larger one is cut to the nearest product of this rank. Layers that the file lacks stay
+    as they are.
+
+    Returns what the cut has lost, in words; None where nothing was cut.
+    """
+    ours = adapter_parameters(transformer, role)
+    settings = transformer.peft_config[role]
+    lost = total = 0.0
+    for name, down in ours.items():
+        module, _, half = name.partition(".lora_")
+        if not half.startswith("A") or not file.layers.get(module, {}).keys() & {"down"}:
+            continue
+        layer = file.read(module)
+        assert layer.down is not None and layer.up is not None
+        theirs_down, theirs_up = layer.down.float(), layer.up.float()
+        if len(theirs_down) > settings.r:
+            smaller = cut(theirs_down, theirs_up, settings.r)
+            theirs_down, theirs_up = smaller.down, smaller.up
+            lost, total = lost + smaller.lost, total + smaller.total
+        rank = len(theirs_down)
+        up = ours[name.replace(".lora_A.", ".lora_B.")]
+        up.zero_()
+        down[:rank].copy_(theirs_down)
+        up[:, :rank].copy_(theirs_up * (layer.scale / (settings.lora_alpha / settings.r)))
+    if not total:
+        return None
+    return (
+        f"{file.path.name}: cut from rank {file.ranks[-1]} to {settings.r}; relative error of its "
+        f"matrices {math.sqrt(lost / total):.2g}"
+    )
+
+
+def carry_over(config: Config, info: TeacherInfo) -> list[str]:
+    """Writes the LoRAs of experts that `--init_student_from` brings and this run does not train
+    into the output folder, where none is yet. Returns what was done, in words.
+    """
+    done = []
+    for expert, file in warm_start_files(config, info).items():
+        target = RunFolder(Path(config.output_dir)).lora(expert)
+        if expert in config.experts or target.exists():
+            continue
+        if METADATA_KEY in file.metadata and file.layout == "comfyui":
+            write_atomically(target, file.path.read_bytes())
+        else:
+            write_tensors(target, _in_our_layout(file), student_metadata(config, info, expert))
+        done.append(f"{target.name}: not trained here; carried over from {file.path}")
+    return done
+
+
+def _in_our_layout(file: LoraFile) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for module in file.layers:
+        tensors |= named_for("comfyui", module, file.read(module))[0]
+    return tensors
