@@ -18,9 +18,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wan_distill.errors import TextEncoderError
+from wan_distill.errors import FileError, TextEncoderError
 from wan_distill.settings.assets import EMBEDDED_TEACHER
-from wan_distill.system.weight_files import refuse_pickles
+from wan_distill.settings.weight_files import refuse_pickles
 from wan_distill.umt5.inspect import inspect_text_encoder, locate
 from wan_distill.umt5.silence import LOADERS, silence_tied_weight_report
 from wan_distill.umt5.tables import EMBED, SHARED
@@ -43,7 +43,7 @@ def check(
 ) -> tuple[UMT5EncoderModel | None, Verdict]:
     """The loaded encoder (None where it is broken) and the verdict on it.
 
-    Raises TextEncoderError where no verdict is possible: no such folder, no weight files of this
+    Raises FileError where no verdict is possible: no such folder, no weight files of this
     variant, or pickles without permission.
     """
     from wan_distill.umt5.repair import load_text_encoder
@@ -55,11 +55,10 @@ def check(
     try:
         return load_text_encoder(inspection.folder, variant=variant, allow_pickle=allow_pickle)
     except TextEncoderError as error:
-        reason, _, remedy = str(error).rpartition("; " if "; " in str(error) else ": ")
         return None, Verdict(
             verdict="BROKEN",
-            reason=reason,
-            remedy=remedy,
+            reason=error.reason,
+            remedy=error.remedy,
             keys_in_file=inspection.keys_in_file,
             rows_compared=0,
             rows_total=0,
@@ -145,7 +144,7 @@ def main(argv: list[str] | None = None) -> int:
             verdict = repair_on_disk(folder, args.repair, **how)
         else:
             encoder, verdict = check(folder, **how)
-    except TextEncoderError as error:
+    except FileError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if args.json:

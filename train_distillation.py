@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any
 
 from wan_distill.errors import (
     RESUMABLE,
+    FileError,
     Halted,
     NonFiniteError,
     Stopped,
-    TextEncoderError,
     UsageError,
     one_line,
 )
@@ -248,7 +248,7 @@ def load_encoder(
                 transformer_2=None,
                 scheduler=scheduler_for(config),
             )
-    except TextEncoderError as error:
+    except FileError as error:
         raise UsageError(f"--teacher_path {teacher.info.source}: {error}") from error
     except Exception as error:  # damaged tokenizers fail in any way
         raise UsageError(

@@ -9,8 +9,22 @@ class UsageError(Exception):
     """Bad input. Ends the program with exit code 2."""
 
 
-class TextEncoderError(ValueError):
-    """A text encoder that must not be trained on. The message says what, why and what to do."""
+class FileError(ValueError):
+    """A file of the teacher that cannot be used.
+
+    Attributes:
+        reason: which file, and why.
+        remedy: what helps.
+    """
+
+    def __init__(self, reason: str, remedy: str):
+        super().__init__(f"{reason}; {remedy}")
+        self.reason = reason
+        self.remedy = remedy
+
+
+class TextEncoderError(FileError):
+    """A text encoder or tokenizer that must not be trained on."""
 
 
 class Stopped(Exception):

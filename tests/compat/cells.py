@@ -183,7 +183,7 @@ def our_cell(path: str, folder: Path, expected: torch.Tensor) -> dict[str, Any]:
     """Our verdict, and how far the embeddings are from the right ones; or why we refused."""
     try:
         encoder, verdict = as_ours(path, folder)
-    except errors.TextEncoderError as error:
+    except errors.FileError as error:
         return dict(verdict="BROKEN", why=str(error).split(": ", 1)[1])
     return dict(verdict=verdict.verdict, error=float((states(encoder) - expected).abs().max()))
 

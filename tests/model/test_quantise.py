@@ -13,7 +13,7 @@ from torch._subclasses import FakeTensorMode
 
 from wan_distill.model.quantise import StoredLinear, dequantise, load_stored, quantise
 from wan_distill.planning import memory
-from wan_distill.system.weight_files import weight_files
+from wan_distill.settings.weight_files import weight_files
 
 # Cosine of the adapter's gradient with the plain one's: what a rounding of the base of this size
 # leaves.

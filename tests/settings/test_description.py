@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 import json
 import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import write_pipeline
+from safetensors.torch import load_file, save_file
 
 from wan_distill.errors import UsageError
+from wan_distill.settings import fingerprints
 from wan_distill.settings.assets import EMBEDDED_TEACHER
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo, read_teacher
@@ -22,8 +26,8 @@ def folder(random_teacher, tmp_path) -> Path:
     return shutil.copytree(random_teacher, tmp_path / "teacher")
 
 
-def read(folder: Path) -> TeacherInfo:
-    return read_teacher(Config(teacher_path=str(folder)))
+def read(folder: Path, **changes) -> TeacherInfo:
+    return read_teacher(Config(teacher_path=str(folder), **changes))
 
 
 def change(file: Path, **values) -> None:
@@ -88,37 +92,95 @@ def test_equal_folders_have_equal_fingerprints(folder, random_teacher):
     assert len(read(folder).fingerprint()) == 32
 
 
-@pytest.mark.parametrize("part", ["transformer", "transformer_2", "vae"])
-@pytest.mark.parametrize("name", ["config.json", "diffusion_pytorch_model.safetensors", "large"])
+@pytest.mark.parametrize("part", ["transformer", "transformer_2", "vae", "text_encoder"])
+def test_the_fingerprint_changes_with_each_tensor_and_each_setting(part, folder):
+    info = read(folder)
+    parts = ("transformer", "transformer_2", "vae", "text_encoder")
+    before = info.fingerprint(parts)
+    (file,) = folder.glob(f"{part}/*.safetensors")
+    tensors = load_file(file)
+    for name in (min(tensors), max(tensors)):
+        changed = {name: tensors[name].clone()}
+        changed[name].view(-1)[-1] += 1
+        save_file(tensors | changed, file, {"format": "pt"})
+        assert info.fingerprint(parts) != before, name
+    save_file(tensors, file, {"format": "pt", "written": "again"})
+    assert info.fingerprint(parts) == before
+    change(folder / part / "config.json", _diffusers_version="0.1", transformers_version="9")
+    assert info.fingerprint(parts) == before
+    change(folder / part / "config.json", a_setting=1)
+    assert info.fingerprint(parts) != before
+
+
+def test_what_no_loader_reads_is_not_in_the_fingerprint(folder):
+    info = read(folder)
+    parts = ("transformer", "text_encoder", "tokenizer")
+    before = info.fingerprint(parts)
+    for part in parts:
+        (folder / part / ".ipynb_checkpoints").mkdir()
+        (folder / part / ".DS_Store").write_bytes(b"Bud1")
+        (folder / part / "._model.safetensors").write_bytes(b"no weights")
+        (folder / part / "README.md").write_text("about")
+    file = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    shutil.copy(file, file.with_name("diffusion_pytorch_model.old.safetensors"))
+    assert info.fingerprint(parts) == before
+
+
+def test_the_same_weights_in_shards_or_under_a_variant_are_the_same_weights(folder):
+    part = folder / "transformer"
+    before = read(folder).fingerprint()
+    whole = part / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(whole)
+    whole.rename(part / "diffusion_pytorch_model.fp16.safetensors")
+    assert read(folder, variant="fp16").fingerprint() == before
+    (part / "diffusion_pytorch_model.fp16.safetensors").unlink()
+    names = ["diffusion_pytorch_model-1.safetensors", "diffusion_pytorch_model-2.safetensors"]
+    for i, name in enumerate(names):
+        save_file({k: tensors[k] for k in sorted(tensors)[i::2]}, part / name, {"format": "pt"})
+    index = {"metadata": {}, "weight_map": {k: names[i % 2] for i, k in enumerate(sorted(tensors))}}
+    (part / f"{whole.name}.index.json").write_text(json.dumps(index))
+    assert read(folder).fingerprint() == before
+
+
+def test_another_variant_has_another_fingerprint(folder):
+    file = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    other = {name: 1.5 * tensor for name, tensor in load_file(file).items()}
+    save_file(other, file.with_name("diffusion_pytorch_model.ema.safetensors"), {"format": "pt"})
+    assert read(folder).fingerprint() != read(folder, variant="ema").fingerprint()
+
+
 @pytest.mark.parametrize("place", [0.0, 0.5, 1.0])
-def test_the_fingerprint_changes_with_each_file(part, name, place, folder):
-    (folder / part / "large").write_bytes(bytes(1 << 20))
-    info = read(folder)
-    before = info.fingerprint()
-    file = folder / part / name
-    size = file.stat().st_size
-    flip(file, min(int(place * size), size - 1))
-    assert info.fingerprint() != before
+def test_three_places_of_each_tensor_of_large_weights_are_read(place, folder, monkeypatch):
+    monkeypatch.setattr(fingerprints, "READ_WHOLE", 0)
+    file = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    save_file({"a": torch.zeros(1 << 16), "b": torch.zeros(1 << 16)}, file)
+    before = fingerprints.fingerprint_part(file.parent)
+    values = {name: torch.zeros(1 << 16) for name in "ab"}
+    values["b"][min(int(place * (1 << 16)), (1 << 16) - 1)] = 1
+    save_file(values, file)
+    assert fingerprints.fingerprint_part(file.parent) != before
 
 
-def test_the_fingerprint_changes_with_names_sizes_and_the_index(folder):
-    info = read(folder)
-    known = {info.fingerprint()}
-    file = folder / "transformer_2" / "diffusion_pytorch_model.safetensors"
-    file = file.rename(file.with_name("model.safetensors"))
-    known.add(info.fingerprint())
-    with file.open("ab") as data:
-        data.write(b"\0")
-    known.add(info.fingerprint())
+def test_the_fingerprint_changes_with_the_pipeline_and_the_kind_of_file(folder):
+    known = {read(folder).fingerprint()}
     change(folder / "model_index.json", expand_timesteps=True)
-    known.add(info.fingerprint())
+    known.add(read(folder).fingerprint())
+    change(folder / "model_index.json", boundary_ratio=0.5)
+    known.add(read(folder).fingerprint())
+    file = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    torch.save(load_file(file), file.with_suffix(".bin"))
+    file.unlink()
+    known.add(read(folder).fingerprint())
     assert len(known) == 4
+    file.with_suffix(".bin").unlink()
+    with pytest.raises(UsageError, match="no weight file"):
+        read(folder).fingerprint()
 
 
 def test_the_fingerprint_is_of_the_parts_that_are_asked_for(folder):
     info = read(folder)
     encoder = info.fingerprint(("text_encoder", "tokenizer"))
-    flip(folder / "transformer" / "config.json", 0)
+    change(folder / "transformer" / "config.json", a_setting=1)
     assert info.fingerprint(("text_encoder", "tokenizer")) == encoder
     flip(folder / "tokenizer" / "tokenizer.json", 0)
     assert info.fingerprint(("text_encoder", "tokenizer")) != encoder
@@ -146,6 +208,7 @@ def test_a_hub_teacher_is_known_by_its_commit(folder, tmp_path, monkeypatch):
         before = info.fingerprint()
         flip(info.folder / "vae" / "config.json", 0)  # more files arrive when they are needed
         assert info.fingerprint() == before
+        assert dataclasses.replace(info, variant="ema").fingerprint() != before
         fingerprints.append(before)
     assert fingerprints[0] != fingerprints[1]
     assert asked == [("some/Wan", "main", str(tmp_path))] * 2

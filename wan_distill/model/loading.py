@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from wan_distill.errors import TextEncoderError, UsageError
+from wan_distill.errors import FileError, UsageError
 from wan_distill.maths.sigmas import SUBFOLDER, Expert
 from wan_distill.model.quantise import load_stored
 from wan_distill.settings.assets import download
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
+from wan_distill.settings.weight_files import refuse_pickles, variant_or_none, weight_files
 from wan_distill.system.runtime import Runtime
-from wan_distill.system.weight_files import refuse_pickles, variant_or_none, weight_files
 
 # Each role needs graphs of its own, with and without gradients: three adapters make 11 per block.
 # Beyond torch's limit of 8, blocks run uncompiled, and only a warning says so.
@@ -123,7 +123,7 @@ class Teacher:
             files = weight_files(folder, variant_or_none(folder, self.config.variant))
             if not self.config.allow_pickle:
                 refuse_pickles(files)
-        except TextEncoderError as error:
+        except FileError as error:
             raise UsageError(f"--teacher_path {self.info.source}: {error}") from error
         return files
 

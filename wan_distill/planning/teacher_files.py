@@ -12,12 +12,12 @@ import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from transformers import UMT5Config, UMT5EncoderModel
 
-from wan_distill.errors import TextEncoderError, UsageError, one_line
+from wan_distill.errors import FileError, UsageError, one_line
 from wan_distill.maths.sigmas import SUBFOLDER
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
-from wan_distill.system.weight_files import (
-    read_header,
+from wan_distill.settings.reading import read_header
+from wan_distill.settings.weight_files import (
     refuse_pickles,
     variant_or_none,
     weight_files,
@@ -35,7 +35,6 @@ def check_files(info: TeacherInfo, config: Config) -> str:
     """
     if not Path(info.source).is_dir():
         return "on the hub; downloaded when needed"
-    _check_json(info)
     try:
         folder = info.folder / "text_encoder"
         inspection = inspect_text_encoder(folder, variant_or_none(folder, config.variant))
@@ -46,7 +45,7 @@ def check_files(info: TeacherInfo, config: Config) -> str:
         }
         _check_pickles(info, config, files)
         parts = {part: _headers(files[part]) for part in files}
-    except TextEncoderError as error:
+    except FileError as error:
         raise UsageError(f"--teacher_path {info.source}: {error}") from error
     for part, header in parts.items():
         if header:
@@ -92,17 +91,6 @@ def download_left(info: TeacherInfo) -> float:
         here = sum(weights.stat().st_size for weights in file.parent.glob("*.safetensors"))
         total += max(0.0, metadata.get("total_size", 0) - here)
     return total
-
-
-def _check_json(info: TeacherInfo) -> None:
-    for file in sorted(info.folder.glob("*/*.json")):
-        try:
-            json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UsageError(
-                f"--teacher_path {info.source}: {file.parent.name}/{file.name} cannot be read "
-                f"({one_line(error)}); download it again"
-            ) from error
 
 
 def _check_pickles(info: TeacherInfo, config: Config, files: dict[str, list[Path]]) -> None:

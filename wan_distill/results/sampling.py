@@ -10,7 +10,7 @@ import numpy
 import torch
 from diffusers import FlowMapEulerDiscreteScheduler, WanPipeline
 
-from wan_distill.errors import TextEncoderError, UsageError
+from wan_distill.errors import FileError, UsageError
 from wan_distill.layout import LORA_FILE, student_file
 from wan_distill.model.student_files import load_student, read_metadata
 from wan_distill.settings.assets import download
@@ -87,7 +87,7 @@ def load_pipeline(
     variant = config.variant
     try:
         encoder, _ = load_text_encoder(folder, dtype=dtype, variant=variant)
-    except TextEncoderError as error:
+    except FileError as error:
         raise UsageError(f"--teacher_path {info.source}: {error}") from error
     pipe: WanPipeline = WanPipeline.from_pretrained(
         folder, text_encoder=encoder, dtype=dtype, variant=variant

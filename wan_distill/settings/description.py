@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wan_distill.errors import UsageError
+from wan_distill.errors import FileError, UsageError
 from wan_distill.maths.sigmas import Expert
 from wan_distill.settings.assets import EMBEDDED_TEACHER, download
 from wan_distill.settings.config import Config
+from wan_distill.settings.fingerprints import fingerprint_part
+from wan_distill.settings.pipelines import (
+    boundary_ratio_of,
+    check_numbers,
+    check_pipeline,
+    check_text_to_video,
+)
+from wan_distill.settings.reading import read_json
 
 # Wan's own sampling settings. A14B: Wan2.2 wan/configs/wan_t2v_A14B.py; the others: Wan2.1 README,
 # TI2V-5B config.
@@ -21,16 +28,6 @@ TWO_EXPERTS = dict(teacher_shift=12.0, guidance_scale=4.0, guidance_scale_2=3.0)
 ONE_EXPERT = dict(teacher_shift=5.0, guidance_scale=5.0, guidance_scale_2=5.0)
 # Enough of a hub repository to describe it; weights are downloaded part by part, when needed.
 SKELETON = ["model_index.json", "*/config.json", "scheduler/*", "tokenizer/*", "*/*.index.json"]
-SAMPLE_BYTES = 1 << 16  # read at the start, the middle and the end of each file for a fingerprint
-TRANSFORMER_NUMBERS = (
-    "in_channels",
-    "num_layers",
-    "num_attention_heads",
-    "attention_head_dim",
-    "ffn_dim",
-    "text_dim",
-    "freq_dim",
-)
 
 
 @dataclass(frozen=True)
@@ -45,6 +42,7 @@ class TeacherInfo:
         boundary_ratio: sigma in (0, 1) at and above which the high expert works; None: one expert.
         expand_timesteps: whether each token has its own timestep (Wan2.2 TI2V-5B).
         transformer, vae: their `config.json`.
+        variant: of the weight files, for parts that have files of it.
     """
 
     source: str
@@ -55,6 +53,7 @@ class TeacherInfo:
     expand_timesteps: bool
     transformer: dict[str, Any]
     vae: dict[str, Any]
+    variant: str | None = None
 
     @property
     def commit(self) -> str:
@@ -89,25 +88,25 @@ class TeacherInfo:
         )
 
     def fingerprint(self, parts: tuple[str, ...] = ("transformer", "transformer_2", "vae")) -> str:
-        """32 hexadecimal digits that change when any file of `parts` (folder names) changes.
+        """32 hexadecimal digits that change when what is loaded of `parts` (folder names) changes:
+        `fingerprint_part` says what is hashed.
 
-        Hashed are names, sizes, and 64 KiB at the start, the middle and the end of each file:
-        whole files of 28 GB would take minutes. A hub teacher's files may not be downloaded yet,
-        so its commit is hashed instead.
+        A hub teacher's files may not be downloaded yet, so its commit and variant are hashed
+        instead. Raises UsageError where files are missing or damaged.
         """
-        digest = hashlib.sha256((self.folder / "model_index.json").read_bytes())
+        content: dict[str, Any] = {}
+        if "transformer" in parts:
+            content["pipeline"] = [self.boundary_ratio, self.expand_timesteps]
         if not Path(self.source).is_dir():
-            digest.update(self.commit.encode())
-            return digest.hexdigest()[:32]
-        for part in parts:
-            for file in sorted((self.folder / part).glob("*")):
-                size = file.stat().st_size
-                digest.update(f"{part}/{file.name}:{size}".encode())
-                with file.open("rb") as data:
-                    for start in (0, size // 2, max(0, size - SAMPLE_BYTES)):
-                        data.seek(start)
-                        digest.update(data.read(SAMPLE_BYTES))
-        return digest.hexdigest()[:32]
+            content |= dict(commit=self.commit, variant=self.variant, parts=parts)
+        else:
+            absent = {"transformer_2"} if self.boundary_ratio is None else set()
+            try:
+                for part in sorted(set(parts) - absent):
+                    content[part] = fingerprint_part(self.folder / part, self.variant)
+            except FileError as error:
+                raise UsageError(f"--teacher_path {self.source}: {error}") from error
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def read_teacher(config: Config) -> TeacherInfo:
@@ -122,11 +121,7 @@ def read_teacher(config: Config) -> TeacherInfo:
     if not local:
         folder = download(source, config.revision, config.cache_dir, SKELETON)
     index = _read_json(folder / "model_index.json", source)
-    if index.get("_class_name") != "WanPipeline":
-        raise UsageError(
-            f"--teacher_path {source}: is a {index.get('_class_name')}; this tool distils "
-            "WanPipeline (text to video)"
-        )
+    check_pipeline(source, index)
     transformer = _read_json(folder / "transformer" / "config.json", source)
     check_text_to_video(source, transformer)
     vae = _read_json(folder / "vae" / "config.json", source)
@@ -136,94 +131,22 @@ def read_teacher(config: Config) -> TeacherInfo:
         folder=folder,
         name=Path(os.path.abspath(source)).name if local else source.rstrip("/").split("/")[-1],
         embedded=folder.resolve() == EMBEDDED_TEACHER.resolve(),
-        boundary_ratio=_boundary_ratio(source, index),
+        boundary_ratio=boundary_ratio_of(source, index),
         expand_timesteps=bool(index.get("expand_timesteps")),
         transformer=transformer,
         vae=vae,
+        variant=config.variant,
     )
-
-
-def check_text_to_video(source: str, transformer: dict[str, Any]) -> None:
-    """Raises UsageError for a transformer that also needs an image.
-
-    Image-to-video transformers have an image encoder's width (Wan2.1), or take the image's latents
-    and a mask as additional channels: 36 in, 16 out.
-    """
-    channels_in = transformer.get("in_channels")
-    channels_out = transformer.get("out_channels")
-    if transformer.get("image_dim") is not None or channels_in != channels_out:
-        raise UsageError(
-            f"--teacher_path {source}: an image-to-video transformer; give a text-to-video teacher"
-        )
-
-
-def _boundary_ratio(source: str, index: dict[str, Any]) -> float | None:
-    """The boundary in `model_index.json`; None for a single transformer. Raises UsageError."""
-    second = index.get("transformer_2")
-    if not isinstance(second, list) or second[:1] == [None]:
-        return None
-    boundary = index.get("boundary_ratio")
-    if not (isinstance(boundary, float) and 0 < boundary < 1):
-        raise UsageError(
-            f"--teacher_path {source}: has two transformers but boundary_ratio {boundary} in "
-            "model_index.json; set it there (Wan2.2-T2V-A14B: 0.875)"
-        )
-    return boundary
-
-
-def check_numbers(source: str, transformer: dict[str, Any], vae: dict[str, Any]) -> None:
-    """Raises UsageError where a number that this tool calculates with is not one."""
-    channels = transformer.get("in_channels")
-    wrong = [
-        f"transformer/config.json: {key} {transformer.get(key)}"
-        for key in TRANSFORMER_NUMBERS
-        if not _is_positive(transformer.get(key))
-    ]
-    patch = transformer.get("patch_size")
-    if not (isinstance(patch, list) and len(patch) == 3 and all(map(_is_positive, patch))):
-        wrong.append(f"transformer/config.json: patch_size {patch}")
-    wrong += [
-        f"vae/config.json: {key} {vae[key]}"
-        for key in ("scale_factor_temporal", "scale_factor_spatial")
-        if key in vae and not _is_positive(vae[key])
-    ]
-    wrong += [
-        f"vae/config.json: {key} is not {channels} numbers"
-        for key in ("latents_mean", "latents_std")
-        if vae.get("z_dim") != channels or not _are_numbers(vae.get(key), channels)
-    ]
-    if wrong:
-        raise UsageError(
-            f"--teacher_path {source}: {wrong[0]}; that is no Wan model, download it again"
-        )
-
-
-def _is_positive(value: Any) -> bool:
-    return type(value) is int and value > 0
-
-
-def _are_numbers(values: Any, count: int | None) -> bool:
-    """Whether `values` is a list of `count` finite numbers."""
-    if not isinstance(values, list) or len(values) != count:
-        return False
-    return all(type(value) in (int, float) and math.isfinite(value) for value in values)
 
 
 def _read_json(file: Path, source: str) -> dict[str, Any]:
     """The object in a JSON file. Raises UsageError."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+    if not (file.exists() or file.is_symlink()):
         raise UsageError(
             f"--teacher_path {source}: {file.parent.name}/{file.name} is missing; give the folder "
             "of a diffusers WanPipeline"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"--teacher_path {source}: {file.name} cannot be read ({error}); download it again"
-        ) from error
-    if not isinstance(content, dict):
-        raise UsageError(
-            f"--teacher_path {source}: {file.name} is not a JSON object; download it again"
         )
-    return content
+    try:
+        return read_json(file)
+    except FileError as error:
+        raise UsageError(f"--teacher_path {source}: {error}") from error

@@ -13,6 +13,7 @@ from wan_distill.umt5.tables import EMBED, SHARED, StoredTable, rows_to_compare
 from wan_distill.umt5.verify import read_rows
 
 PLAUSIBLE_SPREAD = (1e-4, 1e3)  # standard deviation of all values of a trained table
+ORIGINAL = "get the original checkpoint"
 LEAST_DIFFERENCE = 1e-2  # between the embeddings of unlike prompts, relative to their norm
 
 
@@ -45,13 +46,13 @@ def trusted_key(inspection: Inspection, encoder: UMT5EncoderModel | None = None)
     if len(healthy) == 2:
         raise TextEncoderError(
             f"{inspection.folder}: {SHARED} and {EMBED} differ and both look healthy, so it "
-            "is not known which is right: get the original checkpoint"
+            "is not known which is right",
+            ORIGINAL,
         )
     if not healthy:
         why = ", ".join(f"{key} {fault}" for key, fault in faults.items())
         raise TextEncoderError(
-            f"{inspection.folder}: the file holds no healthy token table ({why}); get the original "
-            "checkpoint"
+            f"{inspection.folder}: the file holds no healthy token table ({why})", ORIGINAL
         )
     return healthy[0]
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from wan_distill.errors import TextEncoderError
-from wan_distill.system.weight_files import weight_files
+from wan_distill.settings.reading import read_json
+from wan_distill.settings.weight_files import weight_files
 from wan_distill.umt5.tables import EMBED, SHARED, StoredTable, equal_tables, tables_in
 
 
@@ -67,18 +67,17 @@ def inspect_text_encoder(folder: str | Path, variant: str | None = None) -> Insp
     """Reads config.json and the headers of the weight files of `variant` in `folder`, which is a
     text encoder's or a pipeline's.
 
-    Raises TextEncoderError where the configuration or the weights cannot be read.
+    Raises FileError where the configuration or the weights cannot be read.
     """
     folder = Path(folder)
     if (folder / "text_encoder").is_dir():
         folder = folder / "text_encoder"
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    if not (folder / "config.json").is_file():
         raise TextEncoderError(
-            f"{folder}: config.json cannot be read ({error}); give the folder of a Wan pipeline or "
-            "of its text encoder"
-        ) from error
+            f"{folder}: holds no config.json",
+            "give the folder of a Wan pipeline or of its text encoder",
+        )
+    config = read_json(folder / "config.json")
     files = tuple(weight_files(folder, variant))
     tables = {key: table for file in files for key, table in tables_in(file).items()}
     return Inspection(
@@ -99,14 +98,14 @@ def check_class(inspection: Inspection, loaded: str) -> None:
     """
     if inspection.model_type != "umt5" or loaded != "UMT5EncoderModel":
         raise TextEncoderError(
-            f"{inspection.folder}: a {inspection.model_type} checkpoint loaded as {loaded}; Wan's "
-            "text encoder is UMT5, where every layer has its own position bias: load it with "
-            "UMT5EncoderModel"
+            f"{inspection.folder}: a {inspection.model_type} checkpoint loaded as {loaded}, but "
+            "Wan's text encoder is UMT5, where every layer has its own position bias",
+            "load UMT5's files with UMT5EncoderModel",
         )
     if not inspection.tables:
         raise TextEncoderError(
-            f"{inspection.folder}: holds neither {SHARED} nor {EMBED}; download the text encoder "
-            "again"
+            f"{inspection.folder}: holds neither {SHARED} nor {EMBED}",
+            "download the text encoder again",
         )
 
 
@@ -124,7 +123,7 @@ def locate(
         return Path(source)
     if Path(source).is_file():
         raise TextEncoderError(
-            f"{source}: is one file; give the folder of a Wan pipeline or of its text encoder"
+            f"{source}: is one file", "give the folder of a Wan pipeline or of its text encoder"
         )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -139,7 +138,7 @@ def locate(
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise TextEncoderError(
-            f"{source}: neither a folder here nor reachable on the hub ({reason}); "
-            "check the spelling and the network"
+            f"{source}: neither a folder here nor reachable on the hub ({reason})",
+            "check the spelling and the network",
         ) from error
     return Path(root) / subfolder

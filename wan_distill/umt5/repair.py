@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from transformers import UMT5EncoderModel
 
 from wan_distill.errors import TextEncoderError
+from wan_distill.settings.weight_files import refuse_pickles, variant_or_none
 from wan_distill.system.files import write_tensors
-from wan_distill.system.weight_files import refuse_pickles, variant_or_none
-from wan_distill.umt5.evidence import compare_pickled, trusted_key
+from wan_distill.umt5.evidence import ORIGINAL, compare_pickled, trusted_key
 from wan_distill.umt5.inspect import (
     Inspection,
     check_class,
@@ -65,7 +65,7 @@ def verify_or_repair(encoder: UMT5EncoderModel, inspection: Inspection) -> Verdi
     after = verify(encoder, inspection, key)
     if not after.matches:
         raise TextEncoderError(
-            f"{inspection.folder}: {after.reason}, also after repair; get the original checkpoint"
+            f"{inspection.folder}: {after.reason}, also after repair", ORIGINAL
         )
     return Verdict(
         verdict="REPAIRED" if done else "PASS",
@@ -85,7 +85,8 @@ def _repair_where_needed(encoder: UMT5EncoderModel, inspection: Inspection, key:
     checked = verify(encoder, inspection, key)
     if checked.matches is None and not table_in_use(encoder).is_meta:
         raise TextEncoderError(
-            f"{inspection.folder}: cannot be verified, {checked.reason}; load it unquantised first"
+            f"{inspection.folder}: cannot be verified, {checked.reason}",
+            "load it unquantised first",
         )
     if checked.matches and checked.shares:
         return []
@@ -148,7 +149,7 @@ def repair_on_disk(
     out = Path(out)
     inspection = inspect_text_encoder(locate(source), variant)
     if out.exists():
-        raise TextEncoderError(f"--repair {out}: already exists; give a new folder")
+        raise TextEncoderError(f"--repair {out}: already exists", "give a new folder")
     encoder, _ = load_text_encoder(inspection.folder, variant=variant, allow_pickle=allow_pickle)
     key = trusted_key(inspection, encoder)
     del encoder

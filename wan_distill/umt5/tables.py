@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wan_distill.errors import TextEncoderError
-from wan_distill.system.weight_files import read_header
+from wan_distill.settings.reading import AGAIN, check_pickle, read_header
 
 SHARED = "shared.weight"
 EMBED = "encoder.embed_tokens.weight"
@@ -57,7 +57,7 @@ def tables_in(file: Path) -> dict[str, StoredTable]:
         begin, end = header[key]["data_offsets"]
         if len(shape) != 2 or 0 in shape:
             raise TextEncoderError(
-                f"{file}: {key} has shape {shape}, which no token table has; download it again"
+                f"{file}: {key} has shape {shape}, which no token table has", AGAIN
             )
         place = TablePlace(shape, header[key]["dtype"], data + begin, end - begin)
         tables[key] = StoredTable(key, file, place)
@@ -66,13 +66,17 @@ def tables_in(file: Path) -> dict[str, StoredTable]:
 
 def _names_in_pickle(file: Path) -> set[str]:
     """Every text in a .bin file's pickle, read without executing any of it."""
+    check_pickle(file)
     try:
         with zipfile.ZipFile(file) as archive:
             name = next(n for n in archive.namelist() if n.endswith("data.pkl"))
             operations = pickletools.genops(archive.read(name))
             return {argument for _, argument, _ in operations if isinstance(argument, str)}
     except (zipfile.BadZipFile, StopIteration) as error:
-        raise TextEncoderError(f"{file}: not a torch checkpoint; download it again") from error
+        raise TextEncoderError(
+            f"{file}: a pickle in the format of torch before 1.6, whose tensors are not listed",
+            "convert it to safetensors",
+        ) from error
 
 
 def rows_to_compare(shape: tuple[int, ...], item_size: int) -> list[int]:

@@ -13,8 +13,8 @@ from diffusers.configuration_utils import register_to_config
 from transformers import PretrainedConfig, PreTrainedModel
 from weight_layouts import KINDS, SETTINGS, empty_part, save, values_in, write
 
-from wan_distill.errors import TextEncoderError
-from wan_distill.system.weight_files import variant_or_none, weight_files
+from wan_distill.errors import FileError
+from wan_distill.settings.weight_files import variant_or_none, weight_files
 
 
 class DiffusersModel(ModelMixin, ConfigMixin):
@@ -81,7 +81,7 @@ def test_the_files_are_those_that_the_loader_reads(tmp_path, stem, variant):
             write(kind, folder, stem, 1.0 + KINDS.index(kind))
         try:
             files = weight_files(folder, variant)
-        except TextEncoderError as error:
+        except FileError as error:
             if "two checkpoints" in str(error):
                 continue
             with pytest.raises(OSError):
@@ -108,7 +108,7 @@ def test_beside_an_index_without_its_shards_each_loader_does_its_own(folder, ste
         assert loaded_values(folder, stem, None, False) == {1.0}
         assert names(weight_files(folder)) == ["model.safetensors"]
     else:
-        with pytest.raises(TextEncoderError, match=r"00002-of-00002.safetensors is named by"):
+        with pytest.raises(FileError, match=r"00002-of-00002.safetensors is named by"):
             weight_files(folder)
 
 
@@ -139,7 +139,7 @@ def test_the_file_that_the_configuration_names_is_read(tmp_path):
     assert names(weight_files(folder)) == ["other.safetensors"]
     assert loaded_values(folder, "model", None, False) == {2.0}
     (folder / "other.safetensors").unlink()
-    with pytest.raises(TextEncoderError, match="transformers_weights"):
+    with pytest.raises(FileError, match="transformers_weights"):
         weight_files(folder)
 
 

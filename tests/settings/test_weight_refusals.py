@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from weight_layouts import SETTINGS, empty_part, save, write
 
-from wan_distill.errors import TextEncoderError
-from wan_distill.system.weight_files import read_header, weight_files
+from wan_distill.errors import FileError
+from wan_distill.settings.reading import read_header
+from wan_distill.settings.weight_files import weight_files
 
 
 @pytest.fixture(params=list(SETTINGS))
@@ -30,7 +31,7 @@ def test_two_complete_checkpoints_are_refused_by_name(folder, stem, kinds):
     for kind in kinds:
         write(kind, folder, stem, 1.0)
     single, index = sorted(file.name for file in folder.glob("*model.*"))[:2]
-    with pytest.raises(TextEncoderError, match="two checkpoints") as refusal:
+    with pytest.raises(FileError, match="two checkpoints") as refusal:
         weight_files(folder)
     assert single in str(refusal.value) and index in str(refusal.value)
 
@@ -49,7 +50,7 @@ def test_an_index_that_is_none_is_refused(folder, stem, content):
     index = folder / f"{stem}.safetensors.index.json"
     index.write_text(content)
     save({"a": 1.0}, folder / "part.safetensors")
-    with pytest.raises(TextEncoderError, match="download it again") as refusal:
+    with pytest.raises(FileError, match="download it again") as refusal:
         weight_files(folder)
     assert index.name in str(refusal.value)
 
@@ -58,7 +59,7 @@ def test_an_index_cannot_name_files_outside_its_folder(folder, stem):
     save({"a": 1.0}, folder.parent / "other.safetensors")
     index = {"metadata": {}, "weight_map": {"a": "../other.safetensors"}}
     (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(TextEncoderError, match="outside its folder"):
+    with pytest.raises(FileError, match="outside its folder"):
         weight_files(folder)
 
 
@@ -76,14 +77,14 @@ def test_an_index_cannot_name_files_outside_its_folder(folder, stem):
 def test_a_refusal_says_what_to_do(folder, stem, kinds, variant, says):
     for kind in kinds:
         write(kind, folder, stem, 1.0)
-    with pytest.raises(TextEncoderError, match=says):
+    with pytest.raises(FileError, match=says):
         weight_files(folder, variant)
 
 
 def test_a_single_file_of_another_name_is_refused_with_the_right_name(folder, stem):
     save({"a": 1.0}, folder / "wan_fp8.safetensors")
     says = f"only wan_fp8.safetensors; rename it to {stem}.safetensors"
-    with pytest.raises(TextEncoderError, match=says):
+    with pytest.raises(FileError, match=says):
         weight_files(folder)
 
 
@@ -91,13 +92,13 @@ def test_a_single_file_of_another_name_is_refused_with_the_right_name(folder, st
 def test_a_shard_without_an_index_is_not_to_be_renamed(folder, stem, variant):
     middle = f".{variant}" if variant else ""
     save({"a": 1.0}, folder / f"{stem}{middle}-00001-of-00002.safetensors")
-    with pytest.raises(TextEncoderError, match=r"no .*index.*json here, only .*download it again"):
+    with pytest.raises(FileError, match=r"no .*index.*json here, only .*download it again"):
         weight_files(folder, variant)
 
 
 def test_a_link_to_nothing_is_said_to_be_one(folder, stem):
     os.symlink(folder / "gone", folder / f"{stem}.safetensors")
-    with pytest.raises(TextEncoderError, match=f"{stem}.safetensors is a link to nothing"):
+    with pytest.raises(FileError, match=f"{stem}.safetensors is a link to nothing"):
         weight_files(folder)
 
 
@@ -105,5 +106,5 @@ def test_a_link_to_nothing_is_said_to_be_one(folder, stem):
 def test_a_damaged_header_is_refused(tmp_path, header):
     file = tmp_path / "model.safetensors"
     file.write_bytes(len(header).to_bytes(8, "little") + header)
-    with pytest.raises(TextEncoderError, match="header is damaged"):
+    with pytest.raises(FileError, match="header is damaged"):
         read_header(file)

@@ -7,16 +7,16 @@ loader that the folder's config.json is for, and refuses a folder that holds bot
 
 from __future__ import annotations
 
-import json
 import re
-import struct
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from wan_distill.errors import TextEncoderError
+from wan_distill.errors import FileError
+from wan_distill.settings.reading import AGAIN, read_json
 
 TRANSFORMERS_FILES = ("model.safetensors", "pytorch_model.bin")
+FORMATS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf")
 DIFFUSERS_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 _VARIANT_NAME = re.compile(
     r"(?:diffusion_pytorch_|pytorch_)?model\."
@@ -32,10 +32,10 @@ def weight_files(folder: Path, variant: str | None = None) -> list[Path]:
     are ignored. `variant` is not replaced by the plain files where it is absent: see
     `variant_or_none`.
 
-    Raises TextEncoderError where the loader would find nothing, where a shard is missing or the
+    Raises FileError where the loader would find nothing, where a shard is missing or the
     index is damaged, and where a single file and a complete set of shards lie side by side.
     """
-    config = _read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
     for_transformers = _is_for_transformers(folder, config)
     named = config.get("transformers_weights") if for_transformers else None
     if named:
@@ -45,16 +45,16 @@ def weight_files(folder: Path, variant: str | None = None) -> list[Path]:
         files = _checkpoint(folder, name, variant, index_first=not for_transformers)
         if files:
             return files
-    raise TextEncoderError(f"{folder}: {_why_nothing(folder, names, variant)}")
+    raise _nothing(folder, names, variant)
 
 
 def refuse_pickles(files: Iterable[Path]) -> None:
-    """Raises TextEncoderError where weight files are pickles."""
+    """Raises FileError where weight files are pickles."""
     for file in files:
         if file.suffix == ".bin":
-            raise TextEncoderError(
-                f"{file.parent}: holds only .bin weights, and to unpickle them can run code; "
-                "convert them to safetensors, or pass --allow_pickle if you trust them"
+            raise FileError(
+                f"{file.parent}: holds only .bin weights, and to unpickle them can run code",
+                "convert them to safetensors, or pass --allow_pickle if you trust them",
             )
 
 
@@ -85,15 +85,16 @@ def _checkpoint(folder: Path, name: str, variant: str | None, index_first: bool)
         return _shards(index)
     try:
         shards = _shards(index)
-    except TextEncoderError:
+    except FileError:
         if index_first:
             raise
         return [single]  # transformers does not open the index then
     if shards == [single]:
         return shards
-    raise TextEncoderError(
+    raise FileError(
         f"{folder}: holds two checkpoints, {single.name} and the shards of {index.name}, and it "
-        "is not known which is right; move one of them to another folder"
+        "is not known which is right",
+        "move one of them to another folder",
     )
 
 
@@ -101,32 +102,28 @@ def _named_by_config(folder: Path, name: str) -> list[Path]:
     """The file or index that `transformers_weights` in config.json names."""
     file = folder / name
     if Path(name).name != name or not file.is_file():
-        raise TextEncoderError(
-            f"{folder}: config.json gives {name} as transformers_weights, which is no file here; "
-            "download it again"
+        raise FileError(
+            f"{folder}: config.json gives {name} as transformers_weights, which is no file here",
+            AGAIN,
         )
     return _shards(file) if name.endswith(".index.json") else [file]
 
 
 def _shards(index: Path) -> list[Path]:
-    content = _read_json(index)
+    content = read_json(index)
     weight_map = content.get("weight_map")
     if not (
         weight_map and isinstance(weight_map, dict) and isinstance(content.get("metadata"), dict)
     ):
-        raise TextEncoderError(
-            f"{index}: is no index of weights (it needs weight_map and metadata); download it again"
+        raise FileError(
+            f"{index}: is no index of weights (it needs weight_map and metadata)", AGAIN
         )
     names = sorted({str(name) for name in weight_map.values()})
     for name in names:
         if Path(name).name != name:
-            raise TextEncoderError(
-                f"{index}: names {name}, which is outside its folder; download it again"
-            )
+            raise FileError(f"{index}: names {name}, which is outside its folder", AGAIN)
         if not (index.parent / name).is_file():
-            raise TextEncoderError(
-                f"{index.parent}: {name} is named by {index.name} but missing; download it again"
-            )
+            raise FileError(f"{index.parent}: {name} is named by {index.name} but missing", AGAIN)
     return [index.parent / name for name in names]
 
 
@@ -141,63 +138,38 @@ def _variants(folder: Path) -> list[str]:
     return sorted({next(filter(None, match.groups())) for match in matches if match})
 
 
-def _why_nothing(folder: Path, names: tuple[str, str], variant: str | None) -> str:
+def _nothing(folder: Path, names: tuple[str, str], variant: str | None) -> FileError:
     """Why no loader finds weights in `folder`, and what to do."""
     wanted = _with_variant(names[0], variant)
     index = _with_variant(f"{names[0]}.index.json", variant)
     for link in (folder / wanted, folder / index):
         if link.is_symlink():
-            return f"no weight file here, {link.name} is a link to nothing; download it again"
+            return FileError(
+                f"{folder}: no weight file here, {link.name} is a link to nothing",
+                "download it again, or copy the files that links lead to (cp -rL)",
+            )
     ways = [f"with --variant {other}" for other in _variants(folder) if other != variant]
     plain = [*names, *(f"{name}.index.json" for name in names)]
     if variant and any((folder / name).is_file() for name in plain):
         ways.insert(0, "without --variant")
     if ways:
-        return f"no weight file {wanted} here; this folder loads {' or '.join(ways)}"
+        remedy = f"this folder loads {' or '.join(ways)}"
+        return FileError(f"{folder}: no weight file {wanted} here", remedy)
     strays = sorted(
         file.name
         for file in folder.glob("[!.]*")
-        if file.suffix in (".safetensors", ".bin") and file.name not in names
+        if file.suffix in FORMATS and file.name not in names
     )
-    if len(strays) == 1 and "-of-" not in strays[0]:
-        name = next(name for name in names if name.endswith(Path(strays[0]).suffix))
-        return f"no weight file of a name that is loaded, only {strays[0]}; rename it to {name}"
-    if strays:
-        return f"no weight file {wanted} and no {index} here, only {strays[0]}; download it again"
-    return f"no weight file ({wanted}, or {index} and its shards) here; download it again"
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise TextEncoderError(f"{file}: cannot be read ({reason}); download it again") from error
-    if not isinstance(content, dict):
-        raise TextEncoderError(f"{file}: is not a JSON object; download it again")
-    return content
-
-
-def read_header(file: Path) -> tuple[dict[str, Any], int]:
-    """The header of a safetensors file, and the position in bytes where its data begins.
-
-    The header maps each tensor's name to its dtype, shape and data_offsets (bytes from the start of
-    the data); `__metadata__` is an entry of its own. Raises TextEncoderError on a damaged file.
-    """
-    size = file.stat().st_size
-    with file.open("rb") as data:
-        start = data.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
-        if 8 + length > size:
-            raise TextEncoderError(f"{file}: truncated or not safetensors; download it again")
-        try:
-            header = json.loads(data.read(length))
-            tensors = [entry for name, entry in header.items() if name != "__metadata__"]
-            end = max((entry["data_offsets"][1] for entry in tensors), default=0)
-        except (ValueError, AttributeError, LookupError, TypeError) as error:
-            raise TextEncoderError(f"{file}: its header is damaged; download it again") from error
-    if 8 + length + end > size:
-        raise TextEncoderError(
-            f"{file}: truncated ({size} of {8 + length + end} bytes); download it again"
+    if not strays:
+        return FileError(
+            f"{folder}: no weight file ({wanted}, or {index} and its shards) here", AGAIN
         )
-    return header, 8 + length
+    if len(strays) > 1 or "-of-" in strays[0]:
+        return FileError(
+            f"{folder}: no weight file {wanted} and no {index} here, only {strays[0]}", AGAIN
+        )
+    reason = f"{folder}: no weight file of a name that is loaded, only {strays[0]}"
+    for name in names:
+        if name.endswith(Path(strays[0]).suffix):
+            return FileError(reason, f"rename it to {name}")
+    return FileError(reason, "give the folder of the same model in diffusers' layout")

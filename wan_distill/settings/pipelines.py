@@ -1,0 +1,138 @@
+"""Is this a Wan text-to-video pipeline? By its JSON files alone."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+from wan_distill.errors import UsageError
+
+TRANSFORMER_NUMBERS = (
+    "in_channels",
+    "num_layers",
+    "num_attention_heads",
+    "attention_head_dim",
+    "ffn_dim",
+    "text_dim",
+    "freq_dim",
+)
+# Part -> the library and class that model_index.json must name; None: any class of that library.
+PARTS = {
+    "transformer": ("diffusers", "WanTransformer3DModel"),
+    "transformer_2": ("diffusers", "WanTransformer3DModel"),
+    "vae": ("diffusers", "AutoencoderKLWan"),
+    "text_encoder": ("transformers", "UMT5EncoderModel"),
+    "tokenizer": ("transformers", None),
+    "scheduler": ("diffusers", None),
+}
+SCHEDULER = "UniPCMultistepScheduler"  # Wan's own, for remedies
+
+
+def check_pipeline(source: str, index: dict[str, Any]) -> None:
+    """Raises UsageError where `index`, the content of model_index.json, is not of a pipeline that
+    stock diffusers loads as WanPipeline.
+    """
+    if index.get("_class_name") != "WanPipeline":
+        raise UsageError(
+            f"--teacher_path {source}: is a {index.get('_class_name')}; this tool distils "
+            "WanPipeline (text to video)"
+        )
+    for part, (library, wanted) in PARTS.items():
+        if part not in index or (part == "transformer_2" and index[part] == [None, None]):
+            continue
+        where = f"--teacher_path {source}: model_index.json: {part}"
+        named = index[part]
+        if not isinstance(named, list) or len(named) != 2 or not all(map(_is_text, named)):
+            absent = ", or [null, null] if there is none" if part == "transformer_2" else ""
+            usual = [library, wanted or (SCHEDULER if part == "scheduler" else "T5TokenizerFast")]
+            raise UsageError(
+                f"{where} is {json.dumps(named)}, which diffusers does not load; write "
+                f"{json.dumps(usual)}{absent}"
+            )
+        if named[0] != library:
+            usual = [library, wanted or SCHEDULER]
+            raise UsageError(
+                f"{where} is {named[1]} of {named[0]}, which diffusers does not load; write "
+                f"{json.dumps(usual)}"
+            )
+        if wanted and named[1] != wanted:
+            raise UsageError(
+                f"{where} is {named[1]}; this tool distils pipelines whose {part} is {wanted}"
+            )
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def check_text_to_video(source: str, transformer: dict[str, Any]) -> None:
+    """Raises UsageError for a transformer that also needs an image.
+
+    Image-to-video transformers have an image encoder's width (Wan2.1), or take the image's latents
+    and a mask as additional channels: 36 in, 16 out.
+    """
+    channels_in = transformer.get("in_channels")
+    channels_out = transformer.get("out_channels")
+    if transformer.get("image_dim") is not None or channels_in != channels_out:
+        raise UsageError(
+            f"--teacher_path {source}: an image-to-video transformer; give a text-to-video teacher"
+        )
+
+
+def boundary_ratio_of(source: str, index: dict[str, Any]) -> float | None:
+    """The boundary in `index`, the content of model_index.json; None for a single transformer.
+
+    Raises UsageError where it is no number between 0 and 1.
+    """
+    if index.get("transformer_2") in (None, [None, None]):
+        return None
+    boundary = index.get("boundary_ratio")
+    if isinstance(boundary, str):
+        raise UsageError(
+            f'--teacher_path {source}: boundary_ratio "{boundary}" in model_index.json is text; '
+            "write the number without quotes"
+        )
+    if not (isinstance(boundary, float) and 0 < boundary < 1):
+        raise UsageError(
+            f"--teacher_path {source}: has two transformers but boundary_ratio {boundary} in "
+            "model_index.json; set it there (Wan2.2-T2V-A14B: 0.875)"
+        )
+    return boundary
+
+
+def check_numbers(source: str, transformer: dict[str, Any], vae: dict[str, Any]) -> None:
+    """Raises UsageError where a number that this tool calculates with is not one."""
+    channels = transformer.get("in_channels")
+    wrong = [
+        f"transformer/config.json: {key} {transformer.get(key)}"
+        for key in TRANSFORMER_NUMBERS
+        if not _is_positive(transformer.get(key))
+    ]
+    patch = transformer.get("patch_size")
+    if not (isinstance(patch, list) and len(patch) == 3 and all(map(_is_positive, patch))):
+        wrong.append(f"transformer/config.json: patch_size {patch}")
+    wrong += [
+        f"vae/config.json: {key} {vae[key]}"
+        for key in ("scale_factor_temporal", "scale_factor_spatial")
+        if key in vae and not _is_positive(vae[key])
+    ]
+    wrong += [
+        f"vae/config.json: {key} is not {channels} numbers"
+        for key in ("latents_mean", "latents_std")
+        if vae.get("z_dim") != channels or not _are_numbers(vae.get(key), channels)
+    ]
+    if wrong:
+        raise UsageError(
+            f"--teacher_path {source}: {wrong[0]}; that is no Wan model, download it again"
+        )
+
+
+def _is_positive(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
+def _are_numbers(values: Any, count: int | None) -> bool:
+    """Whether `values` is a list of `count` finite numbers."""
+    numbers = values if isinstance(values, list) and len(values) == count else [math.nan]
+    return all(type(value) in (int, float) and math.isfinite(value) for value in numbers)
