@@ -60,7 +60,7 @@ def test_a_configuration_that_cannot_be_read_is_named(broken):
     def garble(folder):
         (folder / "tokenizer" / "tokenizer_config.json").write_text("{")
 
-    assert "tokenizer/tokenizer_config.json cannot be read" in broken(garble)
+    assert "tokenizer/tokenizer_config.json: cannot be read" in broken(garble)
 
 
 def test_too_little_disk_stops_the_run(broken, monkeypatch):

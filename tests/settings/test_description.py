@@ -232,6 +232,12 @@ def test_a_hub_that_does_not_answer_is_named(monkeypatch):
     [
         ("model_index.json", dict(_class_name="FluxPipeline"), "is a FluxPipeline"),
         ("model_index.json", dict(boundary_ratio=None), "boundary_ratio None"),
+        ("model_index.json", dict(boundary_ratio="0.875"), "write the number without quotes"),
+        ("model_index.json", dict(transformer_2=None), r"transformer_2 is null, .*\[null, null\]"),
+        ("model_index.json", dict(vae=None), r"vae is null, .*AutoencoderKLWan"),
+        ("model_index.json", dict(scheduler=["unipc", "UniPC"]), "UniPC of unipc, .*UniPCMulti"),
+        ("model_index.json", dict(transformer=["diffusers", "X"]), "transformer is X; this tool"),
+        ("model_index.json", dict(text_encoder=["transformers", "T5EncoderModel"]), "is T5Encoder"),
         ("model_index.json", dict(boundary_ratio=1.0), "boundary_ratio 1.0"),
         ("transformer/config.json", dict(in_channels=36), "image-to-video transformer"),
         ("transformer/config.json", dict(image_dim=1280), "image-to-video transformer"),

@@ -20,7 +20,7 @@ from umt5_layouts import (
     write_layout,
 )
 
-from wan_distill.errors import TextEncoderError
+from wan_distill.errors import FileError, TextEncoderError
 from wan_distill.umt5.inspect import inspect_text_encoder
 from wan_distill.umt5.repair import load_text_encoder, repair_on_disk
 from wan_distill.umt5.verify import read_rows
@@ -79,7 +79,7 @@ def test_two_checkpoints_side_by_side_are_refused(tmp_path):
     folder = write_layout("sharded", tmp_path / "encoder")
     other = {name: 1.5 * values for name, values in true_weights().items()}
     save_file(other, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(TextEncoderError, match=r"two checkpoints, model.safetensors and"):
+    with pytest.raises(FileError, match=r"two checkpoints, model.safetensors and"):
         load_text_encoder(folder)
 
 

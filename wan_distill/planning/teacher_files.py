@@ -16,7 +16,8 @@ from wan_distill.errors import FileError, UsageError, one_line
 from wan_distill.maths.sigmas import SUBFOLDER
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
-from wan_distill.settings.reading import read_header
+from wan_distill.settings.fingerprints import TOKENIZER_FILES
+from wan_distill.settings.reading import read_header, read_json
 from wan_distill.settings.weight_files import (
     refuse_pickles,
     variant_or_none,
@@ -36,6 +37,9 @@ def check_files(info: TeacherInfo, config: Config) -> str:
     if not Path(info.source).is_dir():
         return "on the hub; downloaded when needed"
     try:
+        for file in (info.folder / "tokenizer" / name for name in TOKENIZER_FILES):
+            if file.suffix == ".json" and file.exists():
+                read_json(file)
         folder = info.folder / "text_encoder"
         inspection = inspect_text_encoder(folder, variant_or_none(folder, config.variant))
         check_class(inspection, "UMT5EncoderModel")

@@ -81,10 +81,10 @@ def _hash_weights(files: tuple[tuple[Path, int, int], ...], whole: bool) -> byte
     for name in sorted(places):
         file, start, size, what = places[name]
         digest.update(f"{name} {what} {size}\n".encode())
-        with file.open("rb") as data:
+        with file.open("rb") as content:
             for offset, count in _samples(size, whole):
-                data.seek(start + offset)
-                digest.update(data.read(count))
+                content.seek(start + offset)
+                digest.update(content.read(count))
     return digest.digest()
 
 

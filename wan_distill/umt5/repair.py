@@ -64,9 +64,7 @@ def verify_or_repair(encoder: UMT5EncoderModel, inspection: Inspection) -> Verdi
     done += _repair_where_needed(encoder, inspection, key)
     after = verify(encoder, inspection, key)
     if not after.matches:
-        raise TextEncoderError(
-            f"{inspection.folder}: {after.reason}, also after repair", ORIGINAL
-        )
+        raise TextEncoderError(f"{inspection.folder}: {after.reason}, also after repair", ORIGINAL)
     return Verdict(
         verdict="REPAIRED" if done else "PASS",
         reason="; ".join(done) or "the table in use is the file's",
