@@ -29,6 +29,15 @@ TWO = ["a cat jumps", "a dog, running"]
         ("texts.json", json.dumps([{"text": p} for p in TWO])),
         ("data.json", json.dumps({"data": [{"caption": p, "path": "x.mp4"} for p in TWO]})),
         ("p.csv", 'file,prompt\n1.mp4,a cat jumps\n2.mp4,"a dog, running"\n'),
+        ("P.JSONL", '{"Caption": "a cat jumps"}\r\n"a dog, running"\r\n'),
+        ("p.ndjson", '"a cat jumps"\n"a dog, running"'),
+        ("p.jsonlines", json.dumps(TWO, indent=1)),  # one value, not one per line
+        ("lines.json", '{"text": "a cat jumps"}\n{"text": "a dog, running"}\n'),
+        ("P.CSV", "sep=;\r\nfile;Caption \r\n1.mp4;a cat jumps\r\n2.mp4;a dog, running\r\n"),
+        ("semicolons.csv", '"file";"caption"\n1;a cat jumps\n2;"a dog, running"\n'),
+        ("p.tsv", "file\ttext\n1.mp4\ta cat jumps\n2.mp4\ta dog, running\n"),
+        ("prompts", "a cat jumps\na dog, running"),
+        ("mac.TXT", "a cat jumps\ra dog, running\r"),
     ],
 )
 def test_every_layout_gives_the_same_prompts(tmp_path, name, text):
@@ -40,6 +49,70 @@ def test_a_folder_holds_one_prompt_per_file(tmp_path):
     (tmp_path / "a.txt").write_text("a cat\njumps\n")
     (tmp_path / "b.txt").write_text("a dog, running")
     assert read_prompts(tmp_path) == TWO
+
+
+def test_a_folder_is_read_whatever_else_lies_in_it(tmp_path):
+    said = []
+    (tmp_path / "a.TXT").write_text("#1 fan --w 832 stays as it is")
+    (tmp_path / "b.txt").write_text("")
+    (tmp_path / "c.txt").write_text("a cat\njumps")
+    (tmp_path / "._a.txt").write_bytes(b"\0\5\26\7")  # what macOS leaves
+    (tmp_path / "a.mp4").write_bytes(b"\0")
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "d.txt").write_text("a dog")
+    assert read_prompts(tmp_path, said.append) == ["#1 fan --w 832 stays as it is", "a cat jumps"]
+    assert sorted(line.split(": ", 1)[1].split(" (")[0] for line in said) == [
+        "1 empty captions left out",
+        "1 files in subfolders left out",
+        "1 files of several lines, each one prompt",
+    ]
+
+
+def test_comments_and_options_belong_to_text_files_alone(tmp_path):
+    said = []
+    prompts = ["#1 fan", "a cat --w 832", "a\u2028b\x0cc\x85d\x1ce"]
+    (tmp_path / "p.json").write_text(json.dumps(prompts))
+    assert read_prompts(tmp_path / "p.json", said.append) == prompts and not said
+    (tmp_path / "p.txt").write_text("\n".join(prompts), encoding="utf-8")
+    assert read_prompts(tmp_path / "p.txt", said.append) == ["a cat", prompts[2]]
+    assert [line.split(": ", 1)[1].split(" (")[0] for line in said] == [
+        "1 comment lines left out",
+        "1 prompts cut where musubi-tuner's options begin",
+    ]
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        *("w 832", "h 480", "f 81", "d 1", "s 20", "g 5.0", "fs -5.0", "l 6", "n ugly", "i a.jpg"),
+        *("ei b.jpg", "cn c.mp4", "ci d.jpg", "of target_index=1", "W 832", "FS 3"),
+    ],
+)
+def test_each_option_of_musubi_ends_a_prompt(tmp_path, option):
+    (tmp_path / "p.txt").write_text(f"a cat jumps --{option} --other\na dog --width of a hand")
+    assert read_prompts(tmp_path / "p.txt") == ["a cat jumps", "a dog --width of a hand"]
+
+
+def test_of_many_remarks_some_are_made_and_all_counted(tmp_path):
+    said = []
+    file = tmp_path / "p.txt"
+    file.write_text("a cat\n" * 1000)
+    assert read_prompts(file, said.append) == ["a cat"]
+    assert len(said) == 21
+    assert said[-1] == f"--prompts {file}: 999 duplicates, of which 20 are named"
+
+
+def test_a_caption_of_any_length_is_read(tmp_path):
+    long = "word " * 100_000
+    (tmp_path / "p.csv").write_text(f"caption\n{long}\na cat\n")
+    assert read_prompts(tmp_path / "p.csv") == [long.strip(), "a cat"]
+
+
+def test_characters_that_another_program_lost_are_counted(tmp_path):
+    said = []
+    (tmp_path / "p.txt").write_text("a caf\ufffd\na cat", encoding="utf-8")
+    assert len(read_prompts(tmp_path / "p.txt", said.append)) == 2
+    assert "1 prompts with \ufffd" in said[0] and "p.txt:1" in said[0]
 
 
 def test_a_dash_inside_a_prompt_is_kept(tmp_path):
@@ -59,13 +132,33 @@ def test_duplicates_and_long_prompts_are_named_by_line(tmp_path):
 @pytest.mark.parametrize(
     "name, data, reason",
     [
-        ("p.json", b"{", "malformed"),
+        ("p.json", b"{", "p.json:1: malformed"),
+        ("p.json", b'[\n"a",\n"b"\n', "p.json:4: malformed"),
         ("p.json", b'{"rows": 1}', "must be a list"),
-        ("p.jsonl", b'{"a": 1}', "p.jsonl:1"),
-        ("p.csv", b"file\nx\n", "p.csv:2"),
-        ("p.txt", b"\xff\xfe", "UTF-8"),
+        ("p.json", b'["a", {"caption": 1}]', "record 2: none of"),
+        ("p.json", b"[" * 100_000, "nested too deeply"),
+        ("p.jsonl", b'{"a": 1}\n{"a": 1}', "p.jsonl:1: none of"),
+        ("p.jsonl", b'"a"\n\n{"caption": "b', "p.jsonl:3: malformed"),
+        ("p.jsonl", b'"a"\n{"caption": "a cat smiles \\ud83d"}', r"p.jsonl:2: holds '.ud83d'"),
+        ("p.jsonl", b'"a"\n"b\\u0000"', "p.jsonl:2: holds"),
+        ("p.csv", b"file\nx\n", "p.csv:1: the header names none of"),
+        ("p.csv", b"file,caption\n1,a cat\n2,a dog, running\n", "p.csv:3: 3 fields"),
+        ("p.csv", b"file,caption\n1\n", "p.csv:2: 1 fields"),
+        ("p.csv", b'caption\na cat\n"a dog\nan owl\n', "p.csv:3: malformed"),
+        ("p.tsv", b'caption\n"a" cat\n', "p.tsv:2: malformed"),
+        ("p.txt", b"a cat\n\xe9t\xe9", "p.txt:2: not UTF-8"),
+        ("p.txt", "a cat\n\n".encode("utf-16") + b"\0\xd8a\0", "p.txt:3: not UTF-16"),
         ("p.txt", b"a\0b", "binary"),
+        ("p.txt", "a cat".encode("utf-16-le"), "binary"),
+        ("p.txt", rb"{\rtf1\ansi a cat}", "binary"),
         ("p.txt", b"# only a comment", "no prompt"),
+        ("p.txt", b"\xff\xfe", "no prompt"),
+        ("p.txt", b'{"caption": "a cat"}\n{"caption": "a dog"}\n', "rename it to p.jsonl"),
+        ("p.txt", b'[\n"a cat"\n]', "rename it to p.json"),
+        ("p.txt", b"file,caption\n1.mp4,a cat", "rename it to p.csv"),
+        ("p.txt", b"file\tcaption\n1.mp4\ta cat", "rename it to p.tsv"),
+        ("p.yaml", b"- a cat jumps\n", ".yaml is no format that is read"),
+        ("p.txt.bak", b"a cat\n", ".bak is no format that is read"),
     ],
 )
 def test_bad_files_are_refused_in_one_line(tmp_path, name, data, reason):
@@ -75,10 +168,18 @@ def test_bad_files_are_refused_in_one_line(tmp_path, name, data, reason):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["p.txt", "p.parquet", "p.yaml", "a/b/p", "p"])
+def test_a_file_that_is_not_there_is_refused(tmp_path, name):
+    with pytest.raises(UsageError, match=r"no such file|cannot be read \(No such file"):
+        read_prompts(tmp_path / name)
+
+
 def test_the_built_in_prompts_are_many_and_distinct():
     said = []
     prompts = read_prompts(BUILT_IN_PROMPTS, said.append)
-    assert len(prompts) >= 500 and not said
+    assert len(prompts) >= 500
+    (line,) = said
+    assert "comment lines left out" in line
     assert all(8 <= len(p.split()) <= 60 for p in prompts)
     assert len({p.split(" ", 3)[-1] for p in prompts}) == len(prompts)
 
@@ -96,6 +197,31 @@ def test_a_dataset_of_the_hub_where_the_package_is_present_and_where_it_is_not(m
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(UsageError, match="pip install datasets"):
         read_prompts("some/captions")
+
+
+def test_columns_and_saved_data_sets_are_read_by_the_package(monkeypatch, tmp_path):
+    class Rows(list):
+        column_names = ("video", "Caption")
+
+        def select_columns(self, names):  # videos are not decoded
+            return [{name: row[name] for name in names} for row in self]
+
+    rows = Rows([{"video": object(), "Caption": "a red ball"}, {"video": 1, "Caption": None}])
+
+    def load_dataset(kind, data_files, split):
+        assert (kind, data_files, split) == ("parquet", str(tmp_path / "p.PARQUET"), "train")
+        return rows
+
+    package = types.SimpleNamespace(
+        load_dataset=load_dataset, load_from_disk=lambda folder: {"train": rows, "test": []}
+    )
+    monkeypatch.setitem(sys.modules, "datasets", package)
+    said = []
+    (tmp_path / "p.PARQUET").write_bytes(b"PAR1")
+    assert read_prompts(tmp_path / "p.PARQUET", said.append) == ["a red ball"]
+    assert "1 empty captions left out" in said[0] and "[1]" in said[0]
+    (tmp_path / "dataset_dict.json").write_text("{}")
+    assert read_prompts(tmp_path) == ["a red ball"]
 
 
 # ------------------------------------------------------------------------------------------- split

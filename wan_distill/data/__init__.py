@@ -1,9 +1,17 @@
 """What training reads: prompts, their embeddings, and stored samples."""
 
 from wan_distill.data.embeddings import PromptEmbeddings
-from wan_distill.data.prompts import split_prompts
+from wan_distill.data.prompts import read_prompts, split_prompts
 from wan_distill.data.run import Run
 from wan_distill.data.samples import Inputs, open_inputs
 from wan_distill.data.solving import solve_missing
 
-__all__ = ["Inputs", "PromptEmbeddings", "Run", "open_inputs", "solve_missing", "split_prompts"]
+__all__ = [
+    "Inputs",
+    "PromptEmbeddings",
+    "Run",
+    "open_inputs",
+    "read_prompts",
+    "solve_missing",
+    "split_prompts",
+]

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import functools
 import hashlib
-import io
-import json
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+from wan_distill.data.prompt_files import entries
 from wan_distill.errors import UsageError
 from wan_distill.settings.assets import ASSETS
 from wan_distill.settings.config import Config
@@ -20,137 +17,96 @@ from wan_distill.settings.description import TeacherInfo
 
 BUILT_IN_PROMPTS = ASSETS / "prompts.txt"
 LONG_PROMPT = 300  # words: about 512 tokens, all that Wan's transformers see
-# `a prompt --w 832 --h 480`: the options are musubi-tuner's, not part of the prompt.
-MUSUBI_OPTION = re.compile(r"\s+--[whfdsnlgi]\s")
-CAPTION_KEYS = ("caption", "text", "prompt")
+MOST_NAMED = 20  # duplicates, and long prompts, that are named one by one
 HELD_OUT = 10  # one prompt of so many is held out for the evaluation
 
 
 def read_prompts(source: Path | str, say: Callable[[str], None] = lambda line: None) -> list[str]:
-    """The distinct prompts in `source`, in its order.
+    """The distinct prompts in `source`, in its order, without white space around them.
 
-    Lines that begin with # and musubi's trailing options (`--w 832 ...`) are not part of a prompt.
+    In text files lines that begin with # and musubi's trailing options (`--w 832 ...`) are not part
+    of a prompt; nothing is taken from records.
 
     Args:
-        source: a .txt, .json, .jsonl or .csv file, a folder of .txt files, or the id of a
+        source: a text file, .json, .jsonl, .csv or .tsv, a folder of .txt files, or the id of a
             `datasets` data set.
-        say: is called with one line, which gives the line number, for each duplicate and for each
-            prompt that is too long to be used whole.
+        say: gets one line, with the place, for each duplicate and each prompt that is too long to
+            be used whole, up to a number of them, and one for each kind of what is left out.
 
-    Raises UsageError where there is no prompt, and for files that are binary, not UTF-8 or
-    malformed.
+    Raises UsageError where there is no prompt, and for files that are binary, of an encoding or a
+    format that is not known, or malformed.
     """
-    place = Path(source)
     first_place: dict[str, str] = {}  # prompt -> where it was read first
-    for where, line in _raw_prompts(place, str(source)):
-        prompt = MUSUBI_OPTION.split(line.strip(), maxsplit=1)[0].strip()
-        if not prompt or prompt.startswith("#"):
+    remarks = _Remarks(str(source), say)
+    for where, text, note in entries(str(source)):
+        if note:
+            remarks.count(note, where)
+        prompt = text.strip()
+        if not prompt:
+            if not note:
+                remarks.count("empty captions left out", where)
             continue
+        _check_characters(prompt, where)
+        if "\ufffd" in prompt:
+            remarks.count("prompts with \ufffd, where another program lost a character", where)
         if prompt in first_place:
-            say(f"--prompts {where}: the same prompt as {first_place[prompt]}; used once")
+            remarks.name(
+                "duplicates", where, f"the same prompt as {first_place[prompt]}; used once"
+            )
             continue
         count = len(prompt.split())
         if count > LONG_PROMPT:
-            say(
-                f"--prompts {where}: {count} words; Wan reads the first 512 tokens, "
-                f"about {LONG_PROMPT} words"
-            )
+            long = f"{count} words; Wan reads the first 512 tokens, about {LONG_PROMPT} words"
+            remarks.name("long prompts", where, long)
         first_place[prompt] = where
+    remarks.sum_up()
     if not first_place:
         raise UsageError(f"--prompts {source}: holds no prompt; write one per line")
     return list(first_place)
 
 
-def _raw_prompts(place: Path, source: str) -> Iterator[tuple[str, str]]:
-    """(where, text) of everything in `place` that might be a prompt."""
-    if place.is_dir():  # one prompt per file, which may have several lines
-        for file in sorted(place.glob("*.txt")):
-            yield str(file), " ".join(_text(file).split())
-    elif place.exists() or place.suffix or "/" not in source:
-        text = _text(place)
-        if place.suffix in (".json", ".jsonl", ".csv"):
-            yield from _records(place, text)
-        else:
-            yield from ((f"{place}:{n}", line) for n, line in enumerate(text.splitlines(), 1))
-    else:
-        yield from _hub_dataset(source)
+class _Remarks:
+    """Says what is to be known of single prompts, and at the end how many of each kind there were.
 
-
-def _records(place: Path, text: str) -> Iterator[tuple[str, str]]:
-    """(where, caption) of each record of a .jsonl, .csv or .json file.
-
-    A .json file holds a list of strings or objects, or an object with such a list in `data`.
+    Args:
+        say: gets each line.
     """
-    try:
-        rows = _parse_records(place.suffix, text)
-    except ValueError as error:
+
+    def __init__(self, source: str, say: Callable[[str], None]):
+        self.source = source
+        self.say = say
+        self.places: dict[str, list[str]] = {}
+        self.named: dict[str, int] = {}
+
+    def name(self, kind: str, where: str, remark: str) -> None:
+        """One prompt's line, for the first of a kind."""
+        self.named[kind] = self.named.get(kind, 0) + 1
+        if self.named[kind] <= MOST_NAMED:
+            self.say(f"--prompts {where}: {remark}")
+
+    def count(self, kind: str, where: str) -> None:
+        """One more of a kind that is only counted."""
+        self.places.setdefault(kind, []).append(where)
+
+    def sum_up(self) -> None:
+        """The counts."""
+        for kind, places in self.places.items():
+            self.say(f"--prompts {self.source}: {len(places)} {kind} (the first: {places[0]})")
+        for kind, number in self.named.items():
+            if number > MOST_NAMED:
+                self.say(
+                    f"--prompts {self.source}: {number} {kind}, of which {MOST_NAMED} are named"
+                )
+
+
+def _check_characters(prompt: str, where: str) -> None:
+    """Raises UsageError for text that no file can hold: half a character, or a NUL."""
+    broken = re.search(r"[\ud800-\udfff\0]", prompt)
+    if broken:
         raise UsageError(
-            f"--prompts {place}: malformed ({error}); give valid {place.suffix[1:].upper()}"
-        ) from error
-    if not isinstance(rows, list):
-        raise UsageError(f'--prompts {place}: must be a list of prompts, or {{"data": [...]}}')
-    first = 2 if place.suffix == ".csv" else 1
-    for number, row in enumerate(rows, first):
-        where = f"{place}:{number}"
-        yield where, row if isinstance(row, str) else _caption(row, where)
-
-
-def _parse_records(suffix: str, text: str) -> Any:
-    """The rows in `text`; of a .json file, whatever stands in their place. Raises ValueError."""
-    if suffix == ".csv":
-        return list(csv.DictReader(io.StringIO(text)))
-    if suffix == ".jsonl":
-        return [json.loads(line) if line.strip() else "" for line in text.splitlines()]
-    rows = json.loads(text)
-    return rows.get("data") if isinstance(rows, dict) else rows
-
-
-def _caption(row: Any, where: str) -> str:
-    """The text of a record, under the first of CAPTION_KEYS that it has. Raises UsageError."""
-    for key in CAPTION_KEYS:
-        if isinstance(row, dict) and isinstance(row.get(key), str):
-            return row[key]
-    raise UsageError(
-        f"--prompts {where}: none of {', '.join(CAPTION_KEYS)} holds text here; rename the column"
-    )
-
-
-def _hub_dataset(source: str) -> Iterator[tuple[str, str]]:
-    """(where, caption) of each row of a data set of the hub. Raises UsageError."""
-    try:
-        import datasets
-    except ImportError as error:
-        raise UsageError(
-            f"--prompts {source}: no such file; to read a hub dataset of that name: "
-            "pip install datasets"
-        ) from error
-    try:
-        rows = datasets.load_dataset(source, split="train")
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(
-            f"--prompts {source}: neither a file nor a dataset ({reason}); check the name"
-        ) from error
-    for number, row in enumerate(rows):
-        where = f"{source}[{number}]"
-        yield where, _caption(row, where)
-
-
-def _text(file: Path) -> str:
-    """The text of a file, without a byte-order mark. Raises UsageError."""
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UsageError(
-            f"--prompts {file}: not UTF-8 text (byte {error.start}); save it as UTF-8"
-        ) from error
-    except OSError as error:
-        raise UsageError(
-            f"--prompts {file}: cannot be read ({error.strerror}); give a text file"
-        ) from error
-    if "\0" in text:
-        raise UsageError(f"--prompts {file}: a binary file; give text, one prompt per line")
-    return text
+            f"--prompts {where}: holds {broken[0]!a}, which is half a character or none; "
+            "write the text anew there"
+        )
 
 
 def split_prompts(config: Config, teacher: TeacherInfo) -> tuple[list[str], list[str]]:
@@ -167,7 +123,10 @@ def split_prompts(config: Config, teacher: TeacherInfo) -> tuple[list[str], list
     if config.prompts is None and teacher.embedded:
         return read_prompts(teacher.folder / "prompts.txt"), _captions_for_evaluation(teacher)
     say = functools.partial(print, file=sys.stderr)
-    prompts = read_prompts(config.prompts or BUILT_IN_PROMPTS, say)
+    if config.prompts is None:
+        prompts = read_prompts(BUILT_IN_PROMPTS)
+    else:
+        prompts = read_prompts(config.prompts, say)
     if len(prompts) > 1:
         held_out = _held_out(prompts)
         excluded = set(held_out)

@@ -22,8 +22,8 @@ class JobSettings:
     )
     prompts: str | None = flag(
         None,
-        ".txt (one per line), .json, .jsonl, .csv, a folder of .txt, or a `datasets` id (default: "
-        "built in)",
+        ".txt (one per line), .json, .jsonl, .csv, .tsv, a folder of .txt, or a `datasets` id "
+        "(default: built in)",
         START,
         free=True,
     )

@@ -1,0 +1,195 @@
+"""Captions in records: JSON, tables, data sets."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from wan_distill.data.prompt_text import Entry, read_text, split_lines
+from wan_distill.errors import UsageError, one_line
+
+CAPTION_KEYS = ("caption", "text", "prompt")
+DELIMITERS = {".csv": ",;\t|", ".tsv": "\t,;|"}  # the usual one first
+
+
+def caption_of(record: Any, where: str) -> str:
+    """The text of a record: a string, or the first of CAPTION_KEYS, in any case, that holds one.
+    Raises UsageError where there is none; null is an empty caption.
+    """
+    if isinstance(record, str):
+        return record
+    found = None
+    if isinstance(record, dict):
+        values = {str(key).strip().casefold(): value for key, value in record.items()}
+        held = [values[key] for key in CAPTION_KEYS if key in values]
+        texts = [value for value in held if isinstance(value, str)]
+        found = next((text for text in texts if text.strip()), next(iter(texts), None))
+        if found is None and any(value is None for value in held):
+            return ""
+    if found is None:
+        raise UsageError(
+            f"--prompts {where}: none of {', '.join(CAPTION_KEYS)} holds text here; rename the "
+            "column"
+        )
+    return found
+
+
+def read_json(place: Path) -> Iterator[Entry]:
+    """A list of records, an object with such a list in `data`, or one record per line."""
+    text = read_text(place)
+    try:
+        content = json.loads(text)
+    except RecursionError as error:
+        raise UsageError(f"--prompts {place}: nested too deeply; give a list of prompts") from error
+    except ValueError as error:
+        whole = error
+    else:
+        yield from _listed(place, content)
+        return
+    lines = [(n, line) for n, line in enumerate(split_lines(text), 1) if line.strip()]
+    by_line = place.suffix.casefold() != ".json" or (lines and is_json(lines[0][1]))
+    for number, line in lines if by_line else ():
+        where = f"{place}:{number}"
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UsageError(
+                f"--prompts {where}: malformed ({one_line(error)}); give one JSON value per line"
+            ) from error
+        yield Entry(where, caption_of(record, where))
+    if not by_line:
+        line_number = getattr(whole, "lineno", 1)
+        raise UsageError(
+            f"--prompts {place}:{line_number}: malformed ({one_line(whole)}); give valid JSON"
+        ) from whole
+
+
+def _listed(place: Path, content: Any) -> Iterator[Entry]:
+    if isinstance(content, dict) and isinstance(content.get("data"), list):
+        content = content["data"]
+    elif isinstance(content, str) or (
+        isinstance(content, dict)
+        and any(str(key).strip().casefold() in CAPTION_KEYS for key in content)
+    ):
+        content = [content]  # one record per line, and one line
+    if not isinstance(content, list):
+        raise UsageError(f'--prompts {place}: must be a list of prompts, or {{"data": [...]}}')
+    for number, record in enumerate(content, 1):
+        where = f"{place}: record {number}"
+        yield Entry(where, caption_of(record, where))
+
+
+def read_table(place: Path) -> Iterator[Entry]:
+    """The caption column of a table with a header, quoted as the csv module and Excel quote."""
+    text = read_text(place)
+    first = 1
+    choices = DELIMITERS[place.suffix.casefold()]
+    stated = re.match(r"sep=(.)\r?\n", text)  # Excel's line before the header
+    if stated:
+        text, first, choices = text[stated.end() :], 2, stated[1]
+    headers = {delimiter: _header(text, delimiter) for delimiter in choices}
+    delimiter = next((d for d, names in headers.items() if set(names) & set(CAPTION_KEYS)), "")
+    if not delimiter:
+        raise UsageError(
+            f"--prompts {place}:{first}: the header names none of {', '.join(CAPTION_KEYS)}; "
+            "rename the column"
+        )
+    names = headers[delimiter]
+    column = next(names.index(key) for key in CAPTION_KEYS if key in names)
+    for line, row in _table_rows(place, text, delimiter, first)[1:]:
+        if len(row) != len(names):
+            raise UsageError(
+                f"--prompts {place}:{line}: {len(row)} fields, the header has {len(names)}; put "
+                f"captions that hold {delimiter!r} in double quotes"
+            )
+        yield Entry(f"{place}:{line}", row[column])
+
+
+def _header(text: str, delimiter: str) -> list[str]:
+    """The names in the first line that has any, if `delimiter` stands between them."""
+    line = next((line for line in split_lines(text) if line.strip()), "")
+    return [name.strip(' "').casefold() for name in line.split(delimiter)]
+
+
+def _table_rows(place: Path, text: str, delimiter: str, first: int) -> list[tuple[int, list[str]]]:
+    """(line, fields) of each row that has any. Raises UsageError."""
+    limit = csv.field_size_limit(max(len(text), 1))  # whole captions: the usual limit is 131,072
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    rows, line = [], first
+    try:
+        for row in reader:
+            if row:
+                rows.append((line, row))
+            line = first + reader.line_num
+    except csv.Error as error:
+        raise UsageError(
+            f"--prompts {place}:{line}: malformed ({error}); put captions in double quotes, and "
+            "write a double quote inside them twice"
+        ) from error
+    finally:
+        csv.field_size_limit(limit)
+    return rows
+
+
+# -------------------------------------------------------------------------------------- data sets
+
+
+def read_data_set(source: str) -> Iterator[Entry]:
+    """The training split of a data set of the hub."""
+    return read_rows(source, lambda datasets: datasets.load_dataset(source, split="train"))
+
+
+def read_columns(place: Path) -> Iterator[Entry]:
+    """A .parquet or .arrow file."""
+    if not place.is_file():
+        raise UsageError(f"--prompts {place}: there is no such file; check the name")
+    kind = place.suffix.casefold()[1:]
+    return read_rows(
+        str(place),
+        lambda datasets: datasets.load_dataset(kind, data_files=str(place), split="train"),
+    )
+
+
+def read_rows(source: str, load: Callable[[Any], Any]) -> Iterator[Entry]:
+    """The captions of what `load` makes of the package `datasets`. Raises UsageError."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise UsageError(
+            f"--prompts {source}: no text file; to read it as a data set of that name: pip install "
+            "datasets"
+        ) from error
+    try:
+        rows: Iterable[Any] = load(datasets)
+        if isinstance(rows, dict):  # several splits
+            rows = rows["train"]
+    except (OSError, ValueError, KeyError) as error:
+        raise UsageError(
+            f"--prompts {source}: neither a file nor a dataset ({one_line(error)}); check the name"
+        ) from error
+    names = [name for name in getattr(rows, "column_names", None) or () if _is_caption(name)]
+    if names and hasattr(rows, "select_columns"):  # videos beside the captions are not decoded
+        rows = rows.select_columns(names)
+    for number, row in enumerate(rows):
+        where = f"{source}[{number}]"
+        yield Entry(where, caption_of(row, where))
+
+
+def _is_caption(name: str) -> bool:
+    return name.strip().casefold() in CAPTION_KEYS
+
+
+def is_json(*texts: str) -> bool:
+    """Whether one of `texts` is a JSON value."""
+    for text in texts:
+        try:
+            json.loads(text)
+        except (ValueError, RecursionError):
+            continue
+        return True
+    return False

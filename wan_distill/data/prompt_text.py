@@ -1,0 +1,54 @@
+"""The text of a prompt file, in any encoding that says which one it is."""
+
+from __future__ import annotations
+
+import codecs
+from pathlib import Path
+from typing import NamedTuple
+
+from wan_distill.errors import UsageError
+
+ENCODINGS = {  # by the mark at the beginning; that of UTF-16 also begins UTF-32's
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
+
+
+class Entry(NamedTuple):
+    """What may be a prompt: its place and its text; empty where there is none."""
+
+    where: str
+    text: str
+    note: str = ""
+    """What was done to it, to be counted."""
+
+
+def read_text(file: Path) -> str:
+    """The text of a file in UTF-8, or in UTF-16 or UTF-32 with a byte-order mark, which is left
+    out. Raises UsageError.
+    """
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise UsageError(
+            f"--prompts {file}: cannot be read ({error.strerror}); give a text file"
+        ) from error
+    encoding = next((name for mark, name in ENCODINGS.items() if data.startswith(mark)), "UTF-8")
+    try:
+        text = data.decode(encoding).removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].decode(encoding, "replace").count("\n") + 1
+        raise UsageError(
+            f"--prompts {file}:{line}: not {encoding} text (byte {error.start}); save it as UTF-8"
+        ) from error
+    if "\0" in text or text.startswith(("{\\rtf", "PK\x03\x04")):
+        raise UsageError(f"--prompts {file}: a binary file; give text, one prompt per line")
+    return text
+
+
+def split_lines(text: str) -> list[str]:
+    r"""The lines of a text file: they end with \n or \r\n, or with \r where there is no \n."""
+    lines = text.split("\n" if "\n" in text else "\r")
+    return [line.removesuffix("\r").lstrip("\ufeff") for line in lines]
