@@ -99,7 +99,9 @@ def first_stem(tensors: dict[str, Tensor]) -> str:
 def test_diffusers_and_comfyui_read_the_same_matrices(export: Export, precision: str) -> None:
     """Also of a bf16 teacher's student: that no weight is loaded is why nothing is rounded."""
     made = export(mixed_precision=precision)
-    assert verify_lora(made.transformer_config, made.file) < 1e-6
+    worst = verify_lora(made.transformer_config, made.file)
+    # alpha / rank is no power of two: diffusers rounds where it multiplies it in.
+    assert worst < (1e-6 if precision == "no" else 3e-3)
 
 
 def test_no_expert_is_loaded_to_verify_a_lora(
@@ -185,6 +187,37 @@ def test_weights_that_are_not_numbers_are_refused(export: Export) -> None:
         verify_lora(made.transformer_config, made.file)
 
 
+def test_a_bf16_file_is_half_as_large_and_gives_the_same_merged_weights(export: Export) -> None:
+    """Merged into a bf16 base: what the file's rounding adds to the base's own does not show."""
+    files = {}
+    for dtype in ("float32", "bf16"):
+        made = export(lora_dtype=dtype, mixed_precision="bf16")
+        files[dtype] = load_file(made.file)
+    small, exact = (files[dtype] for dtype in ("bf16", "float32"))
+    stems = [name.removesuffix(".alpha") for name in exact if name.endswith(".alpha")]
+    for stem in stems:
+        matrices = [f"{stem}.lora_{half}.weight" for half in ("up", "down")]
+        assert {small[name].dtype for name in matrices} == {torch.bfloat16}
+        up, down = (exact[name] for name in matrices)
+        rng = torch.Generator().manual_seed(0)
+        base = torch.randn(up.shape[0], down.shape[1], generator=rng)
+        change = up @ down * (0.1 / (up @ down).std())  # a tenth of the base: much for a student
+        rounded = small[matrices[0]].float() @ small[matrices[1]].float()
+        rounded *= 0.1 / (up @ down).std()
+        truth = base + change
+        errors = [
+            ((base + part).bfloat16().float() - truth).norm() / truth.norm()
+            for part in (change, rounded)
+        ]
+        assert errors[1] < 1.02 * errors[0] < 0.003
+        assert float(small[f"{stem}.alpha"]) == 3.0
+    sizes = {
+        dtype: sum(t.numel() * t.element_size() for t in tensors.values())
+        for dtype, tensors in files.items()
+    }
+    assert sizes["bf16"] < 0.51 * sizes["float32"]
+
+
 # ----------------------------------------------------------------------------- writing and reading
 
 
@@ -206,7 +239,7 @@ def test_names_there_and_back(export: Export) -> None:
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_a_loaded_student_is_the_trained_one_in_float32(export: Export, precision: str) -> None:
     """Also on a bf16 base, to whose dtype diffusers rounds adapters."""
-    made = export(mixed_precision=precision)
+    made = export(mixed_precision=precision, lora_dtype="float32")
     expert = made.expert()
     before = {name: p.clone() for name, p in expert.named_parameters()}
     state = torch.random.get_rng_state()

@@ -37,7 +37,7 @@ def test_every_lora_is_loaded_back(exported, capsys):
     exported()
     said = capsys.readouterr().out
     for name in LORA_FILE.values():
-        assert f"{name}: loaded back as diffusers and as ComfyUI do; equal to" in said
+        assert f"{name}: float32, loaded back as diffusers and as ComfyUI do; equal to" in said
 
 
 def test_a_lora_that_does_not_come_back_is_refused(make_run):

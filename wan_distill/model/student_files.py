@@ -82,8 +82,10 @@ def save_student(
 def save_lora(
     file: Path, adapter: dict[str, Tensor], config: Config, info: TeacherInfo, expert: Expert
 ) -> None:
-    """Writes one expert's LoRA, with the schedule in the metadata."""
-    lora = to_original_names(adapter, config.lora_alpha)
+    """Writes one expert's LoRA in `--lora_dtype`, with the schedule in the metadata."""
+    dtype = torch.bfloat16 if config.lora_dtype == "bf16" else torch.float32
+    rounded = {name: tensor.to(dtype) for name, tensor in adapter.items()}
+    lora = to_original_names(rounded, config.lora_alpha)
     write_tensors(file, lora, student_metadata(config, info, expert))
 
 

@@ -152,7 +152,9 @@ def disk_needs(config: Config, info: TeacherInfo, cost: Trace) -> dict[str, floa
     latents = FP32 * shape_of(config, info).latent_values
     needs = {
         "for checkpoints": checkpoints * len(config.experts) * tensors * adapter,
-        "for the exported LoRA files": float(len(config.experts) * adapter),
+        "for the exported LoRA files": len(config.experts)
+        * cost.adapter
+        * float(FP32 if config.lora_dtype == "float32" else FP32 / 2),
         "for solved samples": float(
             sum(work.rows * len(work.spec.stored) for work in sample_work(config, info)) * latents
         ),

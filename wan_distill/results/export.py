@@ -34,7 +34,10 @@ def export_student(run: Run) -> None:
     for expert in () if config.whole_student else config.experts:
         file = folder.lora(expert)
         difference = verify_lora(run.info.transformer, file)
-        print(f"{file.name}: loaded back as diffusers and as ComfyUI do; equal to {difference:.1g}")
+        print(
+            f"{file.name}: {config.lora_dtype}, loaded back as diffusers and as ComfyUI do; equal "
+            f"to {difference:.1g}"
+        )
     scheduler_for(config).save_pretrained(folder.scheduler)
     if config.save_merged:
         save_merged(run)

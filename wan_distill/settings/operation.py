@@ -90,6 +90,13 @@ class OperationSettings:
     monitor_samples: int = flag(
         None, "clips sampled at each check of the student (two seeds per prompt)", OUTPUT
     )
+    lora_dtype: str = flag(
+        None,
+        "dtype of the LoRA files (default: bf16, which is half the size; float32 with "
+        "--mixed_precision no)",
+        OUTPUT,
+        choices=("float32", "bf16"),
+    )
     save_merged: bool = flag(
         None,
         "also write a complete pipeline, adapters merged in (default: tiny only)",

@@ -26,6 +26,9 @@ def resolve(config: Config, teacher: TeacherInfo) -> Config:
     if config.whole_student:
         chosen |= _pick(WHOLE_STUDENT, teacher.embedded)
     config = _fill(config, chosen)
+    # Finer than the base that it is added to would not show.
+    exact = config.mixed_precision == "no"
+    config = _fill(config, {"lora_dtype": "float32" if exact else "bf16"})
     steps = "-".join(map(str, config.sampling_steps))
     name = f"{teacher.name}-{config.method}-{steps}steps"
     config = _fill(config, {"output_dir": str(Path("outputs") / name)})
