@@ -86,6 +86,20 @@ def check_pickle(file: Path) -> None:
         raise FileError(f"{file}: not a torch checkpoint", AGAIN)
 
 
+def check_vocabulary(file: Path) -> None:
+    """Raises FileError where a tokenizer's file is known to be something else, or empty."""
+    if file.suffix == ".json":
+        read_json(file)
+        return
+    try:
+        size = file.stat().st_size
+        _refuse_pretender(file)
+    except OSError as error:
+        raise unreadable(file, error) from error
+    if not size:
+        raise FileError(f"{file}: is empty", AGAIN)
+
+
 def unreadable(file: Path, error: OSError) -> FileError:
     """What to tell about a file that is there and cannot be read."""
     is_forbidden = isinstance(error, PermissionError)

@@ -88,10 +88,20 @@ def canary(encoder: UMT5EncoderModel, rows: torch.Tensor) -> str:
     place = next(p for p in encoder.encoder.block.parameters() if not p.is_meta)
     with torch.no_grad():
         output = encoder(inputs_embeds=rows[tokens].to(place.device, encoder.dtype))
-    states = output.last_hidden_state.float()
+    return why_alike(output.last_hidden_state.float())[1]
+
+
+def why_alike(states: torch.Tensor) -> tuple[float, str]:
+    """(difference, fault) of the embeddings [3, L, D] of two unlike prompts and the first again.
+
+    The difference of the first two is relative to the norm of the first; the fault is empty where
+    they are finite and clearly different, and equal prompts gave equal ones.
+    """
     if not states.isfinite().all():
-        return "gives NaN or infinite embeddings"
-    difference = float((states[0] - states[1]).norm() / states[0].norm())
-    if difference < LEAST_DIFFERENCE or not torch.equal(states[0], states[2]):
-        return f"gives unlike prompts nearly equal embeddings ({difference:.1e} apart)"
-    return ""
+        return 0.0, "gives NaN or infinite embeddings"
+    difference = float((states[0] - states[1]).norm() / states[0].norm().clamp_min(1e-30))
+    if difference < LEAST_DIFFERENCE:
+        return difference, f"gives unlike prompts nearly equal embeddings ({difference:.1e} apart)"
+    if not torch.equal(states[0], states[2]):
+        return difference, "gives one prompt two embeddings"
+    return difference, ""

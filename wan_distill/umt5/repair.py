@@ -25,7 +25,8 @@ from wan_distill.umt5.inspect import (
 )
 from wan_distill.umt5.silence import silence_tied_weight_report
 from wan_distill.umt5.tables import EMBED, SHARED
-from wan_distill.umt5.verify import Verdict, fingerprint, read_rows, table_in_use, verify
+from wan_distill.umt5.verify import Verdict, read_rows, table_in_use, verify
+from wan_distill.umt5.weights import fingerprint, why_not_the_files
 
 
 def repair(
@@ -65,6 +66,9 @@ def verify_or_repair(encoder: UMT5EncoderModel, inspection: Inspection) -> Verdi
     after = verify(encoder, inspection, key)
     if not after.matches:
         raise TextEncoderError(f"{inspection.folder}: {after.reason}, also after repair", ORIGINAL)
+    fault = why_not_the_files(encoder, inspection)
+    if fault:
+        raise TextEncoderError(f"{inspection.folder}: {fault}", ORIGINAL)
     return Verdict(
         verdict="REPAIRED" if done else "PASS",
         reason="; ".join(done) or "the table in use is the file's",

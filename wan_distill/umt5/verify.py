@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -39,7 +38,16 @@ class Verification:
 
 @dataclass(frozen=True)
 class Verdict:
-    """PASS: right as loaded. REPAIRED: right now. BROKEN: must not be used."""
+    """On a text encoder, and on its tokenizer where that lies beside it.
+
+    PASS: right as loaded. REPAIRED: right now. BROKEN: must not be used.
+
+    Attributes:
+        fingerprint: of the encoder as it was loaded.
+        tokenizer: fingerprint of the tokenizer's files; empty where there are none.
+        entries: of the tokenizer.
+        difference: between the embeddings of two unlike prompts, relative to their norm.
+    """
 
     verdict: str
     reason: str
@@ -50,6 +58,9 @@ class Verdict:
     transformers: str
     fingerprint: str = ""
     loads_right_on: str = ""
+    tokenizer: str = ""
+    entries: int = 0
+    difference: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         """The fields, as `json.dumps` takes them."""
@@ -61,6 +72,11 @@ class Verdict:
             f"Verified: {self.rows_compared} of {self.rows_total} rows of the table in use equal "
             "the file's."
         )
+        if self.entries:
+            verified += (
+                f" The tokenizer has {self.entries} entries for them; the embeddings of two unlike "
+                f"prompts are {self.difference:.2g} of their norm apart."
+            )
         if self.verdict == "BROKEN":
             verified = f"Verified: the table in use is wrong ({self.rows_compared} rows read)."
         return [
@@ -140,7 +156,7 @@ def verify(
     rows = rows_to_compare(shape, used.element_size())
     expected = read_rows(stored, rows).to(used.dtype)
     actual = used.detach()[torch.tensor(rows, device=used.device)].cpu()
-    same = torch.equal(_bits(expected), _bits(actual))
+    same = torch.equal(bits(expected), bits(actual))
     reason = "" if same else "the table in use is not the file's"
     return Verification(same, shares, len(rows), total, reason)
 
@@ -154,7 +170,7 @@ def _why_incomparable(table: torch.Tensor) -> str:
     return ""
 
 
-def _bits(values: torch.Tensor) -> torch.Tensor:
+def bits(values: torch.Tensor) -> torch.Tensor:
     """The same memory as uint8: NaN equals NaN, and 8-bit floats can be compared."""
     return values.contiguous().view(torch.uint8)
 
@@ -169,15 +185,3 @@ def read_rows(stored: StoredTable, rows: list[int] | None = None) -> torch.Tenso
         if rows is None or len(rows) == stored.place.shape[0]:
             return table[:]
         return torch.cat([table[row : row + 1] for row in rows])
-
-
-def fingerprint(encoder: UMT5EncoderModel) -> str:
-    """A hash of the table in use, 32 hexadecimal digits: of its shape, its dtype and its rows (of a
-    large table, the sampled ones). The device, offloading and transformers do not change it.
-    """
-    used = table_in_use(encoder).detach()
-    rows = rows_to_compare(tuple(used.shape), used.element_size())
-    values = used[torch.tensor(rows, device=used.device)].cpu()
-    digest = hashlib.sha256(f"{tuple(used.shape)} {used.dtype}".encode())
-    digest.update(_bits(values).numpy().tobytes())
-    return digest.hexdigest()[:32]
