@@ -26,7 +26,6 @@ from wan_distill.errors import (
     NonFiniteError,
     Stopped,
     UsageError,
-    one_line,
 )
 from wan_distill.layout import RunFolder
 from wan_distill.settings.command_line import debug_asked, parse_args
@@ -34,7 +33,6 @@ from wan_distill.settings.config import Config
 from wan_distill.settings.description import read_teacher
 from wan_distill.settings.resolve import resolve
 from wan_distill.system.console import TrainingBar, escape_unencodable
-from wan_distill.umt5.silence import silence_tied_weight_report
 
 if TYPE_CHECKING:  # torch is imported once the settings are known to be right
     from diffusers import WanPipeline
@@ -116,7 +114,7 @@ def run(config: Config) -> int:
         check_hub(config)
     if config.dry_run:
         return print_plan(config, info, prompts, held_out)
-    check_surroundings(config, info)
+    surroundings = check_surroundings(config, info, [*prompts, *held_out])
 
     if not config.verbose_loading:
         hide_loading_bars()
@@ -125,7 +123,7 @@ def run(config: Config) -> int:
     runtime = Runtime(config)
     check_resume(config, identity(config, info, prompts, runtime.sample_groups), runtime.say)
     plan = describe_plan(config, info, prompts, held_out)
-    runtime.say(plan, "")
+    runtime.say(plan, "", "On this machine:", *surroundings, "")
     if runtime.is_main:
         folder.plan.write_text(plan + "\n", encoding="utf-8")
         if not config.evaluate_only:
@@ -184,6 +182,7 @@ def encode_prompts(
     def cache_of(verdict: Verdict) -> PromptEmbeddings:
         key = dict(
             encoder=verdict.fingerprint,
+            tokenizer=verdict.tokenizer,
             length=config.max_sequence_length,
             dtype=config.mixed_precision,
         )
@@ -223,38 +222,28 @@ def encode_prompts(
 def load_encoder(
     config: Config, teacher: Teacher, source: Path, runtime: Runtime
 ) -> tuple[WanPipeline, Verdict]:
-    """The teacher pipeline with its text encoder alone, loaded inside the filter, and the Verdict
-    on that encoder.
-    """
+    """The teacher's pipeline with its text side alone, and the Verdict on that."""
     from diffusers import WanPipeline
 
     from wan_distill.model import scheduler_for
-    from wan_distill.umt5.repair import load_text_encoder
+    from wan_distill.umt5.text import load_text
 
     try:
-        with silence_tied_weight_report(config.verbose_loading):
-            encoder, verdict = load_text_encoder(
-                source,
-                dtype=runtime.dtype,
-                variant=config.variant,
-                allow_pickle=config.allow_pickle,
-                verbose=config.verbose_loading,
-            )
-            pipeline = WanPipeline.from_pretrained(
-                teacher.info.folder,
-                text_encoder=encoder.to(runtime.device),
-                vae=None,
-                transformer=None,
-                transformer_2=None,
-                scheduler=scheduler_for(config),
-            )
+        encoder, tokenizer, verdict = load_text(
+            source,
+            dtype=runtime.dtype,
+            variant=config.variant,
+            allow_pickle=config.allow_pickle,
+            verbose=config.verbose_loading,
+        )
     except FileError as error:
         raise UsageError(f"--teacher_path {teacher.info.source}: {error}") from error
-    except Exception as error:  # damaged tokenizers fail in any way
-        raise UsageError(
-            f"--teacher_path {teacher.info.source}: its pipeline does not load "
-            f"({one_line(error)}); download it again"
-        ) from error
+    pipeline = WanPipeline(
+        tokenizer=tokenizer,
+        text_encoder=encoder.to(runtime.device),
+        vae=None,
+        scheduler=scheduler_for(config),
+    )
     return pipeline, verdict
 
 

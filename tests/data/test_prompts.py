@@ -124,7 +124,11 @@ def test_duplicates_and_long_prompts_are_named_by_line(tmp_path):
     file = tmp_path / "p.txt"
     file.write_text("a cat\n\na cat\n" + "word " * 400)
     said = []
-    assert len(read_prompts(file, said.append)) == 2
+
+    def too_long(prompt: str) -> str:
+        return "400 words" if len(prompt) > 20 else ""
+
+    assert len(read_prompts(file, said.append, too_long)) == 2
     assert said[0].startswith(f"--prompts {file}:3: the same prompt as {file}:1")
     assert said[1].startswith(f"--prompts {file}:4: 400 words") and len(said) == 2
 
@@ -233,10 +237,29 @@ def split(teacher, file, prompts: list[str] | None = None) -> tuple[list[str], l
     """The split of `prompts`, written to `file`; without them, of the package's own."""
     if prompts is not None:
         file.write_text("\n".join(prompts), encoding="utf-8")
-    config = Config(teacher_path=str(teacher), prompts=str(file) if prompts is not None else None)
+    prompts_file = str(file) if prompts is not None else None
+    config = Config(teacher_path=str(teacher), prompts=prompts_file, max_sequence_length=512)
     training, evaluation = split_prompts(config, read_teacher(config))
     assert training and evaluation and not set(training) & set(evaluation)
     return training, evaluation
+
+
+@pytest.mark.parametrize(
+    ("prompt", "says"),
+    [
+        ("left " * 15, ""),  # 15 tokens and the end mark
+        ("left " * 16, "17 tokens; Wan sees the first 16 (--max_sequence_length)"),
+        ("镜头缓缓推进，" * 3, "tokens; Wan sees the first 16"),  # no spaces
+        ("กล้องเคลื่อนที่ช้าๆ", "tokens; Wan sees the first 16"),
+    ],
+)
+def test_prompts_are_counted_in_tokens_whatever_their_script(prompt, says, capsys, tmp_path):
+    file = tmp_path / "p.txt"
+    file.write_text(f"red\nblue\n{prompt}\n", encoding="utf-8")
+    config = Config(prompts=str(file), max_sequence_length=16)
+    split_prompts(config, read_teacher(config))
+    said = capsys.readouterr().err
+    assert said.startswith(f"--prompts {file}:3: ") and says in said if says else not said
 
 
 def test_the_embedded_teacher_brings_both_sides():

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 import train_distillation
 from wan_distill.errors import UsageError
 from wan_distill.planning import preflight
+from wan_distill.settings.assets import EMBEDDED_TEACHER
 from wan_distill.settings.description import read_teacher
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -61,6 +62,22 @@ def test_a_configuration_that_cannot_be_read_is_named(broken):
         (folder / "tokenizer" / "tokenizer_config.json").write_text("{")
 
     assert "tokenizer/tokenizer_config.json: cannot be read" in broken(garble)
+
+
+def test_a_missing_vocabulary_stops_the_run(broken):
+    said = broken(lambda folder: shutil.rmtree(folder / "tokenizer"))
+    assert "tokenizer: holds no vocabulary" in said and "tokenizer's files" in said
+
+
+def test_prompts_that_the_tokenizer_does_not_know_stop_the_run(random_teacher, tmp_path, capsys):
+    file = tmp_path / "p.txt"
+    file.write_text("红\n蓝\n", encoding="utf-8")
+    flags = tiny_flags(random_teacher, tmp_path / "out", dry_run=True, prompts=file)
+    assert train_distillation.main(flags) == 2
+    assert "become the same tokens" in capsys.readouterr().err
+    embedded = tiny_flags(EMBEDDED_TEACHER, tmp_path / "out", dry_run=True, prompts=file)
+    assert train_distillation.main(embedded) == 0
+    assert "100.0 % of their text unknown" in capsys.readouterr().out
 
 
 def test_too_little_disk_stops_the_run(broken, monkeypatch):

@@ -119,7 +119,7 @@ def test_training_on_a_poisoned_teacher_repairs_it_and_says_so(tmp_path, capsys)
     assert train_distillation.main(arguments) == 0
     assert "Repaired in memory" in capsys.readouterr().out
     recorded = json.loads((tmp_path / "out" / "run.json").read_text())["text_encoder"]
-    assert recorded["verdict"] == "REPAIRED" and recorded["fingerprint"]
+    assert recorded["verdict"] == "REPAIRED" and recorded["fingerprint"] and recorded["tokenizer"]
 
 
 def test_training_on_an_undecidable_teacher_is_refused_before_anything_is_trained(tmp_path, capsys):

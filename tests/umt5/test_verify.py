@@ -6,11 +6,12 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import T5EncoderModel, UMT5EncoderModel
 from umt5_layouts import LAYOUTS, REFUSED, SHARED, garbage, true_weights, write_layout
 
 from wan_distill.errors import TextEncoderError
-from wan_distill.umt5 import evidence, inspect, repair, verify
+from wan_distill.umt5 import evidence, inspect, repair, verify, weights
 
 TRUE = true_weights()[SHARED]
 
@@ -95,19 +96,62 @@ def test_accelerate_offloading_is_followed(folder):
     encoder, verdict = repair.load_text_encoder(folder)
     cpu_offload(encoder, execution_device=torch.device("cpu"))
     assert verify.verify(encoder, folder).matches
-    assert verify.fingerprint(encoder) == verdict.fingerprint
+    assert weights.fingerprint(encoder) == verdict.fingerprint
 
 
-def test_the_fingerprint_depends_on_the_table_alone(tmp_path):
+def test_the_fingerprint_is_of_every_tensor_however_it_was_stored(tmp_path):
     loaded = [
         repair.load_text_encoder(write_layout(name, tmp_path / str(n)), allow_pickle=True)
         for n, name in enumerate(name for name in LAYOUTS if name not in REFUSED)
     ]
     assert len({verdict.fingerprint for _, verdict in loaded}) == 1
     encoder, verdict = loaded[0]
+    for name, parameter in encoder.named_parameters():
+        with torch.no_grad():
+            kept = parameter.view(-1)[-1].clone()
+            parameter.view(-1)[-1] += 1
+            assert weights.fingerprint(encoder) != verdict.fingerprint, name
+            parameter.view(-1)[-1] = kept
+    assert weights.fingerprint(encoder) == verdict.fingerprint
+    assert weights.fingerprint(encoder.bfloat16()) != verdict.fingerprint
+
+
+def test_of_large_tensors_rows_at_three_places_are_hashed(folder, monkeypatch):
+    encoder, _ = repair.load_text_encoder(folder)
+    monkeypatch.setattr(weights, "HASHED_WHOLE", 0)
+    monkeypatch.setattr(weights, "ROWS", 1)
+    before = weights.fingerprint(encoder)
+    matrix = encoder.encoder.block[0].layer[1].DenseReluDense.wi_0.weight
+    for row in (0, matrix.shape[0] // 2, -1):
+        with torch.no_grad():
+            kept = matrix[row, 0].clone()
+            matrix[row, 0] += 1
+            assert weights.fingerprint(encoder) != before
+            matrix[row, 0] = kept
+    assert weights.fingerprint(encoder) == before
+
+
+@pytest.mark.parametrize("row", [0, -1])
+def test_a_block_that_is_not_the_files_is_refused(folder, row):
+    encoder, _ = repair.load_text_encoder(folder)
     with torch.no_grad():
-        encoder.shared.weight[0, 0] += 1
-    assert verify.fingerprint(encoder) != verdict.fingerprint
+        encoder.encoder.block[1].layer[0].SelfAttention.relative_attention_bias.weight[row] += 1
+    with pytest.raises(TextEncoderError, match=r"relative_attention_bias.weight in use is not"):
+        repair.verify_or_repair(encoder, inspect.inspect_text_encoder(folder))
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
+def test_an_encoder_that_lacks_a_tensor_is_refused(folder, suffix):
+    (file,) = folder.glob("*.safetensors")
+    stored = load_file(file)
+    del stored["encoder.block.1.layer.1.DenseReluDense.wo.weight"]
+    file.unlink()
+    if suffix == ".bin":
+        torch.save(stored, folder / "pytorch_model.bin")
+    else:
+        save_file(stored, file, {"format": "pt"})
+    with pytest.raises(TextEncoderError, match=r"lacks 1 tensors, encoder.block.1.*wo.weight"):
+        repair.load_text_encoder(folder, allow_pickle=True)
 
 
 def test_evidence_names_what_is_wrong_with_a_table(folder):
@@ -120,6 +164,8 @@ def test_evidence_names_what_is_wrong_with_a_table(folder):
     assert "constant" in evidence.unhealthy(TRUE.mean(1, keepdim=True).expand_as(TRUE))
     assert "nearly equal" in evidence.canary(encoder, TRUE[:1].expand_as(TRUE))
     assert "NaN" in evidence.canary(encoder, TRUE * float("nan"))
+    assert "nearly equal" in evidence.why_alike(torch.zeros(3, 2, 2))[1]
+    assert "two embeddings" in evidence.why_alike(torch.arange(3.0).view(3, 1, 1) + 1)[1]
 
 
 def test_a_remembered_verdict_is_for_the_same_files_and_the_same_transformers(folder, tmp_path):

@@ -10,18 +10,23 @@ from collections.abc import Callable
 from pathlib import Path
 
 from wan_distill.data.prompt_files import entries
-from wan_distill.errors import UsageError
+from wan_distill.errors import FileError, UsageError
 from wan_distill.settings.assets import ASSETS
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
+from wan_distill.umt5.text import tokenizer_of
+from wan_distill.umt5.tokenizer import tokenise
 
 BUILT_IN_PROMPTS = ASSETS / "prompts.txt"
-LONG_PROMPT = 300  # words: about 512 tokens, all that Wan's transformers see
 MOST_NAMED = 20  # duplicates, and long prompts, that are named one by one
 HELD_OUT = 10  # one prompt of so many is held out for the evaluation
 
 
-def read_prompts(source: Path | str, say: Callable[[str], None] = lambda line: None) -> list[str]:
+def read_prompts(
+    source: Path | str,
+    say: Callable[[str], None] = lambda line: None,
+    too_long: Callable[[str], str] = lambda prompt: "",
+) -> list[str]:
     """The distinct prompts in `source`, in its order, without white space around them.
 
     In text files lines that begin with # and musubi's trailing options (`--w 832 ...`) are not part
@@ -32,6 +37,7 @@ def read_prompts(source: Path | str, say: Callable[[str], None] = lambda line: N
             `datasets` data set.
         say: gets one line, with the place, for each duplicate and each prompt that is too long to
             be used whole, up to a number of them, and one for each kind of what is left out.
+        too_long: says why a prompt is not used whole, or nothing.
 
     Raises UsageError where there is no prompt, and for files that are binary, of an encoding or a
     format that is not known, or malformed.
@@ -54,10 +60,8 @@ def read_prompts(source: Path | str, say: Callable[[str], None] = lambda line: N
                 "duplicates", where, f"the same prompt as {first_place[prompt]}; used once"
             )
             continue
-        count = len(prompt.split())
-        if count > LONG_PROMPT:
-            long = f"{count} words; Wan reads the first 512 tokens, about {LONG_PROMPT} words"
-            remarks.name("long prompts", where, long)
+        if remark := too_long(prompt):
+            remarks.name("long prompts", where, remark)
         first_place[prompt] = where
     remarks.sum_up()
     if not first_place:
@@ -109,6 +113,25 @@ def _check_characters(prompt: str, where: str) -> None:
         )
 
 
+def counting_tokens(config: Config, teacher: TeacherInfo) -> Callable[[str], str]:
+    """Says of a prompt that it has more tokens than the transformers see, or nothing.
+
+    Raises UsageError where the teacher has no tokenizer that works.
+    """
+    try:
+        tokenizer = tokenizer_of(teacher.folder)
+    except FileError as error:
+        raise UsageError(f"--teacher_path {teacher.source}: {error}") from error
+    limit = config.max_sequence_length
+
+    def too_long(prompt: str) -> str:
+        count = tokenise(tokenizer, prompt).count
+        seen = f"Wan sees the first {limit} (--max_sequence_length), end mark included"
+        return f"{count} tokens; {seen}" if count > limit else ""
+
+    return too_long
+
+
 def split_prompts(config: Config, teacher: TeacherInfo) -> tuple[list[str], list[str]]:
     """(training, evaluation) prompts: both lists have some, and no prompt is in both.
 
@@ -118,15 +141,14 @@ def split_prompts(config: Config, teacher: TeacherInfo) -> tuple[list[str], list
     then uses prompts of this package: the embedded teacher's held-out captions, or the held-out
     tenth of the built-in list.
 
-    Raises UsageError as `read_prompts` does.
+    Raises UsageError as `read_prompts` and `counting_tokens` do.
     """
-    if config.prompts is None and teacher.embedded:
-        return read_prompts(teacher.folder / "prompts.txt"), _captions_for_evaluation(teacher)
     say = functools.partial(print, file=sys.stderr)
-    if config.prompts is None:
-        prompts = read_prompts(BUILT_IN_PROMPTS)
-    else:
-        prompts = read_prompts(config.prompts, say)
+    too_long = counting_tokens(config, teacher)
+    if config.prompts is None and teacher.embedded:
+        own = teacher.folder / "prompts.txt"
+        return read_prompts(own, say, too_long), _captions_for_evaluation(teacher)
+    prompts = read_prompts(config.prompts or BUILT_IN_PROMPTS, say, too_long)
     if len(prompts) > 1:
         held_out = _held_out(prompts)
         excluded = set(held_out)

@@ -9,7 +9,7 @@ import importlib.metadata
 import importlib.util
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
@@ -19,7 +19,7 @@ from huggingface_hub.constants import HF_HUB_CACHE
 from wan_distill.errors import UsageError, one_line
 from wan_distill.model.warm_start import check_warm_start
 from wan_distill.planning.memory import BASE_BYTES, estimate, shape_of
-from wan_distill.planning.teacher_files import check_files, download_left
+from wan_distill.planning.teacher_files import check_files, check_text, download_left
 from wan_distill.planning.trace import trace
 from wan_distill.planning.versions import check_versions
 from wan_distill.planning.wording import size
@@ -32,7 +32,7 @@ Check = Callable[[], str | None]
 """Returns a line for the plan, or nothing. Raises UsageError on what must stop a run."""
 
 
-def checks(config: Config, info: TeacherInfo) -> list[Check]:
+def checks(config: Config, info: TeacherInfo, prompts: Sequence[str] = ()) -> list[Check]:
     """All checks of one run, in their order."""
     return [
         lambda: check_tracker(config),
@@ -41,23 +41,26 @@ def checks(config: Config, info: TeacherInfo) -> list[Check]:
         lambda: check_begin(config, info),
         lambda: f"Versions  {check_versions()}",
         lambda: f"Files     {check_files(info, config)}",
+        lambda: f"Text      {check_text(info, prompts)}",
         lambda: f"Disk      {check_disk(config, info)}",
         lambda: check_download(config, info),
         lambda: f"RAM       {size(check_memory(config, info))} available",
     ]
 
 
-def check_surroundings(config: Config, info: TeacherInfo) -> list[str]:
+def check_surroundings(config: Config, info: TeacherInfo, prompts: Sequence[str] = ()) -> list[str]:
     """What was found, in lines. Raises UsageError at the first obstacle."""
-    lines = [check() for check in checks(config, info)]
+    lines = [check() for check in checks(config, info, prompts)]
     return [line for line in lines if line is not None]
 
 
-def examine_surroundings(config: Config, info: TeacherInfo) -> tuple[list[str], list[str]]:
+def examine_surroundings(
+    config: Config, info: TeacherInfo, prompts: Sequence[str] = ()
+) -> tuple[list[str], list[str]]:
     """(what was found, everything that stands against a run here), in lines."""
     lines: list[str] = []
     obstacles: list[str] = []
-    for check in checks(config, info):
+    for check in checks(config, info, prompts):
         try:
             line = check()
         except UsageError as error:

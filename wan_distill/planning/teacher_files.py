@@ -5,6 +5,7 @@ headers alone.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,15 @@ from wan_distill.errors import FileError, UsageError, one_line
 from wan_distill.maths.sigmas import SUBFOLDER
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
-from wan_distill.settings.fingerprints import TOKENIZER_FILES
-from wan_distill.settings.reading import read_header, read_json
+from wan_distill.settings.reading import read_header
 from wan_distill.settings.weight_files import (
     refuse_pickles,
     variant_or_none,
     weight_files,
 )
 from wan_distill.umt5.inspect import EMBED, SHARED, check_class, inspect_text_encoder
+from wan_distill.umt5.text import tokenizer_of
+from wan_distill.umt5.tokenizer import describe_prompts
 
 Header = dict[str, dict[str, Any]]
 """Tensor name -> what a safetensors header says about it."""
@@ -37,9 +39,6 @@ def check_files(info: TeacherInfo, config: Config) -> str:
     if not Path(info.source).is_dir():
         return "on the hub; downloaded when needed"
     try:
-        for file in (info.folder / "tokenizer" / name for name in TOKENIZER_FILES):
-            if file.suffix == ".json" and file.exists():
-                read_json(file)
         folder = info.folder / "text_encoder"
         inspection = inspect_text_encoder(folder, variant_or_none(folder, config.variant))
         check_class(inspection, "UMT5EncoderModel")
@@ -59,6 +58,21 @@ def check_files(info: TeacherInfo, config: Config) -> str:
         for part, header in parts.items()
     ]
     return f"whole by their headers; {', '.join(dtypes)}"
+
+
+def check_text(info: TeacherInfo, prompts: Sequence[str]) -> str:
+    """What the teacher's tokenizer makes of `prompts`, in words.
+
+    Raises UsageError where the tokenizer is not the text encoder's, and where it does not know what
+    the prompts say; of the embedded teacher, whose vocabulary is small, that is said only.
+    """
+    try:
+        tokenizer = tokenizer_of(info.folder)
+        strict = not info.embedded
+        found = describe_prompts(tokenizer, prompts, info.folder / "tokenizer", strict)
+    except FileError as error:
+        raise UsageError(f"--teacher_path {info.source}: {error}") from error
+    return f"{found}; the tokenizer has {len(tokenizer)} entries"
 
 
 def part_variants(info: TeacherInfo, variant: str | None) -> dict[str, str | None]:
