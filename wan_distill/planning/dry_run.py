@@ -26,7 +26,7 @@ def print_plan(
     if config.plan_json is not None:
         numbers = plan_numbers(config, info, encoded)
         write_atomically(Path(config.plan_json), json.dumps(numbers, indent=1).encode())
-    lines, obstacles = examine_surroundings(config, info)
+    lines, obstacles = examine_surroundings(config, info, [*prompts, *held_out])
     print("On this machine:", *lines, sep="\n")
     for obstacle in obstacles:
         print(f"error: {obstacle}", file=sys.stderr)
