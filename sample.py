@@ -8,9 +8,11 @@ python sample.py --student high_noise_lora.safetensors,low_noise_lora.safetensor
 from __future__ import annotations
 
 import argparse
+import hashlib
 import itertools
 import re
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo, read_teacher
 from wan_distill.system.console import escape_unencodable
 
+NAME_BYTES = 180  # of a video's name, in UTF-8: file systems allow 255 in all
 FLAGS: dict[str, dict[str, Any]] = {
     "--student": dict(
         required=True, help="output folder of a run, or its files separated by commas"
@@ -42,7 +45,13 @@ FLAGS: dict[str, dict[str, Any]] = {
     "--teacher_path": dict(
         help="hub id or folder of the teacher (default: the one the student was made from)"
     ),
-    "--variant": dict(help="variant of the teacher's weight files, e.g. fp16"),
+    "--revision": dict(help="the teacher's branch, tag or commit (default: as trained)"),
+    "--variant": dict(help="variant of the teacher's weight files (default: as trained)"),
+    "--cache_dir": dict(help="folder for files from the hub"),
+    "--allow_pickle": dict(
+        action="store_true",
+        help="also read .bin weights. Reading them can run code: only for files you trust",
+    ),
     "--steps": dict(
         type=int, help="one of the step counts the student was trained for (default: the largest)"
     ),
@@ -99,12 +108,14 @@ def run(args: argparse.Namespace) -> int:
         read_schedule,
         sample_clip,
         sample_teacher,
+        teacher_config,
     )
     from wan_distill.system.pictures import write_video
 
     files = find_student(args.student)
     student = read_schedule(files)
-    config = Config(teacher_path=args.teacher_path or student["teacher"], variant=args.variant)
+    names = ("teacher_path", "revision", "variant", "cache_dir", "allow_pickle")
+    config = teacher_config(student, {name: getattr(args, name) for name in names})
     info = read_teacher(config)
     check_teacher(info, student, args.allow_other_teacher)
     clip = clip_settings(args, student, info)
@@ -147,9 +158,10 @@ def wanted_videos(args: argparse.Namespace) -> list[tuple[str, int, Path]]:
     from wan_distill.data.prompts import read_prompts
 
     folder = Path(args.out or "vbench")
+    names = file_names(read_prompts(args.vbench_prompts, partial(print, file=sys.stderr)))
     series = [
-        (prompt, args.seed + i, folder / f"{file_name(prompt)}-{i}.mp4")
-        for prompt in read_prompts(args.vbench_prompts)
+        (prompt, args.seed + i, folder / f"{name}-{i}.mp4")
+        for prompt, name in names.items()
         for i in range(args.samples)
     ]
     return [video for video in series if not exists(video[2])]
@@ -166,9 +178,22 @@ def unused_name(video: Path) -> Path:
     return next(file for file in itertools.chain([video], numbered) if not exists(file))
 
 
-def file_name(prompt: str) -> str:
-    """`prompt` as part of a file's name on every system; VBench's own prompts stay as they are."""
-    return re.sub(r'[<>:"/\\|?*\x00-\x1f]', "_", prompt)[:180].strip(" .") or "_"
+def file_names(prompts: list[str]) -> dict[str, str]:
+    """Each prompt as part of a file's name on every system; VBench's own prompts stay as they are.
+
+    Those that are too long, and those that would have the name of an earlier one, also where large
+    and small letters are the same, end in a hash.
+    """
+    names: dict[str, str] = {}
+    taken: set[str] = set()
+    for prompt in prompts:
+        name = re.sub(r'[<>:"/\\|?*\x00-\x1f]', "_", prompt).strip(" .") or "_"
+        if len(name.encode()) > NAME_BYTES or name.casefold() in taken:
+            digest = hashlib.sha256(prompt.encode()).hexdigest()[:8]
+            name = f"{name.encode()[:NAME_BYTES].decode(errors='ignore').strip(' .')}-{digest}"
+        taken.add(name.casefold())
+        names[prompt] = name
+    return names
 
 
 def steps_of(args: argparse.Namespace, student: dict[str, Any]) -> int:

@@ -14,13 +14,20 @@ from diffusers import FlowMapEulerDiscreteScheduler, WanPipeline
 from safetensors.torch import load_file, save_file
 
 import sample
+from wan_distill.errors import UsageError
 from wan_distill.layout import LORA_FILE
 from wan_distill.model.adapters import adapter_parameters, add_adapter
 from wan_distill.model.loading import Teacher
-from wan_distill.model.student_files import METADATA_KEY, read_metadata, save_lora
+from wan_distill.model.student_files import (
+    METADATA_KEY,
+    read_metadata,
+    save_lora,
+    schedule_metadata,
+)
 from wan_distill.results import sampling
+from wan_distill.results.sampling import check_teacher, teacher_config
 from wan_distill.settings.config import WAN_NEGATIVE_PROMPT, Config
-from wan_distill.settings.description import read_teacher
+from wan_distill.settings.description import TeacherInfo, read_teacher
 from wan_distill.settings.resolve import resolve
 from wan_distill.system import pictures
 from wan_distill.system.runtime import Runtime
@@ -196,10 +203,90 @@ def test_a_teacher_of_variant_files_alone_is_read(trained, random_teacher, tmp_p
     for file in folder.rglob("*.safetensors"):
         file.rename(file.with_suffix(".fp16.safetensors"))
     argv = ["--student", str(trained), "--prompt", PROMPT]
-    variant = ["--teacher_path", str(folder), "--allow_other_teacher", "--variant", "fp16"]
+    variant = ["--teacher_path", str(folder), "--variant", "fp16"]
     for more in ([], variant):
         assert sample.main([*argv, *more]) == 0
     numpy.testing.assert_allclose(clips[1], clips[0], rtol=0, atol=1e-5)
+
+
+def test_the_teacher_is_found_as_the_run_found_it(random_teacher, tmp_path, clips):
+    """A variant of the files, and, of a hub teacher, the commit."""
+    folder = shutil.copytree(random_teacher, tmp_path / "teacher")
+    for part in ("transformer", "transformer_2"):
+        file = folder / part / "diffusion_pytorch_model.safetensors"
+        other = {name: 1.3 * tensor for name, tensor in load_file(file).items()}
+        save_file(other, file.with_suffix(".ema.safetensors"), {"format": "pt"})
+    made = Config(**SMALL | SIZE, teacher_path=str(folder), variant="ema", sampling_steps=(2,))
+    info = read_teacher(made)
+    made = resolve(made, info)
+    transformer = Teacher(info, made, Runtime(made)).load_expert("high")
+    add_adapter(transformer, "student", rank=4, alpha=64.0, layers=made.lora_layers, seed=0)
+    lora = tmp_path / LORA_FILE["high"]
+    save_lora(lora, adapter_parameters(transformer, "student"), made, info, "high")
+    argv = ["--student", str(lora), "--prompt", PROMPT]
+    moved = folder.rename(tmp_path / "moved")
+    assert sample.main([*argv, f"--teacher_path={moved}"]) == 2  # the plain files
+    moved.rename(folder)
+    assert sample.main(argv) == 0
+    assert sample.main([*argv, f"--teacher_path={folder}", "--variant=ema"]) == 0
+    numpy.testing.assert_array_equal(clips[0], clips[1])
+
+
+def test_a_hub_teacher_is_the_commit_that_was_trained_on(random_teacher, tmp_path, monkeypatch):
+    commits, asked = {"main": "b" * 40}, []
+    for name, scale in (("a" * 40, 1.0), ("b" * 40, 1.3)):
+        folder = shutil.copytree(random_teacher, tmp_path / name)
+        for file in folder.glob("transformer*/*.safetensors"):
+            tensors = {key: scale * value for key, value in load_file(file).items()}
+            save_file(tensors, file, {"format": "pt"})
+
+    def download(source, revision, cache_dir, patterns):
+        asked.append((revision, cache_dir))
+        return tmp_path / commits.get(revision or "main", revision)
+
+    monkeypatch.setattr("wan_distill.settings.description.download", download)
+    names = ("teacher_path", "revision", "variant", "cache_dir")
+    chosen: dict = dict.fromkeys(names)
+    made = read_teacher(Config(teacher_path="some/Wan", revision="a" * 40))
+    metadata = sampling_metadata(made)
+    assert metadata["teacher_commit"] == "a" * 40
+
+    found = read_teacher(teacher_config(metadata, chosen | {"cache_dir": "here"}))
+    assert found.commit == "a" * 40 and asked[-1] == ("a" * 40, "here")
+    check_teacher(found, metadata, allow_other=False)
+    newest = read_teacher(teacher_config(metadata, chosen | {"revision": "main"}))
+    with pytest.raises(UsageError, match=r"at commit a{40}.*\(transformer, transformer_2\)"):
+        check_teacher(newest, metadata, allow_other=False)
+    check_teacher(newest, metadata, allow_other=True)
+    # The same files in a folder are the same teacher.
+    check_teacher(read_teacher(Config(teacher_path=str(made.folder))), metadata, False)
+    other = read_teacher(Config(teacher_path=str(newest.folder)))
+    with pytest.raises(UsageError, match="not known to be the same"):
+        check_teacher(other, metadata, allow_other=False)
+
+
+def test_the_embedded_teacher_is_found_from_another_machine():
+    metadata = sampling_metadata(read_teacher(Config()))
+    config = teacher_config(metadata | {"teacher": "/of/another/machine"}, {"teacher_path": None})
+    assert config.teacher_path is None
+    check_teacher(read_teacher(config), metadata, allow_other=False)
+
+
+def sampling_metadata(info: TeacherInfo) -> dict:
+    """Of a student of `info`."""
+    config = resolve(Config(teacher_path=info.source, output_dir="x"), info)
+    return schedule_metadata(config, info, "high")
+
+
+def test_names_of_videos_never_collide_nor_are_too_long(tmp_path):
+    long = "长" * 300
+    prompts = ["a cat/dog?", "a cat_dog_", "A CAT_DOG_", long, long + "x", "...", "a" * 300]
+    names = sample.file_names(prompts)
+    assert names["a cat/dog?"] == "a cat_dog_" and names["..."] == "_"
+    assert len({name.casefold() for name in names.values()}) == len(prompts)
+    for name in names.values():
+        (tmp_path / f"{name}-0.mp4").touch()
+    assert len(list(tmp_path.iterdir())) == len(prompts)
 
 
 # -------------------------------------------------------------------------------------------- files
@@ -278,6 +365,7 @@ def test_another_teacher_is_refused(trained, tmp_path, capsys, clips):
         (dict(boundary_ratio=0.9), "boundary_ratio 0.9 against 0.875"),
         (dict(max_sequence_length=512), "max_sequence_length 512 against 12"),
         (dict(teacher="another"), "teacher another against"),
+        (dict(teacher_files={"vae": "other"}), "made from other files of the teacher"),
         (dict(expert="high"), "both are for the high expert"),
     ],
 )

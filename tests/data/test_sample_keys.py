@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import compare_recorded
+from safetensors.torch import load_file, save_file
 
 from wan_distill.data.embeddings import PromptEmbeddings
 from wan_distill.data.run import Run
@@ -19,6 +21,7 @@ from wan_distill.settings.description import TeacherInfo, read_teacher
 from wan_distill.settings.resolve import resolve
 from wan_distill.settings.sample_specs import anchors, handovers, trajectories
 from wan_distill.system.runtime import Runtime
+from wan_distill.training.resume import identity
 
 
 def with_settings(run: Run, **changes) -> Run:
@@ -29,32 +32,104 @@ def name_of(run: Run) -> str:
     return SampleStore(run, trajectories(run.config)).folder.name
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        dict(seed=1),
-        dict(height=48),
-        dict(width=48),
-        dict(num_frames=9),
-        dict(boundary_ratio=0.86),
-        dict(mixed_precision="bf16"),
-        dict(base_precision="fp8"),
-        dict(variant="fp16"),
-        dict(negative_prompt="ugly"),
-        dict(guidance_scale=4.5),
-        dict(guidance_scale_2=3.5),
-        dict(teacher_steps=7),
-        dict(teacher_shift=11.0),
-        dict(flow_shift=6.0),
-        dict(sampling_steps=(2, 4, 8)),
-    ],
-    ids=lambda changes: next(iter(changes)),
+# Another value of each setting that the trajectories depend on. The prompts, the teacher's
+# files and the text length are compared by what they hold: see below.
+DECIDE = dict(
+    seed=1,
+    height=48,
+    width=48,
+    num_frames=9,
+    boundary_ratio=0.86,
+    mixed_precision="bf16",
+    base_precision="fp8",
+    negative_prompt="ugly",
+    guidance_scale=4.5,
+    guidance_scale_2=3.5,
+    teacher_steps=7,
+    teacher_shift=11.0,
+    flow_shift=6.0,
+    sampling_steps=(2, 4, 8),
 )
-def test_every_setting_that_a_sample_depends_on_is_in_its_name(make_run, changes):
+
+
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Config)])
+def test_a_setting_is_in_the_name_exactly_if_samples_depend_on_it(make_run, name):
     run = make_run(method="trajectory")
-    changed = with_settings(run, **changes)
-    assert name_of(changed) != name_of(run)
+    changed = with_settings(run, **{name: DECIDE.get(name, another(getattr(run.config, name)))})
+    assert getattr(changed.config, name) != getattr(run.config, name)
+    assert (name_of(changed) != name_of(run)) == (name in DECIDE)
     assert name_of(with_settings(changed, **vars(run.config))) == name_of(run)
+
+
+def another(value):
+    """Another value of its type."""
+    if isinstance(value, bool):
+        return not value
+    return {int: 77, float: 0.77, tuple: (7,)}.get(type(value), "another")
+
+
+def test_what_guides_no_sample_is_not_in_the_name(make_run):
+    """Neither a negative prompt without guidance, nor the expert that the anchors do not reach."""
+    run = make_run(method="trajectory", guidance_scale=1.0, guidance_scale_2=1.0)
+    assert name_of(with_settings(run, negative_prompt="ugly")) == name_of(run)
+
+    def name_of_anchors(run: Run) -> str:
+        return SampleStore(run, anchors(run.config)).folder.name
+
+    assert name_of_anchors(with_settings(run, guidance_scale_2=9.0)) == name_of_anchors(run)
+    assert name_of_anchors(with_settings(run, guidance_scale=9.0)) != name_of_anchors(run)
+
+
+def add_one(file: Path) -> None:
+    """Changes one value of a weight file."""
+    tensors = load_file(file)
+    first = tensors[min(tensors)]
+    first.view(-1)[0] += 1
+    save_file(tensors, file, {"format": "pt"})
+
+
+def set_value(file: Path) -> None:
+    content = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps(content | {"a_setting": 1}), encoding="utf-8")
+
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "samples", "text"),
+    [
+        (f"transformer/{WEIGHTS}", add_one, True, False),
+        (f"transformer_2/{WEIGHTS}", add_one, True, False),
+        ("transformer/config.json", set_value, True, False),
+        ("transformer_2/config.json", set_value, True, False),
+        (f"vae/{WEIGHTS}", add_one, False, False),
+        ("vae/config.json", set_value, False, False),
+        ("text_encoder/model.safetensors", add_one, False, True),
+        ("text_encoder/config.json", set_value, False, True),
+        ("tokenizer/tokenizer.json", set_value, False, True),
+        ("tokenizer/tokenizer_config.json", set_value, False, True),
+        ("scheduler/scheduler_config.json", set_value, False, False),
+        ("model_index.json", set_value, False, False),
+    ],
+)
+def test_a_file_of_the_teacher_is_in_each_key_exactly_if_its_content_counts(
+    make_run, random_teacher, tmp_path, name, change, samples, text
+):
+    folder = shutil.copytree(random_teacher, tmp_path / "teacher")
+    run = make_run(method="trajectory", teacher_path=str(folder))
+    before = name_of(run), identity(run.config, run.info, run.prompts, 1)
+    (folder / name).parent.mkdir(exist_ok=True)
+    if not (folder / name).exists():
+        (folder / name).write_text("{}")
+    change(folder / name)
+    after = name_of(run), identity(run.config, run.info, run.prompts, 1)
+    assert (after[0] != before[0]) == samples
+    changed = {what for what in after[1] if after[1][what] != before[1][what]}
+    expected = {"the text encoder's and the tokenizer's files"} if text else set()
+    if samples or name.startswith("vae"):  # frames decide which weights are exported
+        expected = {"the teacher's files"}
+    assert changed == expected
 
 
 def test_height_and_width_are_not_the_same(make_run):
@@ -62,25 +137,6 @@ def test_height_and_width_are_not_the_same(make_run):
     flat, tall = with_settings(run, width=48), with_settings(run, height=48)
     assert flat.latent_shape == (16, 2, 4, 6) and tall.latent_shape == (16, 2, 6, 4)
     assert len({name_of(run), name_of(flat), name_of(tall)}) == 3
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        dict(num_trajectories=9),
-        dict(method="consistency"),
-        dict(learning_rate=1.0),
-        dict(sample_batch_size=3),
-        dict(offload=True),
-        dict(shard=True),
-        dict(eval_seed=5),
-        dict(max_train_steps=77),
-    ],
-    ids=lambda changes: next(iter(changes)),
-)
-def test_settings_that_change_no_sample_are_not_in_its_name(make_run, changes):
-    run = make_run(method="trajectory")
-    assert name_of(with_settings(run, **changes)) == name_of(run)
 
 
 def test_the_teachers_files_are_in_the_name(make_run, monkeypatch):

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import PROMPTS
+from safetensors.torch import load_file, save_file
 
 from wan_distill.data import solving
 from wan_distill.data.run import Run
 from wan_distill.data.samples import SampleRequest, SampleStore, open_inputs
 from wan_distill.data.solving import solve_missing
-from wan_distill.errors import UsageError
+from wan_distill.errors import Stopped, UsageError
 from wan_distill.maths.flow import euler_step, guide, sigma_batch
 from wan_distill.maths.sigmas import expert_of
 from wan_distill.model.denoiser import Denoiser
@@ -85,17 +87,59 @@ def test_anchors_are_the_trajectories_at_the_second_sigma(make_run):
     assert torch.equal(store.at([0, 3], second), solve_all(run).at([0, 3], second))
 
 
-@pytest.mark.parametrize("damage", ["cut", "absent"])
+@pytest.mark.parametrize("damage", ["cut", "absent", "altered", "no hash"])
 def test_a_damaged_sample_is_named_with_the_remedy(make_run, damage):
     run = make_run(method="trajectory")
     store = solve_all(run)
     file = store.file(2)
+    store.at([2], [0.9375])  # also one that was read before
+    damage_file(file, damage)
+    with pytest.raises(UsageError, match=r"000002\.safetensors: missing or damaged.*run again"):
+        store.at([2], [0.9375])
+
+
+def damage_file(file: Path, damage: str) -> None:
     if damage == "cut":
         file.write_bytes(file.read_bytes()[:40])
+    elif damage == "altered":  # its header stays whole
+        file.write_bytes(file.read_bytes()[:-1] + b"x")
+    elif damage == "no hash":
+        save_file(load_file(file), file)
     else:
         file.unlink()
-    with pytest.raises(UsageError, match=r"000002\.safetensors: missing or damaged.*delete it"):
-        store.at([2], [0.9375])
+
+
+def test_a_sample_that_takes_anothers_place_is_read_anew(make_run):
+    run = make_run(method="trajectory")
+    store = solve_all(run)
+    before = store.at([2], [0.0])
+    other = store.file(1).read_bytes()
+    store.file(2).unlink()
+    store.file(2).write_bytes(other)
+    assert not torch.equal(store.at([2], [0.0]), before)
+    assert torch.equal(store.at([2], [0.0]), store.at([1], [0.0]))
+
+
+@pytest.mark.parametrize("damage", ["cut", "altered"])
+def test_a_damaged_hand_over_is_refused(make_run, monkeypatch, damage):
+    run = make_run(method="trajectory", num_trajectories=1)
+    store = SampleStore(run, trajectories(run.config))
+    carried = solving._solve_batch
+
+    def stopping(run, expert, *rest):
+        if expert == "low":
+            raise Stopped("between the experts")
+        return carried(run, expert, *rest)
+
+    monkeypatch.setattr(solving, "_solve_batch", stopping)
+    with pytest.raises(Stopped):
+        solve_all(run)
+    damage_file(store.handed_over(0), damage)
+    monkeypatch.setattr(solving, "_solve_batch", carried)
+    with pytest.raises(
+        UsageError, match=r"handed-over\.safetensors: missing or damaged.*delete it"
+    ):
+        solve_all(run)
 
 
 # ----------------------------------------------------------------------------------- found again
@@ -135,7 +179,7 @@ def test_what_the_warm_start_solved_is_not_solved_again(make_run, tmp_path, solv
     assert torch.equal(longer.at([3], [0.9375]), original.at([3], [0.9375]))
 
     damaged = longer.file(7)
-    damaged.write_bytes(damaged.read_bytes()[:-9])
+    damaged.write_bytes(damaged.read_bytes()[:-9] + b"123456789")
     solve(following("fourth", third, num_trajectories=10))
     assert solved == [("high", 7), ("low", 7)]
     solve(following("fifth", second, base_precision="nf4"))  # another teacher

@@ -29,7 +29,7 @@ from wan_distill.model.student_files import (
 )
 from wan_distill.model.verification import transformer_without_weights, verify_lora
 from wan_distill.settings.config import Config
-from wan_distill.settings.description import read_teacher
+from wan_distill.settings.description import TEACHER_PARTS, TEXT_PARTS, read_teacher
 from wan_distill.system.runtime import Runtime
 
 RANK = 4
@@ -269,7 +269,11 @@ def test_the_metadata_is_one_key_with_what_a_sampler_must_know(export: Export) -
     assert schedule["sigmas"] == list(config.sigmas()) and schedule["guidance_scale"] == 1.0
     assert schedule["flow_shift"] == config.flow_shift and schedule["boundary_ratio"] == 0.875
     assert (schedule["height"], schedule["width"]) == (config.height, config.width)
-    assert schedule["teacher_fingerprint"] == made.teacher.info.fingerprint()
+    info = made.teacher.info
+    assert schedule["teacher_files"] == info.part_fingerprints()
+    assert set(schedule["teacher_files"]) == set(TEACHER_PARTS + TEXT_PARTS)
+    teacher = (schedule["teacher"], schedule["teacher_commit"], schedule["teacher_variant"])
+    assert teacher == (info.source, None, None) and schedule["teacher_embedded"] is False
 
 
 def test_a_file_of_another_tool_is_refused(tmp_path: Path) -> None:

@@ -155,6 +155,16 @@ def test_teachers_samples_are_stored_and_a_students_are_not(measured, monkeypatc
     assert again.measure()["gap_closed"] == pytest.approx(table["gap_closed"])
 
 
+def test_stored_samples_that_changed_on_the_disk_are_refused(make_run):
+    subject = Evaluation(make_run(method="trajectory", eval_samples=2), PROMPTS)
+    row = samplers(subject.config).few_unguided
+    subject.draw(row)
+    file = subject.cache_file(row)
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    with pytest.raises(UsageError, match=r"missing or damaged.*delete it and run again"):
+        subject.draw(row)
+
+
 def test_what_a_teachers_samples_depend_on_names_them(make_run):
     run = make_run(method="trajectory")
     row = samplers(run.config).paired

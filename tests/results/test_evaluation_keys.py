@@ -45,7 +45,6 @@ def with_settings(run: Run, **changes) -> Run:
         dict(boundary_ratio=0.86),
         dict(mixed_precision="bf16"),
         dict(base_precision="fp8"),
-        dict(variant="fp16"),
     ],
     ids=lambda changes: next(iter(changes)),
 )

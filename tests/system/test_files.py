@@ -13,10 +13,14 @@ from safetensors.torch import load_file, save_file
 
 from wan_distill.errors import UsageError
 from wan_distill.system.files import (
+    DamagedFile,
+    hash_tensors,
     make_output_folder,
     open_to_umask,
+    read_hashed,
     sha256,
     write_atomically,
+    write_hashed,
     write_tensors,
 )
 from wan_distill.training import checkpoint
@@ -33,6 +37,48 @@ def write_one_tensor(file: Path) -> None:
 
 
 WRITERS = pytest.mark.parametrize("write", [write_bytes, write_one_tensor])
+
+
+# ----------------------------------------------------------------------------------------- hashes
+
+
+def test_every_altered_byte_of_a_hashed_file_is_noticed(tmp_path: Path) -> None:
+    tensors = {
+        "a": torch.arange(3.0).bfloat16(),
+        "b": torch.tensor(1.5, dtype=torch.float64),
+        "c": torch.zeros(2, 0),
+    }
+    file = tmp_path / "x.safetensors"
+    write_hashed(file, tensors, {"about": "it"})
+    back = read_hashed(file)
+    assert set(back) == set(tensors)
+    assert all(torch.equal(back[name], tensor) for name, tensor in tensors.items())
+    data = file.read_bytes()
+    padding = data.rindex(b"}") + 1  # spaces behind the header
+    for i in range(len(data)):
+        if i >= padding and data[i] == 0x20:
+            continue
+        file.write_bytes(data[:i] + bytes([data[i] ^ 1]) + data[i + 1 :])
+        with pytest.raises(DamagedFile, match=r"x\.safetensors: missing or damaged"):
+            read_hashed(file)
+    file.write_bytes(data)
+    read_hashed(file)
+
+
+def test_other_names_types_shapes_and_values_have_other_hashes() -> None:
+    ones = torch.ones(2, 2)
+    contents = [
+        {"a": ones},
+        {"b": ones},
+        {"a": ones.reshape(4)},
+        {"a": ones.double()},
+        {"a": 2 * ones},
+        {"a": ones, "b": ones},
+        {"a": ones.T.contiguous() * torch.tensor([[1.0, 2.0], [3.0, 4.0]])},
+    ]
+    assert len({hash_tensors(content) for content in contents}) == len(contents)
+    turned = torch.arange(6.0).reshape(2, 3).T  # not contiguous
+    assert hash_tensors({"a": turned}) == hash_tensors({"a": turned.contiguous()})
 
 
 # ------------------------------------------------------------------------------------ permissions

@@ -10,6 +10,7 @@ from lessons import Lesson, make_lesson
 
 from wan_distill.data.run import Run
 from wan_distill.data.solving import solve_missing
+from wan_distill.errors import UsageError
 from wan_distill.maths.distances import energy_distance, relative, score
 from wan_distill.training.monitor import Monitor, warnings
 
@@ -78,6 +79,19 @@ def test_the_best_of_many_checks_is_stored_with_its_place(make_run, monkeypatch,
     after_a_stop = Monitor(run, "high")
     after_a_stop.resume(3)
     assert after_a_stop.best == 1.0
+
+
+def test_best_weights_that_changed_on_the_disk_are_refused(make_run):
+    run = make_run(method="trajectory", monitor_steps=1, ema_decay=0.0)
+    monitor, lesson = monitored(run, "high")
+    student = lesson.learners["student"]
+    monitor.check(lesson.denoiser, student)
+    data = monitor.file.read_bytes()
+    for damaged in (data[:-1] + bytes([data[-1] ^ 1]), data[:40], b""):
+        monitor.file.write_bytes(damaged)
+        for use in (lambda: monitor.exported(student), lambda: Monitor(run, "high").resume(3)):
+            with pytest.raises(UsageError, match=r"are damaged.*delete the file and run again"):
+                use()
 
 
 def test_a_check_leaves_the_student_as_it_is(make_run):

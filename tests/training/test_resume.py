@@ -65,6 +65,7 @@ MAY_CHANGE = {
 }
 IDENTITY = {
     "the teacher's files": "abc",
+    "the text encoder's and the tokenizer's files": "ghi",
     "the prompts": "def",
     "processes x gradient_accumulation_steps": 1,
 }

@@ -10,13 +10,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from wan_distill.errors import Halted, UsageError
+from wan_distill.errors import Halted, UsageError, one_line
 from wan_distill.system.console import progress_bar
-from wan_distill.system.files import write_tensors
+from wan_distill.system.files import DamagedFile, read_hashed, write_hashed
 from wan_distill.system.runtime import to_device
 
 
@@ -25,8 +23,8 @@ class PromptEmbeddings:
 
     Args:
         folder: the cache; one small file a prompt.
-        key: everything besides the prompt that an embedding depends on: the fingerprint of the text
-            encoder, the tokenizer, the length.
+        key: everything besides the prompt that an embedding depends on: the files of the text
+            encoder and the tokenizer, the token table in use, the length, the dtype.
         length: tokens the transformers see; shorter prompts are padded with zeros, as `WanPipeline`
             does.
     """
@@ -57,7 +55,7 @@ class PromptEmbeddings:
         length = int(embedding.any(dim=1).nonzero().max()) + 1
         embedding = embedding[:length]
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_tensors(self.file(prompt), {"embedding": embedding}, {"prompt": prompt})
+        write_hashed(self.file(prompt), {"embedding": embedding}, {"prompt": prompt})
 
     def fill(self, prompts: Sequence[str], encode: Callable[[str], Tensor], shown: bool) -> None:
         """Stores what `encode` makes of those of `prompts` that are missing.
@@ -88,10 +86,10 @@ class PromptEmbeddings:
                 self._held.clear()
             file = self.file(prompt)
             try:
-                embedding = load_file(file)["embedding"]
-            except (SafetensorError, KeyError) as error:
+                embedding = read_hashed(file)["embedding"]
+            except (DamagedFile, KeyError) as error:
                 raise UsageError(
-                    f"{file}: a damaged prompt embedding ({error}); delete it and run again"
+                    f"a damaged prompt embedding, {one_line(error)}; delete it and run again"
                 ) from error
             if not embedding.isfinite().all():
                 raise UsageError(

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from diffusers import WanTransformer3DModel
 from torch import Tensor
 
 from wan_distill.data.embeddings import PromptEmbeddings
 from wan_distill.layout import RunFolder
-from wan_distill.maths.sigmas import Expert
+from wan_distill.maths.sigmas import SUBFOLDER, Expert, expert_sigmas
 from wan_distill.model.denoiser import Denoiser
 from wan_distill.model.loading import Teacher
 from wan_distill.settings.config import Config
@@ -42,6 +44,24 @@ class Run:
     def latent_shape(self) -> tuple[int, int, int, int]:
         """[C, F, H, W] of one sample."""
         return self.info.latent_shape(self.config)
+
+    def sampling_key(self, sigmas: Sequence[float], guided: bool) -> dict[str, Any]:
+        """What samples depend on besides prompts, noise, solver and student, in plain values: the
+        text side, and the experts that own `sigmas`, with the guidance of those.
+        """
+        config = self.config
+        experts = [e for e in self.info.experts if expert_sigmas(sigmas, e, config.boundary_ratio)]
+        key = dict(
+            teacher=self.info.fingerprint(tuple(SUBFOLDER[expert] for expert in experts)),
+            text=self.embeddings.key,
+            shape=list(self.latent_shape),
+            boundary=config.boundary_ratio,
+            weights=config.weights_key,
+        )
+        scales = [config.guidance(expert) for expert in experts]
+        if not guided or set(scales) == {1}:
+            return key
+        return key | dict(guidance=scales, negative=config.negative_prompt)
 
     def denoiser(
         self, expert: Expert, transformer: WanTransformer3DModel, whole: bool = False

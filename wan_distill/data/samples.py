@@ -15,13 +15,12 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from wan_distill.data.run import Run
@@ -31,7 +30,7 @@ from wan_distill.maths.randomness import keyed_noise
 from wan_distill.maths.sigmas import Expert, expert_sigmas
 from wan_distill.settings.recipes import recipe_of
 from wan_distill.settings.sample_specs import SampleSpec, student_of
-from wan_distill.system.files import write_atomically
+from wan_distill.system.files import DamagedFile, read_hashed, sha256, write_atomically
 from wan_distill.system.runtime import to_device
 
 
@@ -61,25 +60,13 @@ class SampleStore:
 
     def key(self) -> dict[str, Any]:
         """Everything that a sample depends on, in plain values. Without the number of samples."""
-        config = self.run.config
-        key = self.spec.key() | dict(
-            teacher=self.run.info.fingerprint(),
-            text=self.run.embeddings.key,
-            prompts=list(self.prompts),
-            shape=list(self.run.latent_shape),
-            seed=config.seed,
-            boundary=config.boundary_ratio,
-            weights=config.weights_key,
-        )
-        if self.spec.noise == "evaluation":
-            key |= dict(seed=config.eval_seed)
-        if self.spec.sampler == "student":
-            files = {
-                e: hashlib.sha256(f.read_bytes()).hexdigest() for e, f in self.students.items()
-            }
-            return key | dict(students=files)
-        guidance = [config.guidance_scale, config.guidance_scale_2]
-        return key | dict(negative=config.negative_prompt, guidance=guidance)
+        config, spec = self.run.config, self.spec
+        seed = config.eval_seed if spec.noise == "evaluation" else config.seed
+        key = spec.key() | dict(prompts=list(self.prompts), seed=seed)
+        key |= self.run.sampling_key(spec.sigmas, guided=spec.sampler == "teacher")
+        if spec.sampler == "student":
+            key |= dict(students={expert: sha256(f) for expert, f in self.students.items()})
+        return key
 
     # --------------------------------------------------------------------------------- reading
 
@@ -114,11 +101,12 @@ class SampleStore:
     def _stored(self, row: int, index: int) -> Tensor:
         file = self.file(row)
         try:
-            return _opened(file).get_slice("latents")[index]
-        except (SafetensorError, OSError) as error:
-            raise UsageError(
-                f"{file}: missing or damaged ({error}); delete it and run again"
-            ) from error
+            state = file.stat()
+            return _opened(file, (state.st_ino, state.st_size, state.st_mtime_ns))[index]
+        except FileNotFoundError as error:
+            raise UsageError(f"{file}: missing or damaged; run again") from error
+        except DamagedFile as error:
+            raise UsageError(f"{error}; delete it and run again") from error
 
     # ----------------------------------------------------------------------------- the folder
 
@@ -145,15 +133,16 @@ class SampleStore:
         if self.earlier is None or file.exists():
             return file.exists()
         original = self.earlier / file.name
-        if original.exists():
-            # Only a file that is whole, by its header.
-            with suppress(SafetensorError), safe_open(original, framework="pt"):
-                self.create()
-                try:
-                    os.link(original, file)
-                except OSError:  # another disk, or one without links
-                    write_atomically(file, original.read_bytes())
-        return file.exists()
+        try:
+            read_hashed(original)
+        except DamagedFile:  # or missing
+            return False
+        self.create()
+        try:
+            os.link(original, file)
+        except OSError:  # another disk, or one without links
+            write_atomically(file, original.read_bytes())
+        return True
 
     def create(self) -> None:
         """Makes the folder, with a note of what its name stands for."""
@@ -164,8 +153,14 @@ class SampleStore:
 
 
 @functools.lru_cache(maxsize=256)  # each holds a memory map, and processes have a limit of those
-def _opened(file: Path) -> Any:
-    return safe_open(file, framework="pt")
+def _opened(file: Path, state: tuple[int, ...]) -> Any:
+    """The latents of a file, mapped into memory. Raises DamagedFile.
+
+    Args:
+        state: what tells the file from another one that takes its place.
+    """
+    read_hashed(file)
+    return safe_open(file, framework="pt").get_slice("latents")
 
 
 @dataclass(frozen=True)

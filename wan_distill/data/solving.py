@@ -9,19 +9,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
 from wan_distill.data.rollout import Latents, carry
 from wan_distill.data.run import Run
 from wan_distill.data.samples import SampleRequest, SampleStore
-from wan_distill.errors import NonFiniteError
+from wan_distill.errors import NonFiniteError, UsageError
 from wan_distill.maths.sigmas import Expert, expert_sigmas
 from wan_distill.model.denoiser import Denoiser, nonfinite_weight
 from wan_distill.model.student_files import load_student
 from wan_distill.system.console import progress_bar
-from wan_distill.system.files import write_tensors
+from wan_distill.system.files import DamagedFile, read_hashed, write_hashed
 
 
 def solve_missing(run: Run, requests: Iterable[SampleRequest]) -> None:
@@ -135,12 +134,12 @@ def _solve_batch(
         done = torch.stack([*begun[j][1], *passed]) if begun[j][1] or passed else None
         if sigmas[-1] > store.spec.sigmas[-1]:
             unfinished = {"here": reached[sigmas[-1]][j]}
-            write_tensors(
+            write_hashed(
                 store.handed_over(row), unfinished | ({} if done is None else {"latents": done})
             )
         else:
             assert done is not None  # the last solver point is a stored one
-            write_tensors(store.file(row), {"latents": done})
+            write_hashed(store.file(row), {"latents": done})
             store.handed_over(row).unlink(missing_ok=True)
 
 
@@ -148,7 +147,10 @@ def _begin(store: SampleStore, row: int, sigma: float) -> tuple[Tensor, list[Ten
     """Latents at `sigma`, where this expert begins, and those stored on the way there."""
     if sigma == store.spec.sigmas[0]:
         return store.noise(row), []
-    tensors = load_file(store.handed_over(row))
+    try:
+        tensors = read_hashed(store.handed_over(row))
+    except DamagedFile as error:
+        raise UsageError(f"{error}; delete it and run again") from error
     return tensors["here"], list(tensors.get("latents", ()))
 
 

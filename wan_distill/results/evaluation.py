@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
@@ -36,7 +35,7 @@ from wan_distill.model.loading import decode
 from wan_distill.model.student_files import load_student
 from wan_distill.results.samplers import Sampler, Samplers, samplers
 from wan_distill.system.console import progress_bar
-from wan_distill.system.files import write_atomically, write_tensors
+from wan_distill.system.files import DamagedFile, read_hashed, write_atomically, write_hashed
 from wan_distill.system.pictures import contact_sheet
 
 COMPONENTS = 64
@@ -100,7 +99,10 @@ class Evaluation:
         """The samples of one row; teacher rows come from their cache."""
         file = self.cache_file(row)
         if row.role == "teacher" and file.exists():
-            tensors = load_file(file)
+            try:
+                tensors = read_hashed(file)
+            except DamagedFile as error:
+                raise UsageError(f"{error}; delete it and run again") from error
             return Drawn(tensors["latents"], float(tensors["seconds"]))
         started = time.perf_counter()
         latents = self._sample(row)
@@ -108,24 +110,16 @@ class Evaluation:
         if row.role == "teacher":
             file.parent.mkdir(parents=True, exist_ok=True)
             spent = torch.tensor(seconds, dtype=torch.float64)
-            write_tensors(file, {"latents": latents, "seconds": spent})
+            write_hashed(file, {"latents": latents, "seconds": spent})
         return Drawn(latents, seconds)
 
     def key(self, row: Sampler) -> dict[str, Any]:
         """Everything that the samples of a teacher row depend on, in plain values."""
-        config = self.config
         return dict(
-            teacher=self.run.info.fingerprint(),
-            text=self.run.embeddings.key,
             prompts=self.prompts,
             row=dict(sigmas=row.sigmas, guided=row.guided, noise=row.noise),
-            seed=config.eval_seed,
-            guidance=[config.guidance_scale, config.guidance_scale_2],
-            negative=config.negative_prompt,
-            shape=self.run.latent_shape,
-            boundary=config.boundary_ratio,
-            weights=config.weights_key,
-        )
+            seed=self.config.eval_seed,
+        ) | self.run.sampling_key(row.sigmas, row.guided)
 
     def cache_file(self, row: Sampler) -> Path:
         text = json.dumps(self.key(row), sort_keys=True)

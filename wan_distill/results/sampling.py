@@ -49,6 +49,9 @@ def read_schedule(files: list[Path]) -> dict[str, Any]:
             for key in SAME_SCHEDULE
             if other[key] != first[key]
         ]
+        made_from, others = first.get("teacher_files") or {}, other.get("teacher_files") or {}
+        if any(made_from[part] != others[part] for part in made_from.keys() & others):
+            differing.append("made from other files of the teacher")
         if other["expert"] == first["expert"]:
             differing.append(f"both are for the {other['expert']} expert")
         if differing:
@@ -60,15 +63,40 @@ def read_schedule(files: list[Path]) -> dict[str, Any]:
 
 
 def check_teacher(info: TeacherInfo, student: dict[str, Any], allow_other: bool) -> None:
-    """Raises UsageError where the LoRAs were made for another teacher than the one at hand."""
-    same_hub_id = info.source == student["teacher"] and not Path(info.source).is_dir()
-    if allow_other or same_hub_id or info.fingerprint() == student["teacher_fingerprint"]:
+    """Raises UsageError where the LoRAs were made for another teacher than the one at hand, or it
+    is not known to be the same.
+    """
+    commit = student.get("teacher_commit")
+    same_commit = not info.is_local and info.commit == commit
+    if allow_other or (same_commit and info.variant == student.get("teacher_variant")):
         return
+    here, written = info.part_fingerprints(), student.get("teacher_files") or {}
+    others = [part for part in sorted(written.keys() | here) if here.get(part) != written.get(part)]
+    if written and not others:
+        return
+    made_from = f"{student['teacher']}{f' at commit {commit}' if commit else ''}"
     raise UsageError(
-        f"--teacher_path {info.source}: this student was made from {student['teacher']}, and these "
-        "files are not known to be the same; give that one, or --allow_other_teacher to try it "
-        "anyway"
+        f"--teacher_path {info.source}: this student was made from {made_from}, and these files "
+        f"are not known to be the same ({', '.join(others)}); give that one, or "
+        "--allow_other_teacher to try it anyway"
     )
+
+
+def teacher_config(student: dict[str, Any], chosen: dict[str, Any]) -> Config:
+    """The settings with which the teacher of a student is found as its run found it.
+
+    Args:
+        student: the student's metadata.
+        chosen: settings that the user gives instead, by name; None: as the run had it.
+    """
+    made: dict[str, Any] = {}
+    if chosen["teacher_path"] in (None, student["teacher"]):
+        made = dict(
+            teacher_path=None if student.get("teacher_embedded") else student["teacher"],
+            revision=student.get("teacher_commit"),
+            variant=student.get("teacher_variant"),
+        )
+    return Config(**made | {name: value for name, value in chosen.items() if value is not None})
 
 
 def load_pipeline(

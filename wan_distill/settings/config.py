@@ -86,14 +86,12 @@ class Config(OperationSettings, LearningSettings, JobSettings):  # fields begin 
 
     @property
     def weights_key(self) -> dict[str, Any]:
-        """The settings that decide which numbers the teacher computes with, where they are not the
-        plain ones: part of the keys by which stored samples are found.
+        """The settings that decide which numbers the teacher computes with, besides its files: part
+        of the keys by which stored samples are found.
         """
         key: dict[str, Any] = {"dtype": self.mixed_precision}
         if self.base_precision != "bf16":
             key["base"] = self.base_precision
-        if self.variant is not None:
-            key["variant"] = self.variant
         return key
 
     def to_json(self) -> dict[str, Any]:

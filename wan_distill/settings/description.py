@@ -26,6 +26,8 @@ from wan_distill.settings.reading import read_json
 # TI2V-5B config.
 TWO_EXPERTS = dict(teacher_shift=12.0, guidance_scale=4.0, guidance_scale_2=3.0)
 ONE_EXPERT = dict(teacher_shift=5.0, guidance_scale=5.0, guidance_scale_2=5.0)
+TEACHER_PARTS = ("transformer", "transformer_2", "vae")
+TEXT_PARTS = ("text_encoder", "tokenizer")
 # Enough of a hub repository to describe it; weights are downloaded part by part, when needed.
 SKELETON = ["model_index.json", "*/config.json", "scheduler/*", "tokenizer/*", "*/*.index.json"]
 
@@ -54,6 +56,11 @@ class TeacherInfo:
     transformer: dict[str, Any]
     vae: dict[str, Any]
     variant: str | None = None
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the user gave a folder; otherwise a hub id."""
+        return Path(self.source).is_dir()
 
     @property
     def commit(self) -> str:
@@ -87,7 +94,7 @@ class TeacherInfo:
             config.width // spatial,
         )
 
-    def fingerprint(self, parts: tuple[str, ...] = ("transformer", "transformer_2", "vae")) -> str:
+    def fingerprint(self, parts: tuple[str, ...] = TEACHER_PARTS) -> str:
         """32 hexadecimal digits that change when what is loaded of `parts` (folder names) changes:
         `fingerprint_part` says what is hashed.
 
@@ -97,16 +104,28 @@ class TeacherInfo:
         content: dict[str, Any] = {}
         if "transformer" in parts:
             content["pipeline"] = [self.boundary_ratio, self.expand_timesteps]
-        if not Path(self.source).is_dir():
+        if not self.is_local:
             content |= dict(commit=self.commit, variant=self.variant, parts=parts)
         else:
-            absent = {"transformer_2"} if self.boundary_ratio is None else set()
-            try:
-                for part in sorted(set(parts) - absent):
-                    content[part] = fingerprint_part(self.folder / part, self.variant)
-            except FileError as error:
-                raise UsageError(f"--teacher_path {self.source}: {error}") from error
+            content |= self.part_fingerprints(parts)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+
+    def part_fingerprints(
+        self, parts: tuple[str, ...] = TEACHER_PARTS + TEXT_PARTS
+    ) -> dict[str, str]:
+        """`fingerprint_part` of each of `parts` that this teacher has; of a hub teacher, of those
+        whose files are on this machine. Raises UsageError where those of a folder are missing or
+        damaged.
+        """
+        absent = {"transformer_2"} if self.boundary_ratio is None else set()
+        found = {}
+        for part in sorted(set(parts) - absent):
+            try:
+                found[part] = fingerprint_part(self.folder / part, self.variant)
+            except FileError as error:
+                if self.is_local:
+                    raise UsageError(f"--teacher_path {self.source}: {error}") from error
+        return found
 
 
 def read_teacher(config: Config) -> TeacherInfo:

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shutil
 from pathlib import Path
 
-from safetensors import SafetensorError
+import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from wan_distill.errors import UsageError
+from wan_distill.errors import UsageError, one_line
+
+HASH = "sha256"  # of the tensors, in a file's metadata
+
+
+class DamagedFile(Exception):
+    """A file whose content is not what was written."""
 
 
 def write_atomically(file: Path, data: bytes) -> None:
@@ -48,6 +56,39 @@ def write_tensors(
     open_to_umask(temporary)
     sync(temporary)
     os.replace(temporary, file)
+
+
+def write_hashed(
+    file: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
+    """`write_tensors`, with a hash of all that is written, for `read_hashed`."""
+    metadata = metadata or {}
+    write_tensors(file, tensors, metadata | {HASH: hash_tensors(tensors, metadata)})
+
+
+def read_hashed(file: Path) -> dict[str, Tensor]:
+    """The tensors of a file that `write_hashed` wrote. Raises DamagedFile where it is missing, cut
+    off, or any of its bytes has changed since.
+    """
+    try:
+        with safe_open(file, framework="pt") as content:
+            tensors = {name: content.get_tensor(name) for name in content.offset_keys()}
+            metadata = dict(content.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise DamagedFile(f"{file}: missing or damaged ({one_line(error)})") from error
+    if metadata.pop(HASH, None) != hash_tensors(tensors, metadata):
+        raise DamagedFile(f"{file}: missing or damaged (its bytes changed since it was written)")
+    return tensors
+
+
+def hash_tensors(tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> str:
+    """SHA-256 of names, dtypes, shapes, values and metadata, as 64 hexadecimal digits."""
+    digest = hashlib.sha256(json.dumps(metadata or {}, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        values = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(values.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def open_to_umask(path: Path) -> None:

@@ -12,17 +12,18 @@ from __future__ import annotations
 import math
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from wan_distill.data.run import Run
 from wan_distill.data.samples import SampleRequest
+from wan_distill.errors import UsageError, one_line
 from wan_distill.maths.distances import diversity, picture_statistics, relative, score
 from wan_distill.maths.sigmas import Expert
 from wan_distill.model.denoiser import Denoiser
 from wan_distill.model.loading import decode
-from wan_distill.system.files import write_tensors
+from wan_distill.system.files import hash_tensors, write_tensors
 from wan_distill.training.learner import Learner
 from wan_distill.training.phase_clips import PhaseClips
 
@@ -98,7 +99,9 @@ class Monitor:
         if self.run.runtime.is_main:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             # One key of metadata only: several would be written in any order.
-            write_tensors(self.file, learner.exported(), {BEST: f"{new!r} {learner.done}"})
+            weights = learner.exported()
+            about = f"{new!r} {learner.done} {hash_tensors(weights)}"
+            write_tensors(self.file, weights, {BEST: about})
 
     def _statistics(self, x0: Tensor) -> dict[str, float]:
         vae = self.run.teacher.load_vae()
@@ -112,7 +115,7 @@ class Monitor:
         if not self.run.runtime.samples_student() or not self.file.exists():
             return
         if step > 0:
-            self.best = self._best()[0]
+            self.best = self._stored()[1]
         elif self.run.runtime.is_main:
             self.file.unlink()
 
@@ -120,7 +123,7 @@ class Monitor:
         """The weights to export: those with the best score, or the last without any check."""
         if not self.on or not self.file.exists():
             return learner.exported()
-        best, updates = self._best()
+        weights, best, updates = self._stored()
         self.run.runtime.say(
             f"The {self.expert} expert's best score, {best:.4f}, was after {updates} of "
             f"{learner.done} updates; those weights are exported."
@@ -130,13 +133,24 @@ class Monitor:
                 f"Warning, {self.expert} expert: training brought it no nearer to the teacher than "
                 "it began. Try a lower --learning_rate, or another --method."
             )
-        return load_file(self.file)
+        return weights
 
-    def _best(self) -> tuple[float, int]:
-        """(score, student updates) of the stored weights."""
-        with safe_open(self.file, framework="pt") as weights:
-            best, updates = weights.metadata()[BEST].split()
-        return float(best), int(updates)
+    def _stored(self) -> tuple[dict[str, Tensor], float, int]:
+        """The stored weights, their score, and the student updates before them. Raises UsageError
+        where the file is damaged.
+        """
+        try:
+            weights = load_file(self.file)
+            with safe_open(self.file, framework="pt") as file:
+                best, updates, written = (file.metadata() or {})[BEST].split()
+            if written != hash_tensors(weights):
+                raise ValueError("its bytes changed since it was written")
+        except (SafetensorError, KeyError, ValueError) as error:
+            raise UsageError(
+                f"{self.file}: the best weights so far are damaged ({one_line(error)}); delete the "
+                "file and run again, and the best from there on are exported"
+            ) from error
+        return weights, float(best), int(updates)
 
 
 def warnings(values: dict[str, float]) -> list[str]:

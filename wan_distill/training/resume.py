@@ -15,7 +15,7 @@ from wan_distill.layout import RunFolder
 from wan_distill.maths.sigmas import Expert, expert_sigmas
 from wan_distill.model.denoiser import Denoiser, nonfinite_weight
 from wan_distill.settings.config import Config
-from wan_distill.settings.description import TeacherInfo
+from wan_distill.settings.description import TEXT_PARTS, TeacherInfo
 from wan_distill.settings.recipes import Role
 from wan_distill.training.learner import Learner
 from wan_distill.training.metrics import Metrics
@@ -31,6 +31,7 @@ def identity(
     """What makes a run this run, besides its settings, in words that a refusal can use."""
     return {
         "the teacher's files": info.fingerprint(),
+        "the text encoder's and the tokenizer's files": info.fingerprint(TEXT_PARTS),
         "the prompts": hashlib.sha256("\n".join(prompts).encode()).hexdigest()[:16],
         "processes x gradient_accumulation_steps": sample_groups
         * config.gradient_accumulation_steps,
