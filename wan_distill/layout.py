@@ -41,6 +41,16 @@ class RunFolder:
         return self.student(expert).exists()
 
     @property
+    def workflow(self) -> Path:
+        """ComfyUI's own nodes, with this student's settings."""
+        return self.path / "comfyui_workflow.json"
+
+    @property
+    def wrapper_workflow(self) -> Path:
+        """The same for ComfyUI-WanVideoWrapper."""
+        return self.path / "wanvideowrapper_workflow.json"
+
+    @property
     def scheduler(self) -> Path:
         return self.path / "scheduler"
 
@@ -136,6 +146,7 @@ class RunFolder:
 # What an upload takes along, and what it must leave behind, as patterns of huggingface_hub.
 UPLOADED = (
     "*.safetensors",
+    "*_workflow.json",
     "scheduler/*",
     "previews/*",
     "pairs/*",

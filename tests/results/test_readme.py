@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
+from types import SimpleNamespace
 
 import pytest
 from conftest import write_pipeline
 
-from wan_distill.layout import LORA_FILE
+from wan_distill.layout import LORA_FILE, RunFolder
 from wan_distill.model.loading import Teacher
-from wan_distill.results.readme import comfyui, describe_results, package_versions, readme
+from wan_distill.results.elsewhere import comfyui, elsewhere, older_diffusers
+from wan_distill.results.readme import describe_results, package_versions, readme
+from wan_distill.results.workflows import write_workflows
 from wan_distill.settings.description import read_teacher
 from wan_distill.system.runtime import Runtime
 from wan_distill.umt5.verify import Verdict
@@ -22,26 +26,56 @@ from wan_distill.umt5.verify import Verdict
         (8, 5.0, 4),  # 1 .9722 .9375 .8929 | .8333 .75 .625 .4167
         (4, 12.0, 3),  # 1 .9730 .9231 | .8
         (4, 1.0, 1),  # 1 | .75 .5 .25
+        (6, 5.0, 3),  # 1 .9615 .9091 | .8333 .7143 .5
     ],
 )
 def test_comfyui_gets_the_split_of_this_students_sigmas(small_config, steps, shift, high):
-    words = comfyui(small_config(sampling_steps=(steps,), flow_shift=shift))
+    words = comfyui(small_config(sampling_steps=(steps,), flow_shift=shift), None)
     assert f"{steps} steps, cfg 1, sampler `euler` and scheduler `simple`" in words
     assert f"the shift of each model to {shift:g} " in words
     assert "in two KSampler (Advanced) nodes:\n\n1. " in words
     assert f"1. high-noise expert: steps 0 to {high}; add noise: enable; return with" in words
     assert f"2. low-noise expert: steps {high} to {steps}; add noise: disable; return" in words
+    assert ("template *Wan 2.2 14B Text to Video*" in words) == ((steps, shift) == (4, 5.0))
+    assert ("`simple` itself rounds" in words) == (steps == 6)
 
 
 def test_a_teacher_of_one_expert_needs_one_node(small_config, tmp_path):
     teacher = write_pipeline(tmp_path / "one", two_experts=False)
-    words = comfyui(small_config(teacher_path=str(teacher)))
+    words = comfyui(small_config(teacher_path=str(teacher)), None)
     assert "in one KSampler node." in words and "low-noise" not in words
 
 
-def test_a_length_that_comfyui_does_not_use_is_named(small_config):
-    assert "trained with 12" in comfyui(small_config(max_sequence_length=12))
-    assert "tokens" not in comfyui(small_config(max_sequence_length=512))
+def paragraphs(config, folder):
+    return "\n\n".join(elsewhere(config, read_teacher(config), RunFolder(folder)))
+
+
+def test_a_student_of_another_text_length_is_not_for_comfyui(small_config, tmp_path):
+    words = paragraphs(small_config(max_sequence_length=12), tmp_path)
+    assert "**Not for ComfyUI:** it pads every prompt to 512 tokens" in words
+    assert "trained with 12" in words and "KSampler" not in words
+
+
+def test_the_workflows_that_are_there_are_named(small_config, tmp_path):
+    config = small_config(max_sequence_length=512)
+    assert "workflow" not in paragraphs(config, tmp_path)
+    (tmp_path / LORA_FILE["low"]).touch()
+    write_workflows(config, read_teacher(config), RunFolder(tmp_path))
+    words = paragraphs(config, tmp_path)
+    assert f"copy `{LORA_FILE['low']}` to `models/loras` and open `comfyui_workflow.json`" in words
+    assert "open `wanvideowrapper_workflow.json`. Its scheduler is `flowmatch_distill`" in words
+
+
+def test_older_versions_of_diffusers_get_the_trained_sigmas(small_config):
+    config = small_config(flow_shift=12.0, sampling_steps=(8,))
+    code = re.search(r"```python\n(.*?)```", older_diffusers(config), re.S)[1]
+    scope = dict(pipe=SimpleNamespace())
+    exec(code, scope)
+    scheduler = scope["pipe"].scheduler
+    scheduler.set_timesteps(8, device="cpu")
+    assert scheduler.sigmas.tolist() == pytest.approx(config.sigmas(), abs=1e-6)
+    timesteps = [1000 * sigma for sigma in config.sigmas()[:-1]]
+    assert scheduler.timesteps.tolist() == pytest.approx(timesteps, abs=1e-3)
 
 
 def test_the_readme_names_the_files_that_are_there(small_config, tmp_path):
@@ -52,7 +86,7 @@ def test_the_readme_names_the_files_that_are_there(small_config, tmp_path):
     assert f"- `{LORA_FILE['low']}`: LoRA of the low-noise expert" in text
     assert "(sigmas 1.0000, 0.9375, 0.8333, 0.6250)" in text
     assert LORA_FILE["high"] not in text and "## Measured" not in text
-    assert 'pipe.load_lora_weights("."' in text and "In ComfyUI" in text
+    assert 'pipe.load_lora_weights("."' in text and "Not for ComfyUI" in text
 
 
 def test_a_shallower_student_is_described_as_a_pipeline(small_config, tmp_path):

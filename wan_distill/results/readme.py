@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wan_distill.layout import RunFolder
-from wan_distill.maths.sigmas import steps_of
+from wan_distill.results.elsewhere import elsewhere
 from wan_distill.results.export import snippet
 from wan_distill.results.table import as_markdown
+from wan_distill.results.workflows import write_workflows
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
 from wan_distill.system.files import write_atomically
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from wan_distill.umt5.verify import Verdict
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "peft", "safetensors")
-COMFYUI_TOKENS = 512  # ComfyUI pads every prompt to this many tokens
 
 
 def package_versions() -> dict[str, str]:
@@ -51,6 +51,7 @@ def describe_results(
         evaluation=evaluation,
     )
     write_atomically(folder.run_json, json.dumps(run, indent=1, ensure_ascii=False).encode())
+    write_workflows(config, teacher.info, folder)
     text = readme(folder.path, config, teacher.info, evaluation)
     write_atomically(folder.readme, text.encode())
 
@@ -77,7 +78,10 @@ def readme(
     sigmas = ", ".join(f"{sigma:.4f}" for sigma in config.sigmas()[:-1])
     listed.append(f"- `{files.scheduler.name}/`: the sampler it was trained for (sigmas {sigmas})")
     if config.save_merged and not repository:
-        listed.append(f"- `{files.merged.name}/`: the complete pipeline, adapters merged in")
+        listed.append(
+            f"- `{files.merged.name}/`: the complete pipeline, adapters merged in (needs diffusers "
+            "0.39 or newer)"
+        )
     parts = [
         f"# {info.name}, distilled to {steps} steps",
         f"A student of `{info.source}` that samples in {steps} steps without guidance "
@@ -88,34 +92,7 @@ def readme(
     if not repository:
         parts.append("In this folder:")
     parts.append(f"```python\n{snippet(config, info, experts, repository or '.')}```")
-    if not config.whole_student:
-        parts.append(comfyui(config))
+    parts += elsewhere(config, info, files)
     if evaluation:
         parts.append(f"## Measured\n\n{as_markdown(evaluation)}")
     return "\n\n".join(parts) + "\n"
-
-
-def comfyui(config: Config) -> str:
-    """The settings of ComfyUI's nodes with which it samples as this student was trained."""
-    steps = config.grid_steps
-    split = len(steps_of("high", config.sigmas(), config.boundary_ratio))
-    parts = [
-        "In ComfyUI load each file into the model of its expert with strength 1, and set the shift "
-        f"of each model to {config.flow_shift:g} (node ModelSamplingSD3). Sample with {steps} "
-        "steps, cfg 1, sampler `euler` and scheduler `simple`"
-    ]
-    if split == steps:
-        parts[0] += " in one KSampler node."
-    else:
-        parts[0] += " in two KSampler (Advanced) nodes:"
-        parts.append(
-            f"1. high-noise expert: steps 0 to {split}; add noise: enable; return with leftover "
-            f"noise: enable\n2. low-noise expert: steps {split} to {steps}; add noise: disable; "
-            "return with leftover noise: disable"
-        )
-    if config.max_sequence_length != COMFYUI_TOKENS:
-        parts.append(
-            f"ComfyUI pads every prompt to {COMFYUI_TOKENS} tokens; this student was trained with "
-            f"{config.max_sequence_length}, so its clips are different there."
-        )
-    return "\n\n".join(parts)

@@ -1,0 +1,93 @@
+"""How to use a student in other programs, for the README of its folder."""
+
+from __future__ import annotations
+
+from wan_distill.layout import LORA_FILE, RunFolder
+from wan_distill.results.workflows import COMFYUI_TOKENS, comfyui_can, first_step_of_low
+from wan_distill.settings.config import Config
+from wan_distill.settings.description import TeacherInfo
+
+# Of ComfyUI's template video_wan2_2_14B_t2v, where its 4-step LoRAs are on.
+TEMPLATE = (4, 5.0, 2)  # steps, shift, first step of the low expert
+TRAIN_STEPS = 1000
+
+
+def elsewhere(config: Config, info: TeacherInfo, files: RunFolder) -> list[str]:
+    """Paragraphs about older diffusers, ComfyUI and WanVideoWrapper; none of a whole student."""
+    if config.whole_student:
+        return []
+    parts = [older_diffusers(config)]
+    if config.max_sequence_length != COMFYUI_TOKENS:
+        return [
+            *parts,
+            f"**Not for ComfyUI:** it pads every prompt to {COMFYUI_TOKENS} tokens, and this "
+            f"student was trained with {config.max_sequence_length} "
+            "(`--max_sequence_length`). Its clips would be wrong there, and in every other program "
+            "that pads so.",
+        ]
+    parts.append(comfyui(config, files if comfyui_can(config, info) else None))
+    if comfyui_can(config, info) and files.wrapper_workflow.exists():
+        parts.append(
+            f"ComfyUI-WanVideoWrapper: open `{files.wrapper_workflow.name}`. Its scheduler is "
+            "`flowmatch_distill`; the one that is called `euler` there visits other sigmas and is "
+            "wrong."
+        )
+    return parts
+
+
+def older_diffusers(config: Config) -> str:
+    """What to change in the code above for older versions of diffusers."""
+    grid = [step / config.grid_steps for step in range(config.grid_steps, 0, -1)]
+    return (
+        "The code needs diffusers 0.41 or newer. In 0.39 and 0.40 write `torch_dtype` for `dtype`. "
+        "In 0.35 to 0.38 do that too, and replace the scheduler; nothing else there visits the "
+        "trained sigmas:\n\n"
+        "```python\n"
+        "import functools\n"
+        "from diffusers import FlowMatchEulerDiscreteScheduler\n\n"
+        f"scheduler = FlowMatchEulerDiscreteScheduler(shift={config.flow_shift})\n"
+        "scheduler.set_timesteps = functools.partial(\n"
+        f"    scheduler.set_timesteps, sigmas={grid}\n"
+        ")\n"
+        "pipe.scheduler = scheduler\n"
+        "```"
+    )
+
+
+def comfyui(config: Config, files: RunFolder | None) -> str:
+    """The settings of ComfyUI's nodes with which it samples as this student was trained.
+
+    Args:
+        files: the output folder, where it has a workflow.
+    """
+    steps, split = config.grid_steps, first_step_of_low(config)
+    parts = []
+    if files is not None and files.workflow.exists():
+        names = " and ".join(f"`{files.lora(e).name}`" for e in LORA_FILE if files.has_student(e))
+        parts.append(
+            f"ComfyUI: copy {names} to `models/loras` and open `{files.workflow.name}`, which has "
+            "every setting below."
+        )
+    if (steps, config.flow_shift, split) == TEMPLATE:
+        parts.append(
+            "ComfyUI's template *Wan 2.2 14B Text to Video* has the same settings where its 4-step "
+            "LoRAs are on: put these files in their place."
+        )
+    parts.append(
+        "By hand: load each file into the model of its expert with strength 1, and set the shift "
+        f"of each model to {config.flow_shift:g} (node ModelSamplingSD3). Sample with {steps} "
+        "steps, cfg 1, sampler `euler` and scheduler `simple`"
+    )
+    if split == steps:
+        parts[-1] += " in one KSampler node."
+    else:
+        parts[-1] += " in two KSampler (Advanced) nodes:"
+        parts.append(
+            f"1. high-noise expert: steps 0 to {split}; add noise: enable; return with leftover "
+            f"noise: enable\n2. low-noise expert: steps {split} to {steps}; add noise: disable; "
+            "return with leftover noise: disable"
+        )
+    parts.append("Any other scheduler, shift, cfg or split gives other clips.")
+    if TRAIN_STEPS % steps:
+        parts[-1] += f" (`simple` itself rounds: at {steps} steps its sigmas are up to 0.0007 off.)"
+    return "\n\n".join(parts)
