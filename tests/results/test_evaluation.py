@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 
 import pytest
 import torch
@@ -66,6 +67,13 @@ def test_a_teacher_of_four_steps_still_has_rows_of_its_own(measured, steps):
     if rows.few_guided.sigmas != rows.paired.sigmas:
         assert by_name[rows.few_guided.name]["paired_distance"] > 0
     assert by_name[rows.students[0].name]["paired_distance"] > 0
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_few_samples_still_give_numbers(measured, count):
+    _, table = measured(eval_samples=count)
+    numbers = [table["gap_closed"], table["floor"], *table["rows"][-1].values()]
+    assert all(math.isfinite(number) for number in numbers if isinstance(number, float))
 
 
 def test_the_reference_is_made_from_other_noise(measured):

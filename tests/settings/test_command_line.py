@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
 from wan_distill.errors import UsageError
-from wan_distill.settings.command_line import SWITCHES, build_parser, debug_asked, parse_args
+from wan_distill.settings.command_line import (
+    SWITCHES,
+    TYPES,
+    build_parser,
+    debug_asked,
+    parse_args,
+)
 from wan_distill.settings.config import Config
 from wan_distill.settings.recipes import RECIPES
 
@@ -79,6 +86,46 @@ def test_what_is_mistyped_is_named(argv, words):
     assert "\n" not in str(error.value)
 
 
+PATHS = (
+    "teacher_path",
+    "prompts",
+    "output_dir",
+    "init_student_from",
+    "cache_dir",
+    "plan_json",
+    "resume_from_checkpoint",
+)
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_the_home_folder_is_found_in_every_path(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))  # on Windows
+    for flags in ([f"--{name}=~/some where"], [f"--{name}", "~/some where"]):
+        assert Path(getattr(parse_args(flags), name)) == tmp_path / "some where"
+    assert getattr(parse_args([f"--{name}=a/~/b"]), name) == "a/~/b"
+
+
+def test_each_of_two_loras_may_be_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    high, low = parse_args(["--init_student_from=~/h,~/l"]).init_student_from.split(",")
+    assert (Path(high), Path(low)) == (tmp_path / "h", tmp_path / "l")
+
+
+def test_a_variable_without_a_value_is_no_text():
+    """`--teacher_path "$TEACHER"` would distil the embedded teacher."""
+    texts = [name for name, kind in TYPES.items() if kind is str]
+    assert set(PATHS) < set(texts) and len(texts) > 15
+    for name in texts:
+        for empty in ("", " "):
+            if name == "negative_prompt":
+                assert parse_args([f"--{name}={empty}"]).negative_prompt == empty
+                continue
+            with pytest.raises(UsageError, match=rf"--{name}\b.*: (is empty|invalid choice)"):
+                parse_args([f"--{name}={empty}"])
+
+
 # ------------------------------------------------------------------------------ configuration files
 
 
@@ -105,7 +152,6 @@ def test_an_empty_config_file_says_nothing(config_file):
 
 
 def test_no_is_a_word_where_a_flag_takes_words(config_file):
-    """YAML takes `no` for false."""
     assert parse_args([config_file("mixed_precision: no\n")]).mixed_precision == "no"
 
 
@@ -114,13 +160,13 @@ def test_no_is_a_word_where_a_flag_takes_words(config_file):
     [
         ("heigth: 32\n", "--heigth: there is no such flag; did you mean --height"),
         ("height: tall\n", "--height: invalid int value"),
-        ("height: true\n", "--height: invalid int value: 'yes'"),
+        ("height: true\n", "--height: invalid int value: 'true'"),
         ("prompts: '--'\n", "'--' is no value"),
         ("debug: 1\n", "--debug"),
         ("config: other.yaml\n", "a further --config"),
         ("- height\n", "must hold 'flag: value' lines"),
         ("height: [\n", "cannot be read"),
-        ("height: 2001-99-99\n", "cannot be read"),
+        ("height: 2001-99-99\n", "--height: invalid int value: '2001-99-99'"),
     ],
 )
 def test_what_a_config_file_mistypes_is_named_with_the_file(text, words, config_file):

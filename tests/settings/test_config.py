@@ -98,7 +98,7 @@ RANGES = {
     "logging_steps": ABOVE_0,
     "monitor_steps": FROM_0,
     "monitor_samples": ABOVE_0,
-    "eval_samples": ABOVE_0,
+    "eval_samples": (("1", "0", "-1"), ("2",)),
     "eval_seed": FROM_0,
     "validation_steps": FROM_0,
     "fps": ABOVE_0,

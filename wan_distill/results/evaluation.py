@@ -73,7 +73,9 @@ class Evaluation:
     def __init__(self, run: Run, prompts: Sequence[str]):
         self.run = run
         self.config = run.config
-        self.prompts = [prompts[i % len(prompts)] for i in range(run.config.eval_samples)]
+        count = run.config.eval_samples
+        prompts = prompts[: count // 2]  # two samples of each, for the diversity
+        self.prompts = [prompts[i % len(prompts)] for i in range(count)]
         self.distinct = len(set(self.prompts))
 
     def measure(self) -> dict[str, Any] | None:

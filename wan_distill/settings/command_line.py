@@ -7,15 +7,13 @@ import dataclasses
 import difflib
 import types
 import typing
-from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
-
-from wan_distill.errors import UsageError, one_line
+from wan_distill.errors import UsageError
 from wan_distill.settings.config import Config
-from wan_distill.settings.flags import START
+from wan_distill.settings.flags import START, path, paths, text
 from wan_distill.settings.recipes import RECIPES
+from wan_distill.settings.yaml_file import YES, as_arguments, load_yaml
 
 DESCRIPTION = (
     "Distil a Wan text-to-video teacher into a student that samples in a few steps without "
@@ -46,9 +44,13 @@ def _scalar_type(annotation: Any) -> type:
 
 TYPES = {name: _scalar_type(hint) for name, hint in typing.get_type_hints(Config).items()}
 SWITCHES = {name for name, kind in TYPES.items() if kind is bool}
+MAY_BE_EMPTY = ("negative_prompt",)
+WORDS_FOR_NO = {
+    item.name for item in dataclasses.fields(Config) if "no" in (item.metadata["choices"] or ())
+}
 
 
-class _Parser(argparse.ArgumentParser):
+class OneLineParser(argparse.ArgumentParser):
     """Raises UsageError where argparse would print its usage and exit."""
 
     def error(self, message: str) -> NoReturn:
@@ -57,7 +59,7 @@ class _Parser(argparse.ArgumentParser):
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all flags. Settings that are not given are left out of its result."""
-    parser = _Parser(
+    parser = OneLineParser(
         prog="train_distillation.py",
         usage="%(prog)s [flags]",
         allow_abbrev=False,
@@ -85,19 +87,20 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _options(field: dataclasses.Field, kind: type) -> dict[str, Any]:
     """The arguments of `add_argument` for one setting, whose values are of type `kind`."""
-    text = field.metadata["help"]
+    about = field.metadata["help"]
     options: dict[str, Any] = dict(dest=field.name, default=argparse.SUPPRESS)
     if kind is bool:
         options["action"] = argparse.BooleanOptionalAction
     else:
         parse = field.metadata["parse"]
         choices = tuple(RECIPES) if field.name == "method" else field.metadata["choices"]
-        options |= dict(type=parse or kind, choices=choices)
+        plain = text if kind is str and not choices and field.name not in MAY_BE_EMPTY else kind
+        options |= dict(type=parse or plain, choices=choices)
         if not options["choices"]:
             options["metavar"] = {int: "N", float: "X"}.get(kind, "TEXT")
-        if not parse and field.default not in (None, False):
-            text += f" (default {field.default})"
-    return options | dict(help=text.replace("%", "%%"))
+        if parse in (None, path, paths) and field.default not in (None, False):
+            about += f" (default {field.default})"
+    return options | dict(help=about.replace("%", "%%"))
 
 
 def parse_args(argv: list[str]) -> Config:
@@ -115,13 +118,13 @@ def debug_asked(argv: list[str]) -> bool:
     Never raises, so that it can be asked after `parse_args` has failed. As there, the last flag
     wins, and flags win over the file.
     """
-    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser = OneLineParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--debug", action=argparse.BooleanOptionalAction)
     parser.add_argument("--config")
     try:
         asked, _ = parser.parse_known_args(argv)
         if asked.debug is None and asked.config:
-            return _load_yaml(asked.config).get("debug") is True
+            return str(load_yaml(asked.config).get("debug")).lower() in YES
         return bool(asked.debug)
     except UsageError:
         return "--debug" in argv
@@ -146,37 +149,11 @@ def _parse(argv: list[str]) -> dict[str, Any]:
 
 def _read_config_file(file: str) -> dict[str, Any]:
     """Settings of a YAML file, checked by the same parser as the flags. Raises UsageError."""
-    argv = [argument for item in _load_yaml(file).items() for argument in _as_flag(*item)]
+    content = load_yaml(file)
     try:
-        settings = _parse(argv)
+        settings = _parse(as_arguments(content, SWITCHES, WORDS_FOR_NO))
     except UsageError as error:
         raise UsageError(f"--config {file}: {error}") from error
     if settings.pop("config") is not None:
         raise UsageError(f"--config {file}: names a further --config; put all settings in one file")
-    return settings
-
-
-def _as_flag(name: str, value: Any) -> list[str]:
-    """One line of a YAML file as it would stand on the command line; nothing for an empty value."""
-    if value is None:
-        return []
-    if isinstance(value, bool):
-        if name in SWITCHES:
-            return [f"--{name}" if value else f"--no-{name}"]
-        value = "yes" if value else "no"  # what YAML takes `mixed_precision: no` for
-    if isinstance(value, list):
-        value = ",".join(map(str, value))
-    return [f"--{name}={value}"]
-
-
-def _load_yaml(file: str) -> dict[Any, Any]:
-    """What a YAML file says, unchecked. Raises UsageError where it is no mapping."""
-    try:
-        settings = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UsageError(
-            f"--config {file}: cannot be read ({one_line(error)}); give a YAML file"
-        ) from error
-    if not isinstance(settings, dict):
-        raise UsageError(f"--config {file}: must hold 'flag: value' lines")
     return settings

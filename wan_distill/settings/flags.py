@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import re
 from collections.abc import Callable
 from typing import Any
@@ -57,3 +58,20 @@ def step_counts(text: str) -> tuple[int, ...]:
 def words(text: str) -> tuple[str, ...]:
     """'to_q,to_k' or 'to_q to_k' -> ('to_q', 'to_k')."""
     return tuple(re.split(r"[,\s]+", text.strip()))
+
+
+def text(given: str) -> str:
+    """A text that is not empty, as that of a variable of the shell without a value is."""
+    if not given.strip():
+        raise argparse.ArgumentTypeError("is empty; give a value, or leave the flag out")
+    return given
+
+
+def path(given: str) -> str:
+    """A path, in which `~` is the home folder: the shell does not replace it everywhere."""
+    return os.path.expanduser(text(given))
+
+
+def paths(given: str) -> str:
+    """Paths separated by commas."""
+    return ",".join(path(part) for part in text(given).split(","))

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from wan_distill.settings.flags import START, STUDENT, TEACHER, flag, step_counts, words
+from wan_distill.settings.flags import (
+    START,
+    STUDENT,
+    TEACHER,
+    flag,
+    path,
+    paths,
+    step_counts,
+    words,
+)
 
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
 
@@ -19,6 +28,7 @@ class JobSettings:
         START,
         alias=("--pretrained_teacher_model",),
         free=True,
+        parse=path,
     )
     prompts: str | None = flag(
         None,
@@ -26,12 +36,14 @@ class JobSettings:
         "(default: built in)",
         START,
         free=True,
+        parse=path,
     )
     output_dir: str = flag(
         None,
         "where everything goes (default: outputs/<teacher>-<method>-<steps>)",
         START,
         free=True,
+        parse=path,
     )
     method: str = flag(
         None,
@@ -62,7 +74,11 @@ class JobSettings:
         2.5, "dollars per GPU-hour in the plan (an H100 in November 2026)", START, free=True
     )
     plan_json: str | None = flag(
-        None, "with --dry_run: also write the plan's numbers to this file", START, free=True
+        None,
+        "with --dry_run: also write the plan's numbers to this file",
+        START,
+        free=True,
+        parse=path,
     )
     dry_run: bool = flag(False, "print the resolved plan and exit", START, free=True)
 
@@ -104,6 +120,7 @@ class JobSettings:
         "LoRA that training begins with, in any layout and rank: output folder of an earlier run, "
         "HIGH.safetensors,LOW.safetensors, or a hub id, with a folder in it or without",
         STUDENT,
+        parse=paths,
     )
 
     teacher_steps: int = flag(40, "solver steps of the guided teacher (Wan2.2: 40)", TEACHER)
@@ -119,7 +136,9 @@ class JobSettings:
         None, "branch, tag or commit on the hub", TEACHER, alias=("--teacher_revision",)
     )
     variant: str | None = flag(None, "weight file variant, e.g. fp16", TEACHER)
-    cache_dir: str | None = flag(None, "folder for files from the hub", TEACHER, free=True)
+    cache_dir: str | None = flag(
+        None, "folder for files from the hub", TEACHER, free=True, parse=path
+    )
     verbose_loading: bool = flag(
         False, "show every message of the libraries that load the teacher", TEACHER, free=True
     )

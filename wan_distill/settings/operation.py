@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from wan_distill.settings.flags import MEMORY, OUTPUT, flag
+from wan_distill.settings.flags import MEMORY, OUTPUT, flag, path
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,7 @@ class OperationSettings:
         "'latest' (a run without checkpoints starts from 0), or the folder of one checkpoint",
         OUTPUT,
         free=True,
+        parse=path,
     )
     allow_config_change: bool = flag(
         False, "resume although settings that change the result differ", OUTPUT, free=True

@@ -26,7 +26,6 @@ POSITIVE = (
     "sample_batch_size",
     "checkpointing_steps",
     "logging_steps",
-    "eval_samples",
     "fps",
     "critic_updates",
     "fake_score_learning_rate",
@@ -64,6 +63,8 @@ def check_values(config: Config) -> None:
             continue
         if name in POSITIVE and not value > 0:
             raise UsageError(f"--{name} {value}: must be greater than 0")
+        if name == "eval_samples" and value < 2:
+            raise UsageError(f"--{name} {value}: diversity needs two samples of a prompt; give 2")
         if name in FRACTIONS and not 0 <= value < 1:
             raise UsageError(f"--{name} {value}: must be at least 0 and below 1")
         if name in NOT_NEGATIVE and value < 0:
