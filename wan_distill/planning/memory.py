@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from wan_distill.planning.decoding import decoding_bytes
 from wan_distill.planning.hardware import processes
 from wan_distill.planning.trace import Shape, Trace, trace
 from wan_distill.settings.config import Config
@@ -61,7 +62,6 @@ def shape_of(config: Config, info: TeacherInfo) -> Shape:
         dtype=DTYPES[config.mixed_precision],
         rank=config.rank,
         layers=config.lora_layers,
-        roles=len(recipe_of(config).roles(config)),
         checkpointing=config.gradient_checkpointing,
         expand_timesteps=info.expand_timesteps,
         whole=config.whole_student,
@@ -78,6 +78,9 @@ def estimate(config: Config, info: TeacherInfo) -> Estimate:
     activations: float = _activations(config, info, cost)
     if config.context_parallel:
         activations /= count
+    activations += unpacked
+    if config.monitor_steps or config.validation_steps:  # between updates, beside the expert
+        activations = max(activations, decoding_bytes(config, info))
     roles = len(recipe_of(config).roles(config))
     adapter = FP32 * cost.adapter
     moments = roles * ADAM_MOMENTS * adapter / (FP32 if config.use_8bit_adam else 1)
@@ -87,7 +90,7 @@ def estimate(config: Config, info: TeacherInfo) -> Estimate:
         adapters=roles * adapter,
         optimizer=moments,
         average=adapter if config.ema_decay > 0 else 0,
-        activations=activations + unpacked,
+        activations=activations,
     )
 
 

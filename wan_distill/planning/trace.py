@@ -27,7 +27,7 @@ from torch.utils.flop_counter import flop_registry
 from wan_distill.model.adapters import adapter_parameters, add_adapter
 from wan_distill.settings.recipes import Role
 
-ROLES: tuple[Role, ...] = ("student", "fake_score", "real_score")
+ROLE: Role = "student"
 
 
 class Ledger(TorchDispatchMode):
@@ -96,7 +96,6 @@ class Shape:
     dtype: torch.dtype
     rank: int
     layers: tuple[str, ...]
-    roles: int
     checkpointing: bool
     expand_timesteps: bool
     whole: bool = False
@@ -162,15 +161,14 @@ def _trace(shape: Shape, depth: int) -> Trace:
     if shape.whole:
         model.requires_grad_(True)
     else:
-        for role in ROLES[: shape.roles]:
-            add_adapter(model, role, rank=shape.rank, alpha=shape.rank, layers=shape.layers, seed=0)
-        model.set_adapter(ROLES[0])
+        # One role works at a time; the adapters of others cost what `Estimate.adapters` counts.
+        add_adapter(model, ROLE, rank=shape.rank, alpha=shape.rank, layers=shape.layers, seed=0)
     if shape.checkpointing:
         model.enable_gradient_checkpointing()
     with FakeTensorMode():
         _give_storage(model, torch.float32 if shape.whole else shape.dtype)
         base = [p for name, p in model.named_parameters() if ".lora_" not in name]
-        learned = base if shape.whole else list(adapter_parameters(model, ROLES[0]).values())
+        learned = base if shape.whole else list(adapter_parameters(model, ROLE).values())
         held = [*model.parameters(), *model.buffers()]
         x = torch.zeros(shape.batch, *shape.latents)
         time_shape = (shape.batch, shape.tokens) if shape.expand_timesteps else (shape.batch,)
