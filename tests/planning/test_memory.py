@@ -84,7 +84,7 @@ def test_pictures_of_the_checks_take_what_decoding_them_really_takes():
     unseen = dataclasses.replace(config, monitor_steps=0, validation_steps=0)
     need, plain = estimate(config, info), estimate(unseen, info)
     assert need.activations == max(predicted, plain.activations)
-    crowd = dataclasses.replace(config, sample_batch_size=16)
+    crowd = dataclasses.replace(config, sample_batch_size=64)
     assert estimate(crowd, info).activations == decoding_bytes(crowd, info) > 4 * predicted
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 from wan_distill.planning.decoding import decoding_bytes
@@ -115,3 +116,28 @@ def _activations(config: Config, info: TeacherInfo, cost: Trace) -> int:
     costs = (recipe_of(config).costs(config, expert) for expert in config.experts)
     batched = max(role.batched for roles in costs for role in roles.values())
     return max(cost.activations, cost.graph + batched * cost.evaluation)
+
+
+def host_needs(config: Config, info: TeacherInfo, cost: Trace) -> dict[str, float]:
+    """Bytes of one machine's own memory, by what takes them, where another device computes. Files
+    are mapped, and shards pass through one by one.
+    """
+    needs = {"while the text encoder loads": _encoder_bytes(config, info)}
+    if config.offload:
+        stored = BASE_BYTES.get(config.base_precision, DTYPES[config.mixed_precision].itemsize)
+        needs["while an expert trains"] = processes(config) * stored * cost.matrices
+    elif config.shard:
+        needs["while an expert loads"] = processes(config) * cost.base_bytes
+    return {what: size for what, size in needs.items() if size}
+
+
+def _encoder_bytes(config: Config, info: TeacherInfo) -> float:
+    """Of the text encoder in the run's dtype, by its configuration; 0 without one."""
+    file = info.folder / "text_encoder" / "config.json"
+    if not file.exists():
+        return 0.0
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    width, heads = settings.get("d_model", 0), settings.get("num_heads", 0)
+    block = 4 * width * heads * settings.get("d_kv", 0) + 3 * width * settings.get("d_ff", 0)
+    weights = settings.get("vocab_size", 0) * width + settings.get("num_layers", 0) * block
+    return float(DTYPES[config.mixed_precision].itemsize * weights)

@@ -11,7 +11,7 @@ from typing import Any
 from wan_distill.maths.sigmas import SUBFOLDER, expert_of, steps_of
 from wan_distill.planning.hardware import Hardware, hardware_of
 from wan_distill.planning.levers import what_fits
-from wan_distill.planning.memory import Estimate, estimate, shape_of
+from wan_distill.planning.memory import Estimate, estimate, host_needs, shape_of
 from wan_distill.planning.stages import stages
 from wan_distill.planning.wording import count, duration, operations, size
 from wan_distill.planning.work import disk_needs, sample_work, solve_flops, update_work
@@ -107,6 +107,8 @@ def describe_needs(config: Config, info: TeacherInfo, prompts: int = 0) -> str:
     need = estimate(config, info)
     hardware = hardware_of(config)
     lines = [*_decisive(config, info, need, hardware, prompts), *_memory(config, info, need)]
+    host = host_needs(config, info, need.trace)
+    lines += [f"Host      {size(number)} of memory {what}" for what, number in host.items()]
     disk = disk_needs(config, info, need.trace)
     lines += [f"Disk      {size(number)} {what}" for what, number in disk.items()]
     lines += _work(config, info, need)
@@ -179,6 +181,7 @@ def plan_numbers(config: Config, info: TeacherInfo, prompts: int) -> dict[str, A
         fits=need.peak <= hardware.usable,
         peak_bytes=need.peak,
         bytes_by_kind=need.by_kind(),
+        host_bytes=host_needs(config, info, need.trace),
         disk_bytes=disk_needs(config, info, need.trace),
         seconds=seconds,
         seconds_by_stage={stage.name: stage.seconds(hardware) for stage in parts},

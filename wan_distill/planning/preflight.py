@@ -18,7 +18,7 @@ from huggingface_hub.constants import HF_HUB_CACHE
 
 from wan_distill.errors import UsageError, one_line
 from wan_distill.model.warm_start import check_warm_start
-from wan_distill.planning.memory import BASE_BYTES, estimate, shape_of
+from wan_distill.planning.memory import estimate, host_needs, shape_of
 from wan_distill.planning.teacher_files import check_files, check_text, download_left
 from wan_distill.planning.trace import trace
 from wan_distill.planning.versions import check_versions
@@ -26,7 +26,7 @@ from wan_distill.planning.wording import size
 from wan_distill.planning.work import disk_needs
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
-from wan_distill.system.runtime import DTYPES, process_state
+from wan_distill.system.runtime import process_state
 
 Check = Callable[[], str | None]
 """Returns a line for the plan, or nothing. Raises UsageError on what must stop a run."""
@@ -191,10 +191,7 @@ def check_memory(config: Config, info: TeacherInfo) -> float:
     cost = trace(shape_of(config, info))
     available = psutil.virtual_memory().available
     on_cpu = process_state().device.type == "cpu"
-    needed = 0.1 * cost.base_bytes
-    if config.offload:
-        item = BASE_BYTES.get(config.base_precision, DTYPES[config.mixed_precision].itemsize)
-        needed = item * cost.matrices
+    needed = max(host_needs(config, info, cost).values(), default=0.0)
     if on_cpu:  # there, offloading keeps the base in the same memory
         needed = estimate(dataclasses.replace(config, offload=False), info).peak
     if needed > available:
