@@ -70,19 +70,26 @@ def _quantise_nf4(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def dequantise(
-    codes: Tensor, scale: Tensor, kind: str, shape: tuple[int, int], like: Tensor
+    codes: Tensor,
+    scale: Tensor,
+    kind: str,
+    shape: tuple[int, int],
+    like: Tensor,
+    levels: Tensor | None = None,
 ) -> Tensor:
     """The matrix [out, in] that `codes` stand for, in the dtype and on the device of `like`.
 
     Args:
         shape: (out, in), which codes of nf4 do not show.
+        levels: NF4, best on that device already: the host waits for a copy of it.
     """
     codes = codes.to(like.device, non_blocking=True)
     scale = scale.to(like.device, non_blocking=True)
     if kind == "bf16":
         return codes.to(like.dtype)
     if kind == "nf4":
-        levels = torch.tensor(NF4, device=codes.device)
+        levels = torch.tensor(NF4) if levels is None else levels
+        levels = levels.to(codes.device)
         places = torch.stack([codes >> 4, codes & 15], 1).flatten().int()
         values = (levels[places].view(-1, NF4_BLOCK) * scale).flatten()
         return values[: shape[0] * shape[1]].view(shape).to(like.dtype)
@@ -102,17 +109,18 @@ class _Product(torch.autograd.Function):
         bias: Tensor | None,
         kind: str,
         shape: tuple[int, int],
+        levels: Tensor | None,
     ) -> Tensor:
-        ctx.save_for_backward(codes, scale)
+        ctx.save_for_backward(codes, scale, levels)
         ctx.kind = kind
         ctx.shape = shape
-        return functional.linear(x, dequantise(codes, scale, kind, shape, x), bias)
+        return functional.linear(x, dequantise(codes, scale, kind, shape, x, levels), bias)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        codes, scale = ctx.saved_tensors
-        matrix = dequantise(codes, scale, ctx.kind, ctx.shape, gradient)
-        return gradient @ matrix, None, None, None, None, None
+        codes, scale, levels = ctx.saved_tensors
+        matrix = dequantise(codes, scale, ctx.kind, ctx.shape, gradient, levels)
+        return gradient @ matrix, None, None, None, None, None, None
 
 
 class StoredLinear(nn.Linear):
@@ -124,6 +132,7 @@ class StoredLinear(nn.Linear):
 
     codes: Tensor
     scale: Tensor
+    levels: Tensor | None
 
     def __init__(self, replaced: nn.Linear, kind: str, dtype: torch.dtype, offload: bool):
         """Takes the place of `replaced`, whose weights are not read; `fill` brings them."""
@@ -137,6 +146,7 @@ class StoredLinear(nn.Linear):
         self.dtype = dtype
         self.offload = offload
         self.register_buffer("scale", None)
+        self.register_buffer("levels", None)
 
     def fill(self, weight: Tensor) -> None:
         """Stores `weight` [out, in], on its device or in (pinned) host memory."""
@@ -145,6 +155,8 @@ class StoredLinear(nn.Linear):
             codes = codes.cpu()
             codes = codes.pin_memory() if torch.cuda.is_available() else codes
         self.codes = codes
+        if self.kind == "nf4":
+            self.levels = torch.tensor(NF4, device=weight.device)
         marker = torch.empty(0, dtype=self.dtype, device=weight.device)
         self.weight = nn.Parameter(marker, requires_grad=False)
 
@@ -152,7 +164,7 @@ class StoredLinear(nn.Linear):
         bias = None if self.bias is None else self.bias.to(self.dtype)
         shape = (self.out_features, self.in_features)
         product: Tensor = _Product.apply(
-            x.to(self.dtype), self.codes, self.scale, bias, self.kind, shape
+            x.to(self.dtype), self.codes, self.scale, bias, self.kind, shape, self.levels
         )
         return product
 

@@ -44,4 +44,3 @@ def _traced(settings: str, latents: tuple[int, ...]) -> tuple[int, int]:
         with Ledger(held) as ledger, torch.no_grad():
             vae.decode(torch.zeros(latents))
     return sum(t.untyped_storage().nbytes() for t in held), ledger.peak
-
