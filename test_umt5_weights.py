@@ -1,5 +1,6 @@
 #!/usr/bin/env python
-"""Checks that a text encoder uses the token table of its file. Also collected by pytest.
+"""Checks that a text encoder is the one in its files, its token table above all, and that the
+tokenizer beside it belongs to it. Also collected by pytest.
 
     python test_umt5_weights.py                                  the embedded teacher
     python test_umt5_weights.py --teacher_path Wan-AI/Wan2.2-T2V-A14B-Diffusers
@@ -18,9 +19,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wan_distill.errors import FileError, TextEncoderError
+from wan_distill.errors import FileError, UsageError
 from wan_distill.settings.assets import EMBEDDED_TEACHER
+from wan_distill.settings.command_line import OneLineParser
+from wan_distill.settings.flags import path, text
 from wan_distill.settings.weight_files import refuse_pickles
+from wan_distill.system.console import escape_unencodable
+from wan_distill.system.disk_errors import describe_disk_error
 from wan_distill.umt5.inspect import inspect_text_encoder, locate
 from wan_distill.umt5.silence import LOADERS, silence_tied_weight_report
 from wan_distill.umt5.tables import EMBED, SHARED
@@ -41,20 +46,28 @@ OTHER = REPORT.replace("encoder.embed_tokens.weight", "encoder.final_layer_norm.
 def check(
     source: str | Path, *, variant: str | None = None, allow_pickle: bool = False
 ) -> tuple[UMT5EncoderModel | None, Verdict]:
-    """The loaded encoder (None where it is broken) and the verdict on it.
+    """The loaded encoder (None where it, or its tokenizer, is broken) and the verdict on both.
 
-    Raises FileError where no verdict is possible: no such folder, no weight files of this
-    variant, or pickles without permission.
+    Raises FileError or UsageError where no verdict is possible: no such folder, no weight files of
+    this variant, or pickles without permission.
     """
     from wan_distill.umt5.repair import load_text_encoder
+    from wan_distill.umt5.text import add_tokenizer, tokenizer_beside
     from wan_distill.umt5.verify import Verdict
 
-    inspection = inspect_text_encoder(locate(source), variant)
+    folder = locate(source)
+    inspection = inspect_text_encoder(folder, variant)
     if not allow_pickle:
         refuse_pickles(inspection.files)
+    tokenizer = tokenizer_beside(folder)
     try:
-        return load_text_encoder(inspection.folder, variant=variant, allow_pickle=allow_pickle)
-    except TextEncoderError as error:
+        encoder, verdict = load_text_encoder(
+            inspection.folder, variant=variant, allow_pickle=allow_pickle
+        )
+        if tokenizer is not None:
+            _, verdict = add_tokenizer(verdict, encoder, tokenizer)
+        return encoder, verdict
+    except FileError as error:
         return None, Verdict(
             verdict="BROKEN",
             reason=error.reason,
@@ -100,6 +113,12 @@ def print_verdict(encoder: UMT5EncoderModel | None, verdict: Verdict) -> None:
             "equal"
         )
         print(
+            f"tokenizer  {verdict.entries} entries; embeddings of two unlike prompts are "
+            f"{verdict.difference:.2g} of their norm apart"
+            if verdict.entries
+            else "tokenizer  none lies beside the text encoder: not checked"
+        )
+        print(
             f"silencing  hides the tied-weight report: {not is_shown(REPORT)}; "
             f"hides a report of another missing key: {not is_shown(OTHER)}"
         )
@@ -108,9 +127,9 @@ def print_verdict(encoder: UMT5EncoderModel | None, verdict: Verdict) -> None:
         print(f"           {verdict.remedy}")
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> OneLineParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="test_umt5_weights.py",
         description=__doc__,
         allow_abbrev=False,
@@ -119,34 +138,50 @@ def make_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add(
         "--teacher_path",
+        type=path,
         default=str(EMBEDDED_TEACHER),
         help="hub id, pipeline or text encoder folder",
     )
-    add("--repair", metavar="OUT", help="write a clean copy of the text encoder to this new folder")
+    add(
+        "--repair",
+        type=path,
+        metavar="OUT",
+        help="write a clean copy of the text encoder to this new folder",
+    )
     add("--json", action="store_true", help="print the verdict as JSON and nothing else")
-    add("--revision", help="branch, tag or commit on the hub")
-    add("--cache_dir", help="where hub files are kept")
-    add("--variant", help="weight file variant, e.g. fp16")
+    add("--revision", type=text, help="branch, tag or commit on the hub")
+    add("--cache_dir", type=path, help="where hub files are kept")
+    add("--variant", type=text, help="weight file variant, e.g. fp16")
     add("--allow_pickle", action="store_true", help="also read .bin weights, if you trust them")
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line `argv` and returns the exit code."""
-    args = make_parser().parse_args(argv)
-    how = {"variant": args.variant, "allow_pickle": args.allow_pickle}
-    encoder = None
+    escape_unencodable()
+    args = argparse.Namespace(repair=None)
     try:
-        folder = locate(args.teacher_path, revision=args.revision, cache_dir=args.cache_dir)
-        if args.repair:
-            from wan_distill.umt5.repair import repair_on_disk
-
-            verdict = repair_on_disk(folder, args.repair, **how)
-        else:
-            encoder, verdict = check(folder, **how)
-    except FileError as error:
+        args = make_parser().parse_args(argv)
+        return run(args)
+    except (FileError, UsageError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"error: {describe_disk_error(error, args.repair)}", file=sys.stderr)
+        return 2
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the verdict; the exit code. Raises FileError, UsageError and OSError."""
+    how = {"variant": args.variant, "allow_pickle": args.allow_pickle}
+    encoder = None
+    folder = locate(args.teacher_path, revision=args.revision, cache_dir=args.cache_dir)
+    if args.repair:
+        from wan_distill.umt5.repair import repair_on_disk
+
+        verdict = repair_on_disk(folder, args.repair, **how)
+    else:
+        encoder, verdict = check(folder, **how)
     if args.json:
         print(json.dumps(verdict.to_json()))
     else:
@@ -163,7 +198,7 @@ def test_the_table_in_use_is_the_files() -> None:
     encoder, verdict = check(EMBEDDED_TEACHER)
     assert encoder is not None
     assert verdict.verdict == "PASS"
-    assert verdict.rows_compared == verdict.rows_total > 100
+    assert verdict.rows_compared == verdict.rows_total == verdict.entries > 100
     assert verify(encoder, EMBEDDED_TEACHER).matches
 
 

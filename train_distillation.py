@@ -11,7 +11,6 @@ the same command again.
 
 from __future__ import annotations
 
-import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -33,6 +32,8 @@ from wan_distill.settings.config import Config
 from wan_distill.settings.description import read_teacher
 from wan_distill.settings.resolve import resolve
 from wan_distill.system.console import TrainingBar, escape_unencodable
+from wan_distill.system.disk_errors import describe_disk_error
+from wan_distill.system.launcher import check_launcher, describe_rank
 
 if TYPE_CHECKING:  # torch is imported once the settings are known to be right
     from diffusers import WanPipeline
@@ -53,8 +54,12 @@ def main(argv: list[str] | None = None) -> int:
     """
     argv = sys.argv[1:] if argv is None else argv
     escape_unencodable()
+    output_dir = "outputs"
     try:
-        return run(parse_args(argv))
+        check_launcher()
+        config = parse_args(argv)
+        output_dir = config.output_dir or output_dir
+        return run(config)
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         return RESUMABLE
@@ -66,18 +71,13 @@ def main(argv: list[str] | None = None) -> int:
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except OSError as error:  # a full or read-only disk; whatever was complete is still there
-        if debug_asked(argv) or error.filename is None:
+    except OSError as error:
+        if debug_asked(argv):
             raise
-        print(
-            f"error: {error.filename}: {error.strerror}; what was complete is kept: once there is "
-            "room and permission, run the same command to go on",
-            file=sys.stderr,
-        )
+        print(f"error: {describe_disk_error(error, output_dir)}", file=sys.stderr)
         return 1
     except Exception as error:
-        if "WORLD_SIZE" in os.environ:  # which of many: the others only see that a peer is gone
-            rank = f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']}"
+        if rank := describe_rank():  # which of many: the others only see that a peer is gone
             print(f"{rank} failed: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
         raise
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 from wan_distill.errors import UsageError
@@ -120,3 +121,58 @@ def test_an_offloaded_expert_is_of_the_same_variant(folder):
     assert torch.equal(velocity(variant="fp16", offload=True), fp16)
     assert torch.equal(velocity(offload=True), velocity())
     assert not torch.allclose(velocity(), fp16)
+
+
+# ----------------------------------------------------------------------------------------- offline
+
+
+@pytest.fixture
+def cached(folder, tmp_path, monkeypatch) -> Path:
+    """The embedded teacher as some/Wan in the hub's cache, without the network: its snapshot."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "cache" / "models--some--Wan"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return Path(shutil.copytree(folder, repository / "snapshots" / commit))
+
+
+def check_cached(cached: Path, **flags: Any) -> str:
+    config = Config(teacher_path="some/Wan", cache_dir=str(cached.parents[2]), **flags)
+    return check_files(read_teacher(config), config)
+
+
+def test_a_whole_cache_is_enough(cached):
+    assert "whole by their headers" in check_cached(cached)
+
+
+@pytest.mark.parametrize("part", ["transformer_2", "vae", "text_encoder"])
+@pytest.mark.parametrize("how", ["absent", "cut", "link"])
+def test_a_cache_that_is_not_whole_is_refused_before_anything_loads(part, how, cached):
+    file = sorted((cached / part).glob("*.safetensors"))[0]
+    data = file.read_bytes()
+    file.unlink()
+    if how == "cut":
+        file.write_bytes(data[:-1000])
+    if how == "link":
+        file.symlink_to(cached.parents[1] / "blobs" / "abc")
+    with pytest.raises(UsageError, match="cache is not whole, and HF_HUB_OFFLINE is set") as error:
+        check_cached(cached)
+    assert part in str(error.value) and "download it again" not in str(error.value)
+
+
+def test_offline_pickles_and_variants_are_refused_too(cached):
+    for part in ("transformer", "transformer_2"):
+        (cached / part / WEIGHTS).rename(cached / part / FP16)
+    with pytest.raises(UsageError, match="no weight file"):
+        check_cached(cached)
+    assert "whole" in check_cached(cached, variant="fp16")
+
+
+def test_a_teacher_that_is_not_in_the_cache_is_named(cached):
+    config = Config(teacher_path="some/Other", cache_dir=str(cached.parents[2]))
+    with pytest.raises(UsageError, match="nor in the hub's cache, and HF_HUB_OFFLINE is set"):
+        read_teacher(config)
+    config = Config(teacher_path="some/Wan", revision="v2", cache_dir=str(cached.parents[2]))
+    with pytest.raises(UsageError, match="some/Wan at v2: "):
+        read_teacher(config)

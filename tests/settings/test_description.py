@@ -277,3 +277,19 @@ def test_files_that_are_missing_or_damaged_are_named(file, content, reason, fold
     with pytest.raises(UsageError, match=reason) as error:
         read(folder)
     assert Path(file).name in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["wan2.2_fp8_scaled.safetensors", "wan.gguf", "model_index.json"])
+def test_one_file_is_no_teacher(name, tmp_path):
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(UsageError, match="is one file; give the folder of a WanPipeline"):
+        read_teacher(Config(teacher_path=str(tmp_path / name)))
+
+
+def test_a_cache_that_cannot_be_written_is_not_a_spelling_error(monkeypatch, tmp_path):
+    def fail(*_, **__) -> str:
+        raise PermissionError(13, "Permission denied", str(tmp_path / "models--some--Wan"))
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+    with pytest.raises(UsageError, match=r"--cache_dir .*: Permission denied at .*models--some"):
+        read_teacher(Config(teacher_path="some/Wan", cache_dir=str(tmp_path)))

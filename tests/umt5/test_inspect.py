@@ -17,7 +17,7 @@ from conftest import REPOSITORY
 from safetensors.torch import save_file
 from umt5_layouts import EMBED, LAYOUTS, SHARED, true_weights, write_layout
 
-from wan_distill.errors import FileError, TextEncoderError
+from wan_distill.errors import FileError, TextEncoderError, UsageError
 from wan_distill.umt5.inspect import inspect_text_encoder, locate
 from wan_distill.umt5.tables import rows_to_compare
 
@@ -153,5 +153,5 @@ def test_a_table_of_one_dimension_is_refused(tmp_path):
 
 def test_a_file_in_place_of_a_folder_is_said_to_be_one(tmp_path):
     file = write_layout("shared only", tmp_path / "encoder") / "model.safetensors"
-    with pytest.raises(TextEncoderError, match="is one file; give the folder"):
+    with pytest.raises(UsageError, match="is one file; give the folder"):
         locate(file)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -73,12 +74,58 @@ def test_the_script_refuses_pickles_without_permission(tmp_path, capsys):
     assert script.main(["--teacher_path", folder, "--allow_pickle", "--repair", str(clean)]) == 0
 
 
-def test_the_script_refuses_bad_arguments(tmp_path, capsys):
-    assert script.main(["--teacher_path", "no such place"]) == 2
-    assert "neither a folder" in capsys.readouterr().err
-    with pytest.raises(SystemExit) as error:
-        script.main(["--nonsense"])
-    assert error.value.code == 2
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        (["--teacher_path", "no such place"], "neither a folder"),
+        (["--teacher_path", __file__], "is one file; give the folder"),
+        (["--teacher_path="], "--teacher_path: is empty"),
+        (["--nonsense"], "unrecognized arguments: --nonsense"),
+        (["--vari", "x"], "unrecognized arguments"),
+        (["--repair", f"{__file__}/out"], "cannot be written (Not a directory); choose another"),
+    ],
+)
+def test_the_script_refuses_bad_arguments_in_one_line(flags, reason, capsys):
+    assert script.main(flags) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("error: ") and reason in said.err and said.err.count("\n") == 1
+    assert not said.out
+
+
+def test_the_script_finds_the_home_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    write_layout("shared only", tmp_path / "encoder")
+    assert script.main(["--teacher_path=~/encoder", "--repair=~/clean"]) == 0
+    assert (tmp_path / "clean" / "model.safetensors").is_file()
+
+
+def test_the_script_checks_the_tokenizer_too(random_teacher, tmp_path, capsys):
+    folder = shutil.copytree(random_teacher, tmp_path / "teacher")
+    for source in (folder, folder / "text_encoder"):
+        assert script.main(["--teacher_path", str(source)]) == 0
+        assert "tokenizer  433 entries; embeddings of two unlike" in capsys.readouterr().out
+    (folder / "tokenizer" / "tokenizer.json").unlink()
+    (folder / "tokenizer" / "spiece.model").unlink()
+    for source in (folder, folder / "text_encoder"):
+        assert script.main(["--teacher_path", str(source), "--json"]) == 1
+        verdict = json.loads(capsys.readouterr().out)
+        assert verdict["verdict"] == "BROKEN" and "holds no vocabulary" in verdict["reason"]
+        assert "tokenizer's files" in verdict["remedy"]
+    shutil.rmtree(folder / "tokenizer")
+    assert script.main(["--teacher_path", str(folder)]) == 1
+    assert "BROKEN: " in capsys.readouterr().out
+    assert script.main(["--teacher_path", str(folder / "text_encoder")]) == 0  # it lies alone
+    assert "not checked" in capsys.readouterr().out
+
+
+def test_a_file_that_cannot_be_read_is_no_traceback(tmp_path, monkeypatch, capsys):
+    def fail(*_, **__) -> None:
+        raise OSError(5, "Input/output error", "some/file")
+
+    monkeypatch.setattr(script, "locate", fail)
+    assert script.main([]) == 2
+    assert "error: some/file: cannot be read (Input/output error)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", ['{"metadata": {}}', "[]", "{"])

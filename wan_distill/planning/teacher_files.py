@@ -5,7 +5,7 @@ headers alone.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,11 @@ from transformers import UMT5Config, UMT5EncoderModel
 
 from wan_distill.errors import FileError, UsageError, one_line
 from wan_distill.maths.sigmas import SUBFOLDER
+from wan_distill.planning.weight_names import ONE_CHECKPOINT, explain_names
+from wan_distill.settings.assets import is_offline
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
-from wan_distill.settings.reading import read_header
+from wan_distill.settings.reading import check_pickle, read_header
 from wan_distill.settings.weight_files import (
     refuse_pickles,
     variant_or_none,
@@ -32,15 +34,17 @@ Header = dict[str, dict[str, Any]]
 
 
 def check_files(info: TeacherInfo, config: Config) -> str:
-    """What the teacher's weight files hold, in words.
+    """What the teacher's weight files hold, in words; offline also those in the hub's cache.
 
     Raises UsageError naming a damaged or missing one, and pickles that may not or cannot be read.
     """
-    if not Path(info.source).is_dir():
+    if not info.is_local and not is_offline():
         return "on the hub; downloaded when needed"
     try:
         folder = info.folder / "text_encoder"
         inspection = inspect_text_encoder(folder, variant_or_none(folder, config.variant))
+        if not inspection.tables and (shown := explain_names(_headers(inspection.files), [SHARED])):
+            raise FileError(f"{folder}: {shown[0]}", shown[1])
         check_class(inspection, "UMT5EncoderModel")
         files = {
             part: weight_files(info.folder / part, variant)
@@ -49,7 +53,7 @@ def check_files(info: TeacherInfo, config: Config) -> str:
         _check_pickles(info, config, files)
         parts = {part: _headers(files[part]) for part in files}
     except FileError as error:
-        raise UsageError(f"--teacher_path {info.source}: {error}") from error
+        raise UsageError(_of_teacher(info, error)) from error
     for part, header in parts.items():
         if header:
             _check_shapes(info, part, header)
@@ -58,6 +62,16 @@ def check_files(info: TeacherInfo, config: Config) -> str:
         for part, header in parts.items()
     ]
     return f"whole by their headers; {', '.join(dtypes)}"
+
+
+def _of_teacher(info: TeacherInfo, error: FileError) -> str:
+    """The line on a file of the teacher."""
+    if info.is_local:
+        return f"--teacher_path {info.source}: {error}"
+    return (
+        f"--teacher_path {info.source}: {error.reason}; the hub's cache is not whole, and "
+        "HF_HUB_OFFLINE is set: unset it for one run, or copy the missing files there"
+    )
 
 
 def check_text(info: TeacherInfo, prompts: Sequence[str]) -> str:
@@ -126,13 +140,15 @@ def _check_pickles(info: TeacherInfo, config: Config, files: dict[str, list[Path
             )
 
 
-def _headers(files: list[Path]) -> Header:
+def _headers(files: Iterable[Path]) -> Header:
     """All tensors of a part; empty for pickles, which have no header."""
     tensors: Header = {}
     for file in files:
-        if file.suffix == ".safetensors":
-            header, _ = read_header(file)
-            tensors |= {name: t for name, t in header.items() if name != "__metadata__"}
+        if file.suffix == ".bin":
+            check_pickle(file)
+            continue
+        header, _ = read_header(file)
+        tensors |= {name: t for name, t in header.items() if name != "__metadata__"}
     return tensors
 
 
@@ -146,19 +162,22 @@ def _check_shapes(info: TeacherInfo, part: str, header: Header) -> None:
     except Exception as error:  # a wrong value makes constructors fail in any way
         raise UsageError(
             f"--teacher_path {info.source}: {part}/config.json describes no model that can be "
-            f"built ({one_line(error)}); download it again"
+            f"built ({one_line(error)}); {ONE_CHECKPOINT}"
         ) from error
     wanted = {name: list(t.shape) for name, t in model.state_dict().items()}
     stored = {name: t["shape"] for name, t in header.items()}
     if part == "text_encoder":  # its table has two names: umt5/ looks into that
         wanted = {name: shape for name, shape in wanted.items() if name not in (SHARED, EMBED)}
+    if shown := explain_names(stored, wanted):
+        raise UsageError(f"--teacher_path {info.source}: {part} {'; '.join(shown)}")
+    if part == "text_encoder":
         stored = {name: shape for name, shape in stored.items() if name in wanted}
     for name in sorted(wanted.keys() | stored.keys()):
         if wanted.get(name) != stored.get(name):
             raise UsageError(
                 f"--teacher_path {info.source}: {part} stores {name} as "
                 f"{stored.get(name, 'nothing')}, its configuration asks for "
-                f"{wanted.get(name, 'nothing')}; download it again"
+                f"{wanted.get(name, 'nothing')}; {ONE_CHECKPOINT}"
             )
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from huggingface_hub import constants
+
 from wan_distill.errors import UsageError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -18,19 +20,41 @@ EMBEDDED_TEACHER = ASSETS / "tiny_wan22"
 def download(source: str, revision: str | None, cache_dir: str | None, patterns: list[str]) -> Path:
     """Downloads the files of a hub repository that match `patterns` into the hub's cache.
 
-    Returns their folder. Raises UsageError where the repository does not exist or is not reachable.
+    Returns their folder. Raises UsageError where `source` is a file, or no repository that can be
+    reached, and where the cache cannot be written.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    if Path(source).is_file():
+        raise UsageError(
+            f"--teacher_path {source}: is one file; give the folder of a WanPipeline in diffusers' "
+            "layout, or its hub id"
+        )
     try:
         folder = snapshot_download(
             source, revision=revision, cache_dir=cache_dir, allow_patterns=patterns
         )
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
+        if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
+            raise UsageError(
+                f"--cache_dir {cache_dir or constants.HF_HUB_CACHE}: {error.strerror} at "
+                f"{error.filename}; make room, or choose a folder that can be written"
+            ) from error
+        line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        which = f"{source} at {revision}" if revision else source
+        if is_offline():
+            raise UsageError(
+                f"--teacher_path {which}: neither a folder here nor in the hub's cache, and "
+                f"HF_HUB_OFFLINE is set ({line}); check the spelling and --cache_dir, or unset it"
+            ) from error
         raise UsageError(
-            f"--teacher_path {source}: neither a folder here nor reachable on the hub "
-            f"({lines[0]}); check the spelling, the network and, for gated models, `hf auth login`"
+            f"--teacher_path {which}: neither a folder here nor reachable on the hub ({line}); "
+            "check the spelling, the network and, for gated models, `hf auth login`"
         ) from error
     return Path(folder)
+
+
+def is_offline() -> bool:
+    """Whether the user forbids the network (HF_HUB_OFFLINE, TRANSFORMERS_OFFLINE)."""
+    return bool(constants.HF_HUB_OFFLINE)

@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from wan_distill.errors import TextEncoderError
+from wan_distill.settings.assets import download
 from wan_distill.settings.reading import read_json
 from wan_distill.settings.weight_files import weight_files
 from wan_distill.umt5.tables import EMBED, SHARED, StoredTable, equal_tables, tables_in
@@ -105,7 +106,7 @@ def check_class(inspection: Inspection, loaded: str) -> None:
     if not inspection.tables:
         raise TextEncoderError(
             f"{inspection.folder}: holds neither {SHARED} nor {EMBED}",
-            "download the text encoder again",
+            "get the original checkpoint",
         )
 
 
@@ -115,30 +116,12 @@ def locate(
     revision: str | None = None,
     cache_dir: str | None = None,
 ) -> Path:
-    """The local folder of a text encoder; of a hub repository only that folder is fetched.
+    """The local folder of a text encoder; of a hub repository only that folder and the tokenizer's
+    are fetched.
 
-    Raises TextEncoderError where `source` is neither a folder nor reachable on the hub.
+    Raises UsageError where `source` is neither a folder nor reachable on the hub.
     """
     if Path(source).is_dir():
         return Path(source)
-    if Path(source).is_file():
-        raise TextEncoderError(
-            f"{source}: is one file", "give the folder of a Wan pipeline or of its text encoder"
-        )
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        root = snapshot_download(
-            str(source),
-            revision=revision,
-            cache_dir=cache_dir,
-            allow_patterns=[f"{subfolder}/*"],
-        )
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise TextEncoderError(
-            f"{source}: neither a folder here nor reachable on the hub ({reason})",
-            "check the spelling and the network",
-        ) from error
-    return Path(root) / subfolder
+    patterns = [f"{subfolder}/*", "tokenizer/*"]
+    return download(str(source), revision, cache_dir, patterns) / subfolder

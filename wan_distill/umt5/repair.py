@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import UMT5EncoderModel
 
-from wan_distill.errors import TextEncoderError
+from wan_distill.errors import FileError, TextEncoderError
 from wan_distill.settings.weight_files import refuse_pickles, variant_or_none
 from wan_distill.system.files import write_tensors
 from wan_distill.umt5.evidence import ORIGINAL, compare_pickled, trusted_key
@@ -146,18 +146,25 @@ def repair_on_disk(
 
     The copy has one table, `shared.weight`, plain file names and `tie_word_embeddings: true`: every
     version of transformers loads it right. `source` is only read. `out` appears when it is
-    complete. Raises TextEncoderError where `out` exists or `source` is beyond repair.
+    complete. Raises FileError where `out` exists or cannot be written, or `source` is beyond
+    repair.
     """
     out = Path(out)
     inspection = inspect_text_encoder(locate(source), variant)
     if out.exists():
-        raise TextEncoderError(f"--repair {out}: already exists", "give a new folder")
-    encoder, _ = load_text_encoder(inspection.folder, variant=variant, allow_pickle=allow_pickle)
-    key = trusted_key(inspection, encoder)
-    del encoder
+        raise FileError(f"--repair {out}: already exists", "give a new folder")
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    partial.mkdir(parents=True)
     try:
+        partial.mkdir(parents=True)
+    except OSError as error:
+        reason = f"--repair {out}: cannot be written ({error.strerror})"
+        raise FileError(reason, "choose another") from error
+    try:
+        encoder, _ = load_text_encoder(
+            inspection.folder, variant=variant, allow_pickle=allow_pickle
+        )
+        key = trusted_key(inspection, encoder)
+        del encoder
         _copy_weights(inspection, key, partial)
         _copy_settings(inspection.folder, partial)
         _, verdict = load_text_encoder(partial)

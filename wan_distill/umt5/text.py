@@ -41,24 +41,39 @@ def load_text(
     The arguments are those of `load_text_encoder`. Raises FileError where either must not be used,
     or where together they do not tell two prompts apart.
     """
-    tokenizer = tokenizer_of(pipeline)
+    tokenizer_of(pipeline)  # before any weights load
     encoder, verdict = load_text_encoder(
         pipeline, dtype=dtype, variant=variant, allow_pickle=allow_pickle, verbose=verbose
     )
-    difference = compare_unlike(encoder, tokenizer)
-    return encoder, tokenizer, judge_both(verdict, pipeline, tokenizer, difference)
+    tokenizer, verdict = add_tokenizer(verdict, encoder, pipeline / "tokenizer")
+    return encoder, tokenizer, verdict
 
 
-def judge_both(
-    verdict: Verdict, pipeline: Path, tokenizer: PreTrainedTokenizerBase, difference: float
-) -> Verdict:
-    """The verdict on an encoder, with what was found out about its tokenizer."""
-    return replace(
+def add_tokenizer(
+    verdict: Verdict, encoder: UMT5EncoderModel, folder: Path
+) -> tuple[PreTrainedTokenizerBase, Verdict]:
+    """The tokenizer in `folder`, and the verdict on a loaded encoder extended to both.
+
+    Raises FileError where the tokenizer must not be used, or both do not tell two prompts apart.
+    """
+    tokenizer = load_tokenizer(folder, encoder.config.vocab_size)
+    found = replace(
         verdict,
-        tokenizer=fingerprint_part(pipeline / "tokenizer"),
+        tokenizer=fingerprint_part(folder),
         entries=len(tokenizer),
-        difference=difference,
+        difference=compare_unlike(encoder, tokenizer),
     )
+    return tokenizer, found
+
+
+def tokenizer_beside(folder: Path) -> Path | None:
+    """Where the tokenizer of a pipeline folder, or of a text encoder's, should be; None where a
+    text encoder lies alone.
+    """
+    if (folder / "text_encoder").is_dir():
+        return folder / "tokenizer"
+    beside = folder.absolute().parent / "tokenizer"
+    return beside if beside.is_dir() else None
 
 
 @torch.no_grad()
