@@ -23,8 +23,8 @@ def describe_disk_error(error: OSError, output_dir: str | None) -> str:
     reason = error.strerror or os.strerror(error.errno)
     if error.errno in WRITING or _is_in(error, output_dir):
         return (
-            f"{error.filename or output_dir or 'the disk'}: {reason}; what was complete is kept: once there is "
-            "room and permission, run the same command to go on"
+            f"{error.filename or output_dir or 'the disk'}: {reason}; what was complete is kept: "
+            "once there is room and permission, run the same command to go on"
         )
     if error.filename is None:
         return f"{reason}; see whether the disks are still there, and run the same command again"
