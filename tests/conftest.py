@@ -41,6 +41,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("journey")
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """How many processes run the tests. Files that are named run in this one: a process of its own
+    takes seconds to import torch. Four at most: each needs about a gigabyte.
+    """
+    named = any(
+        not argument.startswith("-") and Path(argument.split("::")[0]).exists()
+        for argument in config.invocation_params.args
+    )
+    return 0 if named else min(4, os.cpu_count() or 1)
+
+
 @pytest.fixture(autouse=True)
 def signals_of_the_tests() -> Iterator[None]:
     """A Runtime takes over the signals of the process; afterwards Ctrl+C ends the tests again."""
