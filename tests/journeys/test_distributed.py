@@ -13,10 +13,13 @@ CHECKED = dict(expert="high", monitor_steps=5, monitor_samples=4, validation_ste
 
 def test_two_processes_equal_one_with_accumulation(random_teacher, tmp_path):
     """To the bit: halves and doubles are exact. The two take over what one has begun."""
-    one_part = dict(diversity_weight=0.0, score_draws=1)  # the order of several parts' sum differs
-    worst = compare(
-        random_teacher, tmp_path, "dmd-samples", expert="high", alone_first=2, **one_part
+    changes = dict(
+        expert="high",
+        diversity_weight=0.0,  # the order in which several parts are summed differs
+        score_draws=1,
+        sample_batch_size=1,  # on some CPUs a sample's last bits depend on the size of its batch
     )
+    worst = compare(random_teacher, tmp_path, "dmd-samples", alone_first=2, **changes)
     assert worst == 0
 
 
@@ -24,7 +27,7 @@ def test_two_processes_that_share_one_base_equal_one_that_has_it_whole(random_te
     """With an odd number of samples: one process has one more to solve than the other."""
     changes = CHECKED | dict(num_trajectories=9, sample_batch_size=1)
     worst = compare(random_teacher, tmp_path, "trajectory", only_two=dict(shard=True), **changes)
-    assert worst < 1e-6
+    assert worst < 1e-5  # on some CPUs the last bits depend on where in memory a matrix lies
 
 
 SHARED = """
