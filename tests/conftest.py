@@ -8,37 +8,36 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 # Tensors are tiny: several threads would only wait for each other. For subprocesses too.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
-from random_teachers import TEXT_DIM, write_pipeline
-
-from wan_distill.data.embeddings import PromptEmbeddings
-from wan_distill.data.run import Run
 from wan_distill.layout import RunFolder
-from wan_distill.model.loading import Teacher
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import read_teacher
 from wan_distill.settings.resolve import resolve
-from wan_distill.system.runtime import Runtime
+
+if TYPE_CHECKING:  # the process that deals out the tests needs no torch
+    from wan_distill.data import Run
 
 PROMPTS = ("a red circle", "a blue square", "a green dot")
 JOURNEYS = Path(__file__).parent / "journeys"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whole runs of the command line carry a mark: `-m "not journey"` leaves them out."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Whole runs of the command line carry a mark: `-m "not journey"` leaves them out. Those of
+    minutes are left out wherever `-m` does not name them.
+    """
     for item in items:
         if JOURNEYS in item.path.parents:
             item.add_marker("journey")
+    if "long" not in config.option.markexpr:
+        items[:] = [item for item in items if not item.get_closest_marker("long")]
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
@@ -82,6 +81,8 @@ def compare_recorded(name: str, value: Any) -> None:
 @pytest.fixture(scope="session")
 def random_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A two-expert pipeline folder. Do not write to it."""
+    from random_teachers import write_pipeline
+
     return write_pipeline(tmp_path_factory.mktemp("teachers") / "random")
 
 
@@ -148,6 +149,12 @@ def small_config(random_teacher: Path, tmp_path: Path) -> Callable[..., Config]:
 @pytest.fixture
 def make_run(small_config: Callable[..., Config]) -> Callable[..., Run]:
     """Makes a Run of `PROMPTS`, whose embeddings are drawn, not encoded."""
+    import torch
+    from random_teachers import TEXT_DIM
+
+    from wan_distill.data import PromptEmbeddings, Run
+    from wan_distill.model import Teacher
+    from wan_distill.system.runtime import Runtime
 
     def make(**changes: Any) -> Run:
         config = small_config(**(dict(monitor_samples=4) | changes))

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
-from conftest import SMALL, write_pipeline
+from conftest import SMALL
 from diffusers import FlowMapEulerDiscreteScheduler, WanPipeline
+from random_teachers import write_pipeline
 from safetensors.torch import load_file, save_file
 
 import sample

@@ -14,9 +14,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import TEXT_DIM
 from diffusers import WanPipeline, WanTransformer3DModel
 from diffusers.models.transformers import transformer_wan
+from random_teachers import TEXT_DIM
 from regression import adapter_gradient, inputs
 from torch import Tensor
 from torch.nn import functional

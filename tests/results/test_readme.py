@@ -7,7 +7,7 @@ import re
 from types import SimpleNamespace
 
 import pytest
-from conftest import write_pipeline
+from random_teachers import write_pipeline
 
 from wan_distill.layout import LORA_FILE, RunFolder
 from wan_distill.model.loading import Teacher

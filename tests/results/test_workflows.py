@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from conftest import REPOSITORY, write_pipeline
+from conftest import REPOSITORY
+from random_teachers import write_pipeline
 
 from wan_distill.layout import LORA_FILE, RunFolder
 from wan_distill.maths.sigmas import sigma_grid

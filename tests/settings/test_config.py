@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from conftest import write_pipeline
+from random_teachers import write_pipeline
 
 import train_distillation
 from wan_distill.errors import UsageError

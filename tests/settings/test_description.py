@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import write_pipeline
+from random_teachers import write_pipeline
 from safetensors.torch import load_file, save_file
 
 from wan_distill.errors import UsageError

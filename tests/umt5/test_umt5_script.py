@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SMALL, write_pipeline
+from conftest import SMALL
+from random_teachers import write_pipeline
 from safetensors.torch import load_file, save_file
 from umt5_layouts import EMBED, SHARED, write_layout
 
