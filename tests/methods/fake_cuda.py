@@ -6,8 +6,8 @@ A case is a name, settings, and optionally a fault that is put in; its result is
 wrong. It runs in a process of its own, since it makes torch believe in a GPU.
 
 What is not torch's own: two interfaces that a CPU build lacks (fake_cuda.cpp), and pinned memory,
-which is ordinary memory here. What cannot be had: streams and events, so `--shard`, whose FSDP2
-needs them, and kernels, so `--compile` and 8-bit Adam.
+streams and events, which do nothing here. What cannot be had: `--shard`, whose FSDP2 needs more of
+streams, and kernels, so `--compile` and 8-bit Adam.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import tempfile
 import traceback
 import warnings
 from collections.abc import Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,7 @@ from wan_distill.methods import make_method
 from wan_distill.model import loading
 from wan_distill.model.adapters import adapter_parameters, make_roles
 from wan_distill.model.loading import Teacher
+from wan_distill.model.offload import BlockFetcher
 from wan_distill.model.quantise import StoredLinear
 from wan_distill.planning.memory import shape_of
 from wan_distill.settings.config import Config
@@ -150,8 +151,22 @@ def expert(config: Config, run: Run, name: Expert) -> WanTransformer3DModel:
         for leaf, buffer in module._buffers.items():
             if buffer is not None and buffer.is_meta:
                 module._buffers[leaf] = torch.empty(buffer.shape, dtype=buffer.dtype, device=CUDA)
+    if config.offload and config.gradient_checkpointing:
+        layers = [[m for m in b.modules() if isinstance(m, StoredLinear)] for b in model.blocks]
+        BlockFetcher(model.blocks, layers, CUDA)
     loading.keep_dtype_in_norms(model)
     return model
+
+
+class Stream:
+    """Stands in for CUDA's."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+
+    def record_event(self) -> None: ...
+
+    def wait_event(self, event: Any) -> None: ...
 
 
 class NoProgress:
@@ -249,6 +264,11 @@ def faulty(fault: str | None) -> Any:
 
 
 def main() -> None:
+    torch.cuda.Stream = Stream
+    torch.cuda.stream = nullcontext
+    torch.cuda.current_stream = Stream
+    Tensor.record_stream = lambda self, stream: None
+    torch.cuda.get_device_capability = lambda device: (9, 0)  # so fp8 products are made too
     torch.cuda._lazy_init = lambda: None
     torch._C._set_only_lift_cpu_tensors(True)
     torch.cuda.amp.common.amp_definitely_not_available = lambda: False

@@ -11,7 +11,9 @@ from random_teachers import random_transformer
 from regression import adapter_gradient
 from torch._subclasses import FakeTensorMode
 
-from wan_distill.model.quantise import StoredLinear, dequantise, load_stored, quantise
+from wan_distill.model import quantise as quantise_module
+from wan_distill.model.codes import dequantise, fp8_product, quantise
+from wan_distill.model.quantise import StoredLinear, load_stored
 from wan_distill.planning import memory
 from wan_distill.settings.weight_files import weight_files
 
@@ -35,9 +37,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def loaded(
-    folder: Path, kind: str, dtype: torch.dtype = torch.float32, offload: bool = False
+    folder: Path, kind: str, dtype: torch.dtype = torch.float32, **changes: bool
 ) -> WanTransformer3DModel:
-    return load_stored(folder, weight_files(folder), kind, dtype, torch.device("cpu"), offload)
+    return load_stored(folder, weight_files(folder), kind, dtype, torch.device("cpu"), **changes)
 
 
 def stored_layer(kind: str, offload: bool, inputs: int = 8, outputs: int = 6) -> StoredLinear:
@@ -106,8 +108,8 @@ def test_a_quantised_layer_is_exactly_the_layer_with_its_rounded_weights(
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_an_offloaded_base_gives_the_very_same_gradient(checkpointing: bool, folder: Path) -> None:
-    offloaded = adapter_gradient(loaded(folder, "bf16", offload=True), checkpointing)
-    assert torch.equal(offloaded, adapter_gradient(plain()))
+    model = loaded(folder, "bf16", offload=True, fetch_ahead=checkpointing)
+    assert torch.equal(adapter_gradient(model, checkpointing), adapter_gradient(plain()))
 
 
 def test_bf16_arithmetic_agrees_with_float32(folder: Path) -> None:
@@ -178,3 +180,60 @@ def test_every_matrix_of_the_blocks_is_stored(kind: str, folder: Path) -> None:
     linear = {n for n, m in plain().named_modules() if isinstance(m, torch.nn.Linear)}
     assert stored == {name for name in linear if name.startswith("blocks.")}
     assert all(model.get_submodule(name).kind == kind for name in stored)
+
+
+# ------------------------------------------------------------------------------------- fp8 products
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_an_fp8_product_is_that_of_the_rounded_factors(bias: bool) -> None:
+    """The CPU has the product too; it is compared with one in float32."""
+    rng = torch.Generator().manual_seed(0)
+    x = 3 * torch.randn(2, 40, 64, generator=rng).bfloat16()
+    x[0, 0] = 0
+    weight, offset = torch.randn(48, 64, generator=rng), torch.randn(48, generator=rng)
+    codes, scale = quantise(weight, "fp8")
+    added = offset.bfloat16() if bias else None
+    product = fp8_product(x, codes, scale, added)
+    assert product.shape == (2, 40, 48) and product.dtype == torch.bfloat16
+    rows = x.flatten(0, 1).float()
+    size = rows.abs().amax(1, keepdim=True).clamp_min(1e-12) / 448
+    size = (1 / size).bfloat16().float().reciprocal()
+    rounded = (rows / size).clamp(-448, 448).bfloat16().to(torch.float8_e4m3fn).float() * size
+    matrix = dequantise(codes, scale, "fp8", (48, 64), weight)
+    expected = rounded @ matrix.T + (added.float() if bias else 0)
+    error = (product.flatten(0, 1).float() - expected).norm() / expected.norm()
+    assert error < 0.003  # bf16's own rounding
+    exact = x.flatten(0, 1).float() @ weight.T + (offset if bias else 0)
+    assert (product.flatten(0, 1).float() - exact).norm() / exact.norm() < 0.05
+
+
+def test_fp8_products_are_for_devices_that_have_them_and_never_for_gradients(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    multiplied = []
+
+    def product(*given: torch.Tensor | None) -> torch.Tensor:
+        multiplied.append(given)
+        return fp8_product(*given)
+
+    layer = stored_layer("fp8", offload=False, inputs=32, outputs=16)
+    layer.dtype = torch.bfloat16
+    layer.fill(torch.randn(16, 32))
+    layer.bias = torch.nn.Parameter(torch.randn(16), requires_grad=False)
+    x = torch.randn(5, 32, requires_grad=True)
+    monkeypatch.setattr(quantise_module, "fp8_product", product)
+    with torch.no_grad():
+        weights_only = layer(x)
+    assert not multiplied
+    monkeypatch.setattr(quantise_module, "has_fp8_products", lambda device: True)
+    layer(x).sum().backward()
+    assert not multiplied and x.grad is not None
+    with torch.no_grad():
+        fast = layer(x)
+    assert len(multiplied) == 1
+    assert (fast - weights_only).norm() / weights_only.norm() < 0.05
+    layer.kind, layer.dtype = "fp8", torch.float32
+    with torch.no_grad():
+        layer(x)
+    assert len(multiplied) == 1

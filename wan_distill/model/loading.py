@@ -97,6 +97,7 @@ class Teacher:
             self.runtime.dtype,
             self.runtime.device,
             self.config.offload,
+            fetch_ahead=self.config.gradient_checkpointing,
         )
 
     def load_vae(self) -> AutoencoderKLWan:

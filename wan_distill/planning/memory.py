@@ -96,16 +96,22 @@ def estimate(config: Config, info: TeacherInfo) -> Estimate:
 
 
 def _base(config: Config, info: TeacherInfo, cost: Trace) -> tuple[float, float]:
-    """Bytes of the frozen base on the device, and of the one matrix that is unpacked for use."""
+    """Bytes of the frozen base on the device, and of what comes there for use: a matrix that is
+    unpacked and, with --offload, two blocks.
+    """
     if config.whole_student:
         return 0, 0
     if config.base_precision not in BASE_BYTES and not config.offload:
         return cost.base_bytes, 0
     full = DTYPES[config.mixed_precision].itemsize
-    stored = 0 if config.offload else BASE_BYTES[config.base_precision]
+    item = BASE_BYTES.get(config.base_precision, full)
+    stored = 0 if config.offload else item
     width = info.transformer["num_attention_heads"] * info.transformer["attention_head_dim"]
-    largest = full * width * info.transformer["ffn_dim"]
-    return cost.base_bytes - cost.matrices * (full - stored), largest
+    unpacked = full * width * info.transformer["ffn_dim"]
+    if config.offload and config.gradient_checkpointing:
+        blocks = info.transformer["num_layers"]
+        unpacked += min(2, blocks) * item * cost.matrices / blocks
+    return cost.base_bytes - cost.matrices * (full - stored), unpacked
 
 
 def _activations(config: Config, info: TeacherInfo, cost: Trace) -> int:
@@ -124,8 +130,8 @@ def host_needs(config: Config, info: TeacherInfo, cost: Trace) -> dict[str, floa
     """
     needs = {"while the text encoder loads": _encoder_bytes(config, info)}
     if config.offload:
-        stored = BASE_BYTES.get(config.base_precision, DTYPES[config.mixed_precision].itemsize)
-        needs["while an expert trains"] = processes(config) * stored * cost.matrices
+        item = BASE_BYTES.get(config.base_precision, DTYPES[config.mixed_precision].itemsize)
+        needs["while an expert trains"] = processes(config) * item * cost.matrices
     elif config.shard:
         needs["while an expert loads"] = processes(config) * cost.base_bytes
     return {what: size for what, size in needs.items() if size}

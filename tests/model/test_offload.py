@@ -1,0 +1,132 @@
+"""Matrices in host memory: in few chunks, and on the device before they are needed."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+import torch
+from torch import nn
+
+from wan_distill.model import offload
+from wan_distill.model.offload import LARGEST_CHUNK, BlockFetcher, HostPool, chunk_size
+
+# Of an A14B block in bf16: eight square matrices and the two of its feed-forward network.
+A14B_BLOCK = [2 * 5120**2] * 8 + [2 * 5120 * 13824] * 2
+
+
+def test_pinned_memory_is_hardly_larger_than_what_lies_in_it():
+    """Each chunk is a power of two, to which torch would round it up."""
+    sizes = A14B_BLOCK * 40
+    left, chunk, chunks = sum(sizes), 0, []
+    for size in sizes:
+        if size > chunk:
+            chunks.append(chunk_size(left, size))
+            chunk = chunks[-1]
+        chunk, left = chunk - size, left - size
+    assert all(chunk.bit_count() == 1 and chunk <= LARGEST_CHUNK for chunk in chunks)
+    alone = sum(1 << (size - 1).bit_length() for size in sizes)
+    assert sum(chunks) < 1.03 * sum(sizes) and alone > 1.4 * sum(sizes)
+
+
+def test_what_is_placed_comes_back():
+    tensors = [
+        torch.randn(3, 5, dtype=torch.bfloat16),
+        torch.arange(24, dtype=torch.uint8).view(4, 6),
+        torch.randn(70, 2, dtype=torch.bfloat16),
+    ]
+    pool = HostPool(sum(t.nbytes for t in tensors))
+    placed = [pool.place(t) for t in tensors]
+    assert pool.left == 0
+    for tensor, copy in zip(tensors, placed, strict=True):
+        assert torch.equal(tensor, copy) and copy.data_ptr() != tensor.data_ptr()
+    assert placed[0].untyped_storage().data_ptr() == placed[1].untyped_storage().data_ptr()
+
+
+# ------------------------------------------------------------------------------ the order of copies
+
+
+class Codes:
+    """Stands in for a matrix: says when it is copied."""
+
+    def __init__(self, name: str, events: list[str]):
+        self.name = name
+        self.events = events
+
+    def to(self, device, non_blocking):
+        assert non_blocking
+        self.events.append(f"copy {self.name}")
+        return self
+
+    def record_stream(self, stream):
+        self.events.append(f"used {self.name}")
+
+
+class Layer:
+    def __init__(self, name: str, events: list[str]):
+        self.codes = Codes(name, events)
+        self.fetched = None
+
+
+class Block(nn.Module):
+    def __init__(self, layer: Layer, events: list[str]):
+        super().__init__()
+        self.layer = layer
+        self.events = events
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        assert self.layer.fetched is self.layer.codes
+        self.events.append(f"work {self.layer.codes.name}")
+        return x
+
+
+class Stream:
+    """Stands in for a CUDA stream, of which a CPU build has none."""
+
+    def __init__(self, device):
+        self.waited = []
+
+    def record_event(self):
+        return self
+
+    def wait_event(self, event):
+        self.waited.append(event)
+
+
+@pytest.fixture
+def fetched(monkeypatch):
+    """(blocks, layers, events) with a fetcher for a GPU."""
+    current = Stream(None)
+    monkeypatch.setattr(offload.torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(offload.torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(offload.torch.cuda, "current_stream", lambda device: current)
+    events: list[str] = []
+    layers = [Layer(str(i), events) for i in range(4)]
+    blocks = nn.ModuleList(Block(layer, events) for layer in layers)
+    BlockFetcher(blocks, [[layer] for layer in layers], torch.device("cuda"))
+    yield blocks, layers, events
+    assert len(current.waited) == 2 * len(blocks)  # once before each block, in either pass
+
+
+def test_the_next_block_is_copied_before_this_one_works(fetched):
+    blocks, layers, events = fetched
+    for _ in range(2):  # two evaluations
+        events.clear()
+        for block in blocks:
+            block(torch.zeros(()))
+            assert sum(layer.fetched is not None for layer in layers) == 1
+        assert [event for event in events if not event.startswith("used")] == [
+            *("copy 0", "copy 1", "work 0", "copy 2", "work 1", "copy 3", "work 2", "work 3")
+        ]
+
+
+def test_a_backward_pass_fetches_from_last_to_first(fetched):
+    blocks, layers, events = fetched
+    for block in blocks:
+        block(torch.zeros(()))
+    events.clear()
+    for block in reversed(blocks):
+        block(torch.zeros(()))
+        assert sum(layer.fetched is not None for layer in layers) == 1
+    work = [event for event in events if not event.startswith("used")]
+    assert work == ["copy 2", "work 3", "copy 1", "work 2", "copy 0", "work 1", "work 0"]
