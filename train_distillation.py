@@ -301,7 +301,7 @@ def train(
     """The loop of one expert: role, update, metrics, monitor, previews, checkpoint. Returns the
     student.
     """
-    from wan_distill.model import begin_as, make_roles, warm_start_files
+    from wan_distill.model import begin_as, make_roles, recompute_blocks, warm_start_files
     from wan_distill.results import write_page
     from wan_distill.training import Metrics, Progress, make_learners
 
@@ -313,8 +313,7 @@ def train(
         for role in method.roles if config.critic_from_student else ("student",):
             if note := begin_as(transformer, role, earlier):
                 runtime.say(f"{role}: {note}")
-    if config.gradient_checkpointing:
-        transformer.enable_gradient_checkpointing()
+    recompute_blocks(transformer, config)
     denoiser = run.denoiser(expert, transformer, config.whole_student)
     learners = make_learners(method, parameters, config)
     student = learners["student"]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import train_distillation
 from wan_distill.methods import make_method
 from wan_distill.model.adapters import make_roles
+from wan_distill.model.checkpointing import recompute_blocks
 from wan_distill.model.denoiser import Denoiser
 from wan_distill.planning.matrix_rate import matrix_rate
 from wan_distill.planning.memory import estimate, shape_of
@@ -77,8 +78,7 @@ class Bench:
         self.method = make_method(self.config, "high")
         self.transformer = random_expert(self.config, self.info, self.runtime)
         parameters = make_roles(self.transformer, self.method.roles, self.config, "high")
-        if self.config.gradient_checkpointing:
-            self.transformer.enable_gradient_checkpointing()
+        recompute_blocks(self.transformer, self.config)
         self.denoiser = Denoiser(
             {"high": self.transformer},
             self.config.boundary_ratio,

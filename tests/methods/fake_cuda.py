@@ -62,6 +62,7 @@ from wan_distill.maths.sigmas import Expert
 from wan_distill.methods import make_method
 from wan_distill.model import loading
 from wan_distill.model.adapters import adapter_parameters, make_roles
+from wan_distill.model.checkpointing import recompute_blocks
 from wan_distill.model.loading import Teacher
 from wan_distill.model.offload import BlockFetcher
 from wan_distill.model.quantise import StoredLinear
@@ -194,8 +195,7 @@ def run_case(settings: dict[str, Any], fault: str | None, folder: Path) -> None:
     with card, faulty(fault):
         for name in config.experts:
             transformer = expert(config, run, name)
-            if config.gradient_checkpointing:
-                transformer.enable_gradient_checkpointing()
+            recompute_blocks(transformer, config)
             method = make_method(config, name)
             parameters = {role: adapter_parameters(transformer, role) for role in method.roles}
             learners = make_learners(method, parameters, config)

@@ -29,6 +29,7 @@ ENGINES: dict[str, dict[str, Any]] = {
     "nf4": dict(base_precision="nf4"),
     "offload": dict(offload=True),
     "nf4-offload": dict(base_precision="nf4", offload=True),
+    "keep-attention": dict(keep_attention=True),
     "no-checkpointing": dict(gradient_checkpointing=False),
 }
 SHORT = [("dmd", "plain"), ("trajectory", "fp8"), ("consistency", "nf4-offload")]

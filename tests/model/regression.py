@@ -9,6 +9,7 @@ from diffusers import WanTransformer3DModel
 from torch import Tensor
 
 from wan_distill.model.adapters import adapter_parameters, add_adapter
+from wan_distill.model.checkpointing import enable_checkpointing
 from wan_distill.model.denoiser import Denoiser
 
 
@@ -23,7 +24,10 @@ def adapter_gradient(
 
 
 def gradient_of_student(
-    model: WanTransformer3DModel, checkpointing: bool = False, dtype: torch.dtype = torch.float32
+    model: WanTransformer3DModel,
+    checkpointing: bool = False,
+    dtype: torch.dtype = torch.float32,
+    keep_attention: bool = False,
 ) -> Tensor:
     """The same of an adapter that is there already; its weights are set here."""
     parameters = adapter_parameters(model, "student")
@@ -32,7 +36,7 @@ def gradient_of_student(
         for p in parameters.values():
             p.copy_(0.1 * torch.randn(p.shape, generator=rng))
     if checkpointing:
-        model.enable_gradient_checkpointing()
+        enable_checkpointing(model, keep_attention)
     autocast = partial(torch.autocast, "cpu", dtype, enabled=dtype != torch.float32)
     denoiser = Denoiser({"high": model}, None, autocast=autocast)
     x, sigma, prompt = inputs(rng)

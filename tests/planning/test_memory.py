@@ -122,6 +122,22 @@ def test_a_coarser_base_is_a_smaller_one(a14b):
     assert in_host_memory.base < 0.02 * bases["bf16"]
 
 
+def test_kept_attention_takes_a_tensor_per_block(a14b):
+    config = config_of(a14b)
+    plain = estimate(config, a14b)
+    kept = estimate(dataclasses.replace(config, keep_attention=True), a14b)
+    block = 32760 * (5120 * 2 + 40 * 4)  # bf16, and a float32 per head; the last is there anyway
+    assert kept.activations - plain.activations == pytest.approx(39 * block, rel=0.001)
+    assert kept.trace.update_flops < 0.88 * plain.trace.update_flops
+    advice = dict(
+        (flags, saved)
+        for saved, flags in levers.savings(
+            dataclasses.replace(config, keep_attention=True), a14b, kept
+        )
+    )
+    assert advice["--no-keep_attention"] == kept.peak - plain.peak
+
+
 def test_processes_that_share_a_base_or_a_clip_share_its_memory(a14b):
     config = config_of(a14b, gpu="h100:4", dry_run=True)
     alone = estimate(config, a14b)

@@ -14,6 +14,7 @@ from wan_distill.methods.consistency import ConsistencyBatch
 from wan_distill.methods.dmd import DMDBatch
 from wan_distill.methods.trajectory import TrajectoryBatch
 from wan_distill.model.adapters import make_roles
+from wan_distill.model.checkpointing import recompute_blocks
 from wan_distill.model.denoiser import Denoiser
 from wan_distill.planning.memory import shape_of
 from wan_distill.planning.trace import Ledger
@@ -101,8 +102,7 @@ def measured(config: Config, info: TeacherInfo) -> Ledger:
         model = WanTransformer3DModel(**dict(shape_of(config, info).transformer))
         model.requires_grad_(False)
         parameters = make_roles(model, method.roles, config, "high")
-        if config.gradient_checkpointing:
-            model.enable_gradient_checkpointing()
+        recompute_blocks(model, config)
         denoiser = Denoiser({"high": model}, config.boundary_ratio)
         learners = make_learners(method, parameters, config)
         runtime = Runtime(config)

@@ -36,6 +36,7 @@ MAY_CHANGE = {
     "context_parallel",
     "offload",
     "gradient_checkpointing",
+    "keep_attention",
     "sample_batch_size",
     "checkpointing_steps",
     "checkpoints_total_limit",

@@ -42,6 +42,7 @@ def levers(config: Config) -> list[Change]:
         {"gradient_checkpointing": True},
         {"train_batch_size": 1},
         {"use_8bit_adam": True},
+        {"keep_attention": False},
     ]
     if not config.whole_student:
         changes += [{"base_precision": "fp8"}, {"base_precision": "nf4"}, {"offload": True}]
@@ -61,9 +62,13 @@ def savings(config: Config, info: TeacherInfo, need: Estimate) -> list[tuple[flo
 
 def as_flags(change: Change) -> str:
     """The command-line flags that make `change`."""
-    return " ".join(
-        f"--{name}" if value is True else f"--{name} {value}" for name, value in change.items()
-    )
+    return " ".join(_as_flag(name, value) for name, value in change.items())
+
+
+def _as_flag(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no-{name}"
+    return f"--{name} {value}"
 
 
 @contextmanager

@@ -64,6 +64,7 @@ def shape_of(config: Config, info: TeacherInfo) -> Shape:
         rank=config.rank,
         layers=config.lora_layers,
         checkpointing=config.gradient_checkpointing,
+        keep_attention=config.gradient_checkpointing and config.keep_attention,
         expand_timesteps=info.expand_timesteps,
         whole=config.whole_student,
     )

@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from wan_distill.model.adapters import adapter_parameters, add_adapter
+from wan_distill.model.checkpointing import enable_checkpointing
 from wan_distill.settings.recipes import Role
 
 ROLE: Role = "student"
@@ -98,6 +99,7 @@ class Shape:
     layers: tuple[str, ...]
     checkpointing: bool
     expand_timesteps: bool
+    keep_attention: bool = False
     whole: bool = False
     """all weights are trained, instead of adapters on a frozen base (--student_layers)"""
 
@@ -164,7 +166,7 @@ def _trace(shape: Shape, depth: int) -> Trace:
         # One role works at a time; the adapters of others cost what `Estimate.adapters` counts.
         add_adapter(model, ROLE, rank=shape.rank, alpha=shape.rank, layers=shape.layers, seed=0)
     if shape.checkpointing:
-        model.enable_gradient_checkpointing()
+        enable_checkpointing(model, shape.keep_attention)
     with FakeTensorMode():
         _give_storage(model, torch.float32 if shape.whole else shape.dtype)
         base = [p for name, p in model.named_parameters() if ".lora_" not in name]

@@ -33,6 +33,15 @@ def check_single(config: Config) -> None:
         raise UsageError(
             "--critic_from_student: there is no LoRA to begin with; give --init_student_from"
         )
+    if config.keep_attention and not config.gradient_checkpointing:
+        raise UsageError(
+            "--keep_attention: without --gradient_checkpointing everything is kept; give both, or "
+            "leave it out"
+        )
+    if config.keep_attention and config.compile:
+        raise UsageError(
+            "--keep_attention: does not see into the blocks that --compile makes; leave one out"
+        )
     if config.mixed_precision == "fp16":
         raise UsageError(
             "--mixed_precision fp16: a quarter of the first gradients would be exactly 0, since "

@@ -51,6 +51,13 @@ class OperationSettings:
         MEMORY,
         free=True,
     )
+    keep_attention: bool = flag(
+        False,
+        "with --gradient_checkpointing, store the output of self-attention instead of computing it "
+        "again: a faster backward pass, more memory",
+        MEMORY,
+        free=True,
+    )
     sample_batch_size: int = flag(
         None,
         "batch size for sampling without gradients (solving, previews, evaluation)",

@@ -17,6 +17,7 @@ from wan_distill.maths.sigmas import Expert
 from wan_distill.methods import make_method
 from wan_distill.methods.base import Method
 from wan_distill.model.adapters import make_roles
+from wan_distill.model.checkpointing import recompute_blocks
 from wan_distill.model.loading import decode
 from wan_distill.settings.recipes import Role, recipe_of
 from wan_distill.training.learner import make_learners
@@ -55,8 +56,7 @@ def rehearse(run: Run, expert: Expert) -> None:
     method = make_method(config, expert)
     transformer = run.teacher.load_expert(expert)
     parameters = make_roles(transformer, method.roles, config, expert)
-    if config.gradient_checkpointing:
-        transformer.enable_gradient_checkpointing()
+    recompute_blocks(transformer, config)
     denoiser = run.denoiser(expert, transformer, config.whole_student)
     learners = make_learners(method, parameters, config)
     inputs = random_inputs(run, expert)
