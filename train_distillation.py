@@ -29,7 +29,7 @@ from wan_distill.errors import (
 from wan_distill.layout import RunFolder
 from wan_distill.settings.command_line import debug_asked, parse_args
 from wan_distill.settings.config import Config
-from wan_distill.settings.description import read_teacher
+from wan_distill.settings.description import TeacherInfo, read_teacher
 from wan_distill.settings.resolve import resolve
 from wan_distill.system.console import TrainingBar, escape_unencodable
 from wan_distill.system.disk_errors import describe_disk_error
@@ -84,27 +84,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(config: Config) -> int:
     """The whole job, or the part of it that the flags ask for."""
-    from wan_distill.data import Run, split_prompts
-    from wan_distill.model import Teacher, carry_over, hide_loading_bars
-    from wan_distill.planning import (
-        check_surroundings,
-        describe_plan,
-        explain_out_of_memory,
-        print_plan,
-    )
-    from wan_distill.results import (
-        Evaluation,
-        PairedEvaluation,
-        as_markdown,
-        check_hub,
-        describe_results,
-        export_student,
-        push,
-        write_page,
-    )
-    from wan_distill.system.files import make_output_folder
+    from wan_distill.data import split_prompts
+    from wan_distill.model import hide_loading_bars
+    from wan_distill.planning import check_surroundings, print_plan
+    from wan_distill.results import check_hub, check_output
+    from wan_distill.system.files import lock_file, make_output_folder
     from wan_distill.system.runtime import Runtime
-    from wan_distill.training import Tracker, check_resume, identity, rehearse, validation_prompts
 
     # 1. What is to be done? Everything that can be refused is refused before any weights load.
     info = read_teacher(config)
@@ -121,6 +106,35 @@ def run(config: Config) -> int:
     folder = RunFolder(Path(config.output_dir))
     make_output_folder(folder.path)
     runtime = Runtime(config)
+    with lock_file(folder.lock, runtime.is_main):
+        check_output(config)
+        return carry_out(config, info, prompts, held_out, surroundings, runtime)
+
+
+def carry_out(
+    config: Config,
+    info: TeacherInfo,
+    prompts: Sequence[str],
+    held_out: Sequence[str],
+    surroundings: Sequence[str],
+    runtime: Runtime,
+) -> int:
+    """The part of the job that writes into the output folder, which no other run does meanwhile."""
+    from wan_distill.data import Run
+    from wan_distill.model import Teacher, carry_over
+    from wan_distill.planning import describe_plan, explain_out_of_memory
+    from wan_distill.results import (
+        Evaluation,
+        PairedEvaluation,
+        as_markdown,
+        describe_results,
+        export_student,
+        push,
+        write_page,
+    )
+    from wan_distill.training import Tracker, check_resume, identity, rehearse, validation_prompts
+
+    folder = RunFolder(Path(config.output_dir))
     check_resume(config, identity(config, info, prompts, runtime.sample_groups), runtime.say)
     plan = describe_plan(config, info, prompts, held_out)
     runtime.say(plan, "", "On this machine:", *surroundings, "")

@@ -60,6 +60,16 @@ class RunFolder:
         return self.path / "student"
 
     @property
+    def merged_note(self) -> Path:
+        """Sizes and times of the files of `merged`, as they were written."""
+        return self.path / ".student.json"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the run that writes into this folder."""
+        return self.path / ".lock"
+
+    @property
     def readme(self) -> Path:
         return self.path / "README.md"
 

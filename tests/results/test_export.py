@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 
 import pytest
 import torch
-from diffusers import FlowMapEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
+from diffusers import FlowMapEulerDiscreteScheduler, WanPipeline
 from safetensors.torch import load_file, save_file
 from written_students import write_student
 
 from wan_distill.errors import ExportError
 from wan_distill.layout import LORA_FILE, RunFolder
-from wan_distill.results import export
+from wan_distill.model.student_files import load_student
 from wan_distill.results.export import export_student, snippet
+from wan_distill.results.merged import probe
 
 
 @pytest.fixture
@@ -62,55 +62,6 @@ def test_the_scheduler_gives_the_trained_sigmas(exported):
     assert scheduler.sigmas.tolist() == pytest.approx(run.config.sigmas(), abs=1e-12)
 
 
-# ------------------------------------------------------------------------------ the merged pipeline
-
-
-def test_the_merged_pipeline_is_the_teacher_with_the_student_in_it(exported, random_teacher):
-    run = exported(save_merged=True)
-    for expert, part in (("high", "transformer"), ("low", "transformer_2")):
-        merged = WanTransformer3DModel.from_pretrained(run.folder.merged, subfolder=part)
-        plain = run.teacher.load_expert(expert)
-        assert not torch.equal(export.probe(merged), export.probe(plain))
-        export.load_student(plain, run.folder.lora(expert))
-        torch.testing.assert_close(export.probe(merged), export.probe(plain), rtol=0, atol=1e-5)
-    index = json.loads((run.folder.merged / "model_index.json").read_text())
-    assert index["scheduler"] == ["diffusers", "FlowMapEulerDiscreteScheduler"]
-    for part in ("text_encoder", "vae", "tokenizer"):
-        for file in (random_teacher / part).iterdir():
-            assert (run.folder.merged / part / file.name).read_bytes() == file.read_bytes()
-
-
-def test_a_merged_pipeline_that_differs_is_refused_and_the_one_before_stays(
-    exported, monkeypatch, capsys
-):
-    run = exported(save_merged=True)
-    assert "student/transformer_2: loaded back; differs" in capsys.readouterr().out
-    before = (run.folder.merged / "model_index.json").stat().st_mtime_ns
-    real = WanTransformer3DModel.save_pretrained
-
-    def forgetful(self, folder, **more):
-        real(self, folder, **more)
-        file = folder / "diffusion_pytorch_model.safetensors"
-        weights = load_file(file)
-        weights["proj_out.weight"] = torch.randn_like(weights["proj_out.weight"])
-        save_file(weights, file, {"format": "pt"})
-
-    monkeypatch.setattr(export.WanTransformer3DModel, "save_pretrained", forgetful)
-    with pytest.raises(ExportError, match="do not use it"):
-        export.save_merged(run)
-    assert (run.folder.merged / "model_index.json").stat().st_mtime_ns == before
-
-
-def test_a_student_of_a_quantised_base_is_merged_into_the_files_own_weights(exported):
-    run = exported(save_merged=True, base_precision="nf4", mixed_precision="bf16")
-    merged = WanTransformer3DModel.from_pretrained(run.folder.merged, subfolder="transformer")
-    original = run.teacher.load_expert("high", exact=True)
-    untouched = "patch_embedding.weight"
-    assert torch.equal(
-        merged.state_dict()[untouched].float(), original.state_dict()[untouched].float()
-    )
-
-
 # ------------------------------------------------------------------------------------- the snippet
 
 
@@ -125,8 +76,8 @@ def test_the_snippet_loads_each_lora_onto_its_expert(exported, monkeypatch):
     assert pipe.get_list_adapters() == {"transformer": ["high"], "transformer_2": ["low"]}
     for expert, part in (("high", pipe.transformer), ("low", pipe.transformer_2)):
         wanted = run.teacher.load_expert(expert)
-        export.load_student(wanted, run.folder.lora(expert))
-        torch.testing.assert_close(export.probe(part), export.probe(wanted), rtol=0, atol=1e-5)
+        load_student(wanted, run.folder.lora(expert))
+        torch.testing.assert_close(probe(part), probe(wanted), rtol=0, atol=1e-5)
     pipe.scheduler.set_timesteps(4)
     assert pipe.scheduler.sigmas.tolist() == pytest.approx(run.config.sigmas(), abs=1e-12)
 
@@ -171,7 +122,7 @@ def test_stock_diffusers_loads_the_loras_in_bf16(exported, random_teacher):
     )
     for expert, part in (("high", pipe.transformer), ("low", pipe.transformer_2)):
         wanted = run.teacher.load_expert(expert)
-        export.load_student(wanted, run.folder.lora(expert))
+        load_student(wanted, run.folder.lora(expert))
         with torch.autocast("cpu", torch.bfloat16):
-            ours = export.probe(wanted)
-        torch.testing.assert_close(export.probe(part), ours, rtol=0.05, atol=0.05)
+            ours = probe(wanted)
+        torch.testing.assert_close(probe(part), ours, rtol=0.05, atol=0.05)

@@ -12,7 +12,7 @@ from conftest import SMALL
 from safetensors.torch import load_file, save_file
 
 import train_distillation
-from wan_distill.results import export
+from wan_distill.results import merged
 
 HAS_TENSORBOARD = importlib.util.find_spec("tensorboard") is not None
 
@@ -70,7 +70,7 @@ def test_a_merged_pipeline_that_is_not_the_student_is_refused(run, monkeypatch, 
     assert run("--save_merged") == 0
     assert "student/transformer_2: loaded back; differs" in capsys.readouterr().out
     before = (run.out / "student" / "model_index.json").stat().st_mtime_ns
-    real = export.WanTransformer3DModel.save_pretrained
+    real = merged.WanTransformer3DModel.save_pretrained
 
     def forgetful(self, folder, **kwargs):
         real(self, folder, **kwargs)
@@ -79,7 +79,7 @@ def test_a_merged_pipeline_that_is_not_the_student_is_refused(run, monkeypatch, 
         weights["proj_out.weight"] = torch.randn_like(weights["proj_out.weight"])
         save_file(weights, file, {"format": "pt"})
 
-    monkeypatch.setattr(export.WanTransformer3DModel, "save_pretrained", forgetful)
+    monkeypatch.setattr(merged.WanTransformer3DModel, "save_pretrained", forgetful)
     assert run("--save_merged") == 1
     assert "do not use it" in capsys.readouterr().err
     assert (run.out / "student" / "model_index.json").stat().st_mtime_ns == before

@@ -15,6 +15,7 @@ from wan_distill.errors import UsageError
 from wan_distill.system.files import (
     DamagedFile,
     hash_tensors,
+    lock_file,
     make_output_folder,
     open_to_umask,
     read_hashed,
@@ -79,6 +80,25 @@ def test_other_names_types_shapes_and_values_have_other_hashes() -> None:
     assert len({hash_tensors(content) for content in contents}) == len(contents)
     turned = torch.arange(6.0).reshape(2, 3).T  # not contiguous
     assert hash_tensors({"a": turned}) == hash_tensors({"a": turned.contiguous()})
+
+
+# ------------------------------------------------------------------------------------------ locks
+
+
+def test_one_run_at_a_time_writes_into_a_folder(tmp_path: Path) -> None:
+    file = tmp_path / ".lock"
+    with lock_file(file, True):
+        with (
+            pytest.raises(UsageError, match="another run is writing into it"),
+            lock_file(file, True),
+        ):
+            raise AssertionError
+        with lock_file(file, False):  # another process of the same run
+            pass
+        with lock_file(tmp_path / "other", True):
+            pass
+    with lock_file(file, True):
+        pass
 
 
 # ------------------------------------------------------------------------------------ permissions

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
+from wan_distill.errors import Halted
 from wan_distill.system import files
 from wan_distill.training import checkpoint
 
@@ -125,11 +127,70 @@ def test_older_ones_are_pruned_only_after_the_new_one_is_verified(tmp_path, monk
 
 def test_a_damaged_checkpoint_of_the_same_step_is_replaced(tmp_path):
     folder = save_one(tmp_path, 1)
+    (folder / "state.json").write_bytes(b"")
     (folder / "student.safetensors").write_bytes(b"")
-    (folder / "left over").touch()
     save_one(tmp_path, 1)
     assert checkpoint.latest(tmp_path).name == "checkpoint-1"
-    assert not (folder / "left over").exists()
+
+
+# --------------------------------------------------------------------------- the user's own folders
+
+
+COPIES = (
+    "checkpoint-1-best",
+    "checkpoint-1-backup",
+    "checkpoint-01",
+    "checkpoint-",
+    "checkpoint-x",
+)
+COPIES += ("checkpoint-\u0661", "checkpoint-1.5", "old-checkpoint-1", "checkpoint--1")
+
+
+def test_folders_of_other_names_are_no_checkpoints(tmp_path):
+    folder = save_one(tmp_path, 1)
+    for name in COPIES:
+        shutil.copytree(folder, tmp_path / name)
+    for step in (2, 3, 4):
+        save_one(tmp_path, step)
+    assert names(tmp_path) == ["checkpoint-4", "checkpoint-3"]
+    checkpoint.set_aside(tmp_path, 0)
+    assert all((tmp_path / name / "student.safetensors").exists() for name in COPIES)
+
+
+def users_notes(folder: Path) -> None:
+    (folder / "notes.txt").write_text("the best so far")
+
+
+def of_another_tool(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.mkdir()
+    (folder / "pytorch_lora_weights.safetensors").write_bytes(b"hours of work")
+
+
+def with_a_subfolder(folder: Path) -> None:
+    (folder / "clips").mkdir()
+
+
+def link_to_elsewhere(folder: Path) -> None:
+    folder.rename(folder.with_name("elsewhere"))
+    folder.symlink_to(folder.with_name("elsewhere"), target_is_directory=True)
+
+
+@pytest.mark.parametrize(
+    "change", [users_notes, of_another_tool, with_a_subfolder, link_to_elsewhere]
+)
+def test_what_the_user_put_into_a_checkpoint_is_neither_deleted_nor_renamed(tmp_path, change):
+    changed = save_one(tmp_path, 1)
+    change(changed)
+    before = sorted(changed.iterdir())
+    for step in (2, 3, 4):
+        save_one(tmp_path, step)
+    checkpoint.set_aside(tmp_path, 0)
+    assert sorted(changed.iterdir()) == before
+    assert names(tmp_path) == ["checkpoint-1"]
+    with pytest.raises(Halted, match="checkpoint-1: was not written by this tool; move it away"):
+        save_one(tmp_path, 1)
+    assert sorted(changed.iterdir()) == before
 
 
 @pytest.mark.parametrize("point", ["replace", "fsync", "rmtree"])

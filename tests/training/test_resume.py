@@ -163,6 +163,9 @@ def test_a_damaged_checkpoint_refuses_nothing(small_config):
     config = small_config(method="trajectory")
     (save(config) / "state.json").write_text("damaged")
     check_resume(dataclasses.replace(config, rank=2), IDENTITY, print)
+    save(config, step=2)
+    with pytest.raises(UsageError, match=r"checkpoint-2 was trained with other settings"):
+        check_resume(dataclasses.replace(config, rank=2), IDENTITY, print)
 
 
 # ---------------------------------------------------------------------------------------- Progress

@@ -3,6 +3,7 @@
 from wan_distill.results.evaluation import Evaluation
 from wan_distill.results.export import export_student
 from wan_distill.results.hub import check_hub, push
+from wan_distill.results.merged import check_output
 from wan_distill.results.page import write_page
 from wan_distill.results.paired import PairedEvaluation
 from wan_distill.results.readme import describe_results
@@ -13,6 +14,7 @@ __all__ = [
     "PairedEvaluation",
     "as_markdown",
     "check_hub",
+    "check_output",
     "describe_results",
     "export_student",
     "push",

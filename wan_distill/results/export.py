@@ -1,29 +1,18 @@
-"""The scheduler, the merged pipeline and the inference snippet; every file is loaded back and
-compared.
-"""
+"""The scheduler and the inference snippet; each LoRA is loaded back and compared."""
 
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
-import torch
-from diffusers import WanTransformer3DModel
-from torch import Tensor
-
 from wan_distill.data.run import Run
-from wan_distill.errors import ExportError
 from wan_distill.layout import LORA_FILE
 from wan_distill.maths.sigmas import SUBFOLDER, Expert
-from wan_distill.model.student_files import load_student, scheduler_for
+from wan_distill.model.student_files import scheduler_for
 from wan_distill.model.verification import verify_lora
+from wan_distill.results.merged import save_merged
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
-from wan_distill.system.files import open_to_umask
-
-# A merged weight is rounded to the base's dtype: bf16 keeps 3 digits.
-TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 
 
 def export_student(run: Run) -> None:
@@ -41,76 +30,6 @@ def export_student(run: Run) -> None:
     scheduler_for(config).save_pretrained(folder.scheduler)
     if config.save_merged:
         save_merged(run)
-
-
-def save_merged(run: Run) -> None:
-    """A complete pipeline folder: adapters merged into the experts, everything else byte for byte
-    the teacher's.
-
-    The text encoder is copied, never saved anew: saving it under transformers 5.0-5.2 is how files
-    get broken.
-    """
-    folder, info = run.folder.merged, run.info
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    for part in ("text_encoder", "vae"):  # of a hub teacher, they may not be here yet
-        run.teacher.fetch(part)
-    left_out = shutil.ignore_patterns(*SUBFOLDER.values(), "scheduler", "*.txt")
-    shutil.copytree(info.folder, partial, ignore=left_out)
-    for expert in info.experts:
-        _save_merged_expert(run, expert, partial / SUBFOLDER[expert])
-    scheduler_for(run.config).save_pretrained(partial / "scheduler")
-    index_file = partial / "model_index.json"
-    index = json.loads(index_file.read_text(encoding="utf-8"))
-    index["scheduler"] = ["diffusers", "FlowMapEulerDiscreteScheduler"]
-    index_file.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.replace(folder)
-
-
-def _save_merged_expert(run: Run, expert: Expert, folder: Path) -> None:
-    """One expert of the merged pipeline, loaded back and compared; a single copy is in memory at
-    any time.
-    """
-    transformer = run.teacher.load_expert(expert, exact=True)
-    student = run.folder.student(expert)
-    if not student.exists():
-        transformer.save_pretrained(folder)
-        open_to_umask(folder)
-        return
-    load_student(transformer, student)
-    trained = probe(transformer)
-    dtype, device = transformer.dtype, transformer.device
-    if not run.config.whole_student:
-        transformer.fuse_lora()
-        transformer.unload_lora()
-    transformer.save_pretrained(folder)
-    open_to_umask(folder)
-    del transformer
-    saved = WanTransformer3DModel.from_pretrained(folder, dtype=dtype).to(device)
-    difference = float((probe(saved) - trained).norm() / trained.norm())
-    if not difference < TOLERANCE[dtype]:
-        raise ExportError(
-            f"student/{folder.name}: the merged expert, loaded back, differs from {student.name} "
-            f"by {difference:.2g}; do not use it"
-        )
-    print(f"student/{folder.name}: loaded back; differs from {student.name} by {difference:.1g}")
-
-
-@torch.no_grad()
-def probe(transformer: WanTransformer3DModel) -> Tensor:
-    """What the transformer makes of one small fixed input, one patch large: [1, C, f, h, w],
-    float32 on the CPU.
-    """
-    config, rng = transformer.config, torch.Generator().manual_seed(0)
-    device, dtype = transformer.device, transformer.dtype
-    x = torch.randn(1, config.in_channels, *config.patch_size, generator=rng)
-    text = torch.randn(1, 8, config.text_dim, generator=rng)
-    timestep = torch.tensor([900.0], device=device)
-    output: Tensor = transformer(
-        x.to(device, dtype), timestep, text.to(device, dtype), return_dict=False
-    )[0]
-    return output.float().cpu()
 
 
 def snippet(

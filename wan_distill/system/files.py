@@ -7,9 +7,12 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -45,17 +48,24 @@ def write_tensors(
     """
     temporary = _temporary(file)
     contiguous = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    try:
+    with system_errors(file):
         save_file(contiguous, temporary, metadata)
+    open_to_umask(temporary)
+    sync(temporary)
+    os.replace(temporary, file)
+
+
+@contextmanager
+def system_errors(path: Path) -> Iterator[None]:
+    """Raises what safetensors says of the system, while `path` is written, as an OSError."""
+    try:
+        yield
     except SafetensorError as error:  # the system's error is in its text only
         number = re.search(r"os error (\d+)", str(error))
         if number is None:
             raise
         code = int(number[1])
-        raise OSError(code, os.strerror(code), str(file)) from error
-    open_to_umask(temporary)
-    sync(temporary)
-    os.replace(temporary, file)
+        raise OSError(code, os.strerror(code), str(path)) from error
 
 
 def write_hashed(
@@ -130,6 +140,32 @@ def remove_folder(folder: Path) -> None:
     """Deletes a folder and what is in it, if it exists."""
     if folder.exists():
         shutil.rmtree(folder)
+
+
+@contextmanager
+def lock_file(file: Path, is_main: bool) -> Iterator[None]:
+    """Keeps other runs out of the folder of `file`; the system ends that with the process.
+
+    Args:
+        is_main: of several processes of one run, only the main one holds the lock.
+
+    Raises UsageError where another run holds it.
+    """
+    lock = FileLock(file)
+    try:
+        if is_main:
+            lock.acquire(timeout=0)
+    except Timeout as error:
+        raise UsageError(
+            f"--output_dir {file.parent}: another run is writing into it; wait until it ends, or "
+            "choose another"
+        ) from error
+    except NotImplementedError:  # a file system without locks
+        pass
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def make_output_folder(folder: Path) -> None:

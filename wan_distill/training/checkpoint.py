@@ -10,12 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from safetensors.torch import load_file
 from torch import Tensor
 
+from wan_distill.errors import Halted
 from wan_distill.system.files import (
     remove_folder,
     sha256,
@@ -39,6 +40,8 @@ def save(root: Path, step: int, tensors: Tensors, state: dict, keep: int | None)
     Raises DamagedCheckpoint, before anything is pruned, where it does not read back as written.
     """
     final = root / f"checkpoint-{step}"
+    if final.exists() and not made_here(final, tensors):
+        raise Halted(f"{final}: was not written by this tool; move it away and run again")
     partial = root / f".partial-{step}"
     remove_folder(partial)
     partial.mkdir(parents=True)
@@ -53,17 +56,38 @@ def save(root: Path, step: int, tensors: Tensors, state: dict, keep: int | None)
     os.replace(partial, final)
     sync(root)
     verify(final)
-    for old in found(root)[keep:] if keep else []:
+    for old in [folder for folder in found(root) if made_here(folder)][keep:] if keep else []:
         remove_folder(old)
     return final
 
 
 def found(root: Path) -> list[Path]:
-    """Checkpoint folders below `root`, the highest step first."""
-    folders = [
-        f for f in root.glob("checkpoint-*") if f.is_dir() and f.name.split("-")[1].isdecimal()
-    ]
-    return sorted(folders, key=lambda f: -int(f.name.split("-")[1]))
+    """Checkpoint folders below `root`, the highest step first; by their exact names."""
+    steps = {folder: _step(folder) for folder in root.glob("checkpoint-*") if folder.is_dir()}
+    known = {folder: step for folder, step in steps.items() if step is not None}
+    return sorted(known, key=lambda folder: -known[folder])
+
+
+def made_here(folder: Path, roles: Iterable[str] = ()) -> bool:
+    """Whether `folder` holds nothing but what `save` writes: it may be deleted or renamed.
+
+    Args:
+        roles: whose tensors it may hold where its state, which says that, is damaged.
+    """
+    if folder.is_symlink():
+        return False
+    try:
+        names = set(read_state(folder)["sha256"])
+    except DamagedCheckpoint:
+        names = {f"{role}.safetensors" for role in roles}
+    return {entry.name for entry in folder.iterdir()} <= names | {STATE}
+
+
+def _step(folder: Path) -> int | None:
+    """N of `checkpoint-N`, for names as `save` writes them."""
+    number = folder.name.removeprefix("checkpoint-")
+    is_ours = number.isascii() and number.isdecimal() and str(int(number)) == number
+    return int(number) if is_ours else None
 
 
 def latest(root: Path, say: Callable[[str], None] = print) -> Path | None:
@@ -84,7 +108,7 @@ def set_aside(root: Path, step: int) -> list[Path]:
     """
     moved = []
     for folder in found(root):
-        if int(folder.name.split("-")[1]) > step:
+        if (_step(folder) or 0) > step and made_here(folder):
             count = sum(1 for _ in root.glob(f"set-aside-*-{folder.name}"))
             moved.append(folder.rename(root / f"set-aside-{count}-{folder.name}"))
     return moved

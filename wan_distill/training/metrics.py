@@ -12,6 +12,7 @@ import torch.distributed as dist
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from torch import Tensor
 
+from wan_distill.errors import UsageError, one_line
 from wan_distill.layout import RunFolder
 from wan_distill.settings.config import Config
 from wan_distill.system.files import write_atomically
@@ -134,6 +135,20 @@ class Metrics:
 
 
 def read_lines(file: Path) -> list[dict]:
-    """The whole lines of a metrics.jsonl; a last one that a kill tore is left out."""
-    text = file.read_text(encoding="utf-8") if file.exists() else ""
-    return [json.loads(line) for line in text.splitlines() if line.endswith("}")]
+    """The whole lines of a metrics.jsonl; a last one that a kill tore is left out.
+
+    Raises UsageError where a line is not one that `write` wrote.
+    """
+    text = file.read_bytes().decode("utf-8", "replace") if file.exists() else ""
+    lines = []
+    for number, line in enumerate(text.split("\n")[:-1], 1):
+        try:
+            values = json.loads(line)
+            values["expert"], values["step"] + 0  # what a run that goes on looks for
+        except (ValueError, KeyError, TypeError) as error:
+            raise UsageError(
+                f"{file}:{number}: is no line of this tool ({one_line(error)}); move the file away "
+                "and run again"
+            ) from error
+        lines.append(values)
+    return lines

@@ -49,15 +49,10 @@ def check_resume(config: Config, run: dict[str, Any], say: Callable[[str], None]
     checkpoint.
     """
     folder = RunFolder(Path(config.output_dir))
-    newest = [checkpoint.found(folder.expert(expert))[:1] for expert in config.experts]
-    candidates = [file for files in newest for file in files]
+    newest = [_newest(checkpoint.found(folder.expert(expert))) for expert in config.experts]
     if config.resume_from_checkpoint != "latest":
-        candidates.append(_explicit(config))
-    for candidate in candidates:
-        try:
-            state = checkpoint.read_state(candidate)
-        except checkpoint.DamagedCheckpoint:
-            continue  # an older one will be resumed from
+        newest.append(_newest([_explicit(config)]))
+    for candidate, state in [pair for pair in newest if pair is not None]:
         changes = _changes(config, run, state)
         if changes and config.allow_config_change:
             say(f"{candidate}: going on although {'; '.join(changes)}.")
@@ -66,6 +61,16 @@ def check_resume(config: Config, run: dict[str, Any], say: Callable[[str], None]
                 f"{candidate} was trained with other settings ({'; '.join(changes)}); set them "
                 "back, choose another --output_dir, or give --allow_config_change"
             )
+
+
+def _newest(folders: Sequence[Path]) -> tuple[Path, dict[str, Any]] | None:
+    """The first of `folders` whose state can be read, and that state."""
+    for folder in folders:
+        try:
+            return folder, checkpoint.read_state(folder)
+        except checkpoint.DamagedCheckpoint:
+            continue  # an older one will be resumed from
+    return None
 
 
 def _explicit(config: Config) -> Path:
