@@ -21,7 +21,7 @@ from transformers import UMT5EncoderModel
 from umt5_layouts import LAYOUTS, SHARED, true_weights, write_layout
 
 from wan_distill import errors
-from wan_distill.system import weight_files
+from wan_distill.settings import weight_files
 from wan_distill.umt5 import evidence, inspect, repair, verify
 
 if TYPE_CHECKING:
