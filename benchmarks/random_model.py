@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from diffusers import WanTransformer3DModel
 from torch import Tensor
 
@@ -18,7 +19,9 @@ from wan_distill.data.run import Run
 from wan_distill.data.samples import Inputs, SampleStore
 from wan_distill.errors import NonFiniteError
 from wan_distill.model.denoiser import Denoiser
-from wan_distill.model.loading import Teacher
+from wan_distill.model.loading import Teacher, make_ready
+from wan_distill.model.offload import BlockFetcher, HostPool
+from wan_distill.model.quantise import StoredLinear, store_matrices
 from wan_distill.planning.memory import shape_of
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
@@ -73,13 +76,36 @@ def random_info(model: str, folder: Path) -> TeacherInfo:
 
 
 def random_expert(config: Config, info: TeacherInfo, runtime: Runtime) -> WanTransformer3DModel:
-    """A frozen transformer with random weights, made on the device in the run's dtype."""
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(runtime.dtype)
-    with runtime.device:
+    """A frozen transformer with random weights, made on the device as `Teacher.load_expert` loads
+    one.
+    """
+    with init_empty_weights(include_buffers=False):
         model = WanTransformer3DModel(**dict(shape_of(config, info).transformer))
-    torch.set_default_dtype(default)
+    stored: list[list[StoredLinear]] = []
+    if config.base_precision != "bf16" or config.offload:
+        stored = store_matrices(model, config.base_precision, runtime.dtype, config.offload)
+    pool = HostPool(sum(layer.size for layers in stored for layer in layers))
+    exact = set(model._keep_in_fp32_modules)
+    for path, module in model.named_modules():
+        for name, p in module._parameters.items():
+            if isinstance(module, StoredLinear) and name == "weight":
+                shape = (module.out_features, module.in_features)
+                module.fill(_random(shape, runtime.dtype, runtime), pool)
+            elif p is not None:
+                whole = exact & {*path.split("."), name}
+                dtype = torch.float32 if whole else runtime.dtype
+                value = _random(tuple(p.shape), dtype, runtime)
+                module._parameters[name] = torch.nn.Parameter(value, requires_grad=False)
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(runtime.device))
+    if config.offload and config.gradient_checkpointing:
+        BlockFetcher(model.blocks, stored, runtime.device)
+    make_ready(model, config, runtime)
     return model.requires_grad_(False).eval()
+
+
+def _random(shape: tuple[int, ...], dtype: torch.dtype, runtime: Runtime) -> Tensor:
+    return 0.02 * torch.randn(shape, dtype=dtype, device=runtime.device)
 
 
 class RandomEmbeddings(PromptEmbeddings):

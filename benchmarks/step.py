@@ -32,6 +32,11 @@ SETTINGS = (
     "rank",
     "mixed_precision",
     "gradient_checkpointing",
+    "keep_attention",
+    "base_precision",
+    "offload",
+    "use_8bit_adam",
+    "compile",
     "real_score",
     "score_draws",
     "diversity_weight",
@@ -89,7 +94,10 @@ def main() -> None:
     parser.add_argument("--diversity_weight", type=float)
     parser.add_argument("--real_score", choices=("guided", "samples"))
     parser.add_argument("--mixed_precision", choices=("no", "bf16"))
-    parser.add_argument("--gradient_checkpointing", action=argparse.BooleanOptionalAction)
+    parser.add_argument("--base_precision", choices=("bf16", "fp8", "int8", "nf4"))
+    switches = ("gradient_checkpointing", "keep_attention", "offload", "use_8bit_adam", "compile")
+    for name in switches:
+        parser.add_argument(f"--{name}", action=argparse.BooleanOptionalAction)
     parser.add_argument("--json", type=Path, help="also writes the figures to this file")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

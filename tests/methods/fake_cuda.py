@@ -65,7 +65,7 @@ from wan_distill.model.adapters import adapter_parameters, make_roles
 from wan_distill.model.checkpointing import recompute_blocks
 from wan_distill.model.loading import Teacher
 from wan_distill.model.offload import BlockFetcher
-from wan_distill.model.quantise import StoredLinear
+from wan_distill.model.quantise import StoredLinear, store_matrices
 from wan_distill.planning.memory import shape_of
 from wan_distill.settings.config import Config
 from wan_distill.system.runtime import Runtime
@@ -133,11 +133,9 @@ def expert(config: Config, run: Run, name: Expert) -> WanTransformer3DModel:
     with torch.device("meta"):
         model = WanTransformer3DModel(**dict(shape_of(config, run.info).transformer))
     model.requires_grad_(False).eval()
+    layers: list[list[StoredLinear]] = []
     if config.base_precision != "bf16" or config.offload:
-        for path, module in list(model.blocks.named_modules()):
-            if type(module) is nn.Linear:
-                stored = StoredLinear(module, config.base_precision, dtype, config.offload)
-                model.blocks.set_submodule(path, stored)
+        layers = store_matrices(model, config.base_precision, dtype, config.offload)
     make_roles(model, make_method(config, name).roles, config, name)
     in_float32 = {"lora_A", "lora_B", *model._keep_in_fp32_modules}
     for path, module in model.named_modules():
@@ -153,7 +151,6 @@ def expert(config: Config, run: Run, name: Expert) -> WanTransformer3DModel:
             if buffer is not None and buffer.is_meta:
                 module._buffers[leaf] = torch.empty(buffer.shape, dtype=buffer.dtype, device=CUDA)
     if config.offload and config.gradient_checkpointing:
-        layers = [[m for m in b.modules() if isinstance(m, StoredLinear)] for b in model.blocks]
         BlockFetcher(model.blocks, layers, CUDA)
     loading.keep_dtype_in_norms(model)
     return model

@@ -64,18 +64,8 @@ class Teacher:
             transformer = self._load_plain(folder, SUBFOLDER[expert], on_host)
         else:
             transformer = self._load_stored(folder / SUBFOLDER[expert])
-        if exact:
-            return transformer
-        if runtime.dtype != torch.float32:
-            keep_dtype_in_norms(transformer)
-        if runtime.sharded and not stored:
-            shard_base(transformer, runtime.device)
-        if runtime.context_parallel:
-            ulysses = ContextParallelConfig(ulysses_degree=runtime.processes)
-            transformer.enable_parallelism(config=ulysses)
-        if config.compile:
-            torch._dynamo.config.recompile_limit = GRAPHS_PER_BLOCK
-            transformer.compile_repeated_blocks()
+        if not exact:
+            make_ready(transformer, config, runtime)
         return transformer
 
     def _load_plain(self, folder: Path, part: str, on_host: bool) -> WanTransformer3DModel:
@@ -127,6 +117,20 @@ class Teacher:
         except FileError as error:
             raise UsageError(f"--teacher_path {self.info.source}: {error}") from error
         return files
+
+
+def make_ready(transformer: WanTransformer3DModel, config: Config, runtime: Runtime) -> None:
+    """What a loaded transformer needs to work as the flags say."""
+    if runtime.dtype != torch.float32:
+        keep_dtype_in_norms(transformer)
+    if runtime.sharded:
+        shard_base(transformer, runtime.device)
+    if runtime.context_parallel:
+        ulysses = ContextParallelConfig(ulysses_degree=runtime.processes)
+        transformer.enable_parallelism(config=ulysses)
+    if config.compile:
+        torch._dynamo.config.recompile_limit = GRAPHS_PER_BLOCK
+        transformer.compile_repeated_blocks()
 
 
 def keep_dtype_in_norms(transformer: WanTransformer3DModel) -> None:

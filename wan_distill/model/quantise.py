@@ -134,10 +134,7 @@ def load_stored(
     settings = WanTransformer3DModel.load_config(folder)
     with init_empty_weights(include_buffers=False):
         model = WanTransformer3DModel.from_config(settings)
-    for path, module in list(model.blocks.named_modules()):
-        if type(module) is nn.Linear:
-            model.blocks.set_submodule(path, StoredLinear(module, kind, dtype, offload))
-    stored = [[m for m in b.modules() if isinstance(m, StoredLinear)] for b in model.blocks]
+    stored = store_matrices(model, kind, dtype, offload)
     pool = HostPool(sum(layer.size for layers in stored for layer in layers)) if offload else None
     for file in files:
         _read_weights(model, file, kind, dtype, device, pool)
@@ -148,6 +145,18 @@ def load_stored(
     if offload and fetch_ahead:
         BlockFetcher(model.blocks, stored, device)
     return model.requires_grad_(False).eval()
+
+
+def store_matrices(
+    model: WanTransformer3DModel, kind: str, dtype: torch.dtype, offload: bool
+) -> list[list[StoredLinear]]:
+    """Puts a StoredLinear, still to be filled, in the place of each linear layer of the blocks;
+    gives those of each block.
+    """
+    for path, module in list(model.blocks.named_modules()):
+        if type(module) is nn.Linear:
+            model.blocks.set_submodule(path, StoredLinear(module, kind, dtype, offload))
+    return [[m for m in b.modules() if isinstance(m, StoredLinear)] for b in model.blocks]
 
 
 def _read_weights(
