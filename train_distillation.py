@@ -385,8 +385,6 @@ def update(
     """One optimizer update of one role. A loss or gradient that is not finite never reaches the
     weights.
     """
-    from wan_distill.maths.randomness import generator
-
     runtime, accumulation = run.runtime, run.config.gradient_accumulation_steps
     drawn = method.draws_of(step)
     values, metrics = [], []
@@ -394,7 +392,7 @@ def update(
         for micro in range(accumulation):
             index = runtime.micro_batch(drawn, micro)
             batch = method.batch_at(inputs, drawn, index)
-            rng = generator(run.config.seed, method.expert, index)
+            rng = run.generator(method.expert, index)
             for loss in method.losses(learner.role, denoiser, batch, rng):
                 (loss.value / accumulation).backward()
                 values.append(loss.value.detach())

@@ -8,11 +8,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers import WanTransformer3DModel
 from torch import Tensor
 
 from wan_distill.data.embeddings import PromptEmbeddings
 from wan_distill.layout import RunFolder
+from wan_distill.maths.randomness import generator
 from wan_distill.maths.sigmas import SUBFOLDER, Expert, expert_sigmas
 from wan_distill.model.denoiser import Denoiser
 from wan_distill.model.loading import Teacher
@@ -62,6 +64,10 @@ class Run:
         if not guided or set(scales) == {1}:
             return key
         return key | dict(guidance=scales, negative=config.negative_prompt)
+
+    def generator(self, expert: Expert, index: int) -> torch.Generator:
+        """The source of every draw of one micro-batch of one expert, by its global index."""
+        return generator(self.config.seed, expert, index)
 
     def denoiser(
         self, expert: Expert, transformer: WanTransformer3DModel, whole: bool = False
