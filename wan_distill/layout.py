@@ -131,7 +131,7 @@ class RunFolder:
         return self.path / expert
 
     def best(self, expert: Expert) -> Path:
-        """The weights with the best score so far."""
+        """The weights that would be exported by the checks so far."""
         return self.expert(expert) / "best.safetensors"
 
     # ----------------------------------------------------- caches, which may be deleted at any time

@@ -17,6 +17,8 @@ from wan_distill.maths.distances import (
     principal_components,
     relative,
     score,
+    scores_without_each,
+    standard_error,
 )
 
 
@@ -215,3 +217,36 @@ def test_relative_statistics_are_ratios_and_for_luminance_a_difference():
     assert relative(student, teacher) == pytest.approx(expected)
     still = teacher | dict(motion=0.0, diversity=float("nan"))
     assert relative(student, still) == pytest.approx(dict(saturation=1.2, luminance=-0.1))
+
+
+# ------------------------------------------------------------- is a difference of scores real?
+
+
+def test_scores_without_a_prompt_are_those_of_the_other_samples():
+    rng = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(6, 2, 3, 2, 2, generator=rng) for _ in range(2))
+    scores = scores_without_each(student, teacher, prompts=3)
+    assert scores[0] == pytest.approx(score(student, teacher), rel=1e-12)
+    for prompt, value in enumerate(scores[1:]):
+        kept = [i for i in range(6) if i % 3 != prompt]
+        assert value == pytest.approx(score(student[kept], teacher[kept]), rel=1e-12)
+    assert len(scores) == 4
+
+
+def test_the_standard_error_is_what_scores_of_new_prompts_vary_by():
+    """Of the difference of two students, over many draws of prompts; those of one draw share their
+    teacher's samples.
+    """
+    rng = torch.Generator().manual_seed(1)
+    differences, errors = [], []
+    for _ in range(200):
+        teacher = torch.randn(24, 1, 1, 2, 2, generator=rng)
+        near, far = (
+            teacher + size * torch.randn(24, 1, 1, 2, 2, generator=rng) for size in (0.5, 0.7)
+        )
+        a, b = (scores_without_each(clips, teacher, prompts=12) for clips in (near, far))
+        differences.append(a[0] - b[0])
+        errors.append(standard_error(a[1:], b[1:]))
+    spread = torch.tensor(differences).std()
+    assert torch.tensor(errors).mean() == pytest.approx(float(spread), rel=0.25)
+    assert standard_error([1.0], [2.0]) == 0

@@ -172,7 +172,9 @@ def test_everything_is_counted_in_updates_of_the_student(make_run, monkeypatch):
 def test_the_best_weights_are_exported_not_the_last(make_run, monkeypatch):
     run = make_run(method="trajectory", monitor_steps=1, max_train_steps=3, ema_decay=0.0)
     scores, weights = iter([3.0, 2.0, 1.0, 2.5]), []
-    monkeypatch.setattr("wan_distill.training.monitor.score", lambda *_: next(scores))
+    monkeypatch.setattr(
+        "wan_distill.training.monitor.scores_without_each", lambda *_: [next(scores)]
+    )
     check = Monitor.check
 
     def recording(self, denoiser, learner):

@@ -11,7 +11,12 @@ from lessons import Lesson, make_lesson
 from wan_distill.data.run import Run
 from wan_distill.data.solving import solve_missing
 from wan_distill.errors import UsageError
-from wan_distill.maths.distances import energy_distance, relative, score
+from wan_distill.maths.distances import (
+    energy_distance,
+    relative,
+    score,
+    standard_error,
+)
 from wan_distill.training.monitor import Monitor, warnings
 
 
@@ -41,9 +46,9 @@ def test_a_student_as_good_as_its_teacher_is_left_alone_and_a_worse_one_is_not_k
     best = monitor.exported(student)
     assert "no nearer to the teacher than it began" in " ".join(capsys.readouterr().out.split())
     for p in student.parameters.values():
-        p.data.add_(0.3)
+        p.data.add_(2.0)
     for p in student.average.values():
-        p.add_(0.3)
+        p.add_(2.0)
     monitor.clips.student_x0 = student_x0
     worse = monitor.check(lesson.denoiser, student)
     assert worse["monitor_score"] > 0.01
@@ -56,29 +61,68 @@ def test_a_student_as_good_as_its_teacher_is_left_alone_and_a_worse_one_is_not_k
     assert not again.file.exists() and again.exported(student) is student.average
 
 
-def test_the_best_of_many_checks_is_stored_with_its_place(make_run, monkeypatch, capsys):
-    """A later score that is equal is no better."""
-    run = make_run(method="trajectory", monitor_steps=1, ema_decay=0.0)
+def checks(run: Run, monkeypatch, *scores: list[float], ill: tuple[int, ...] = ()) -> Monitor:
+    """A monitor after checks with these scores, whose weights are the number of the check."""
     monitor, lesson = monitored(run, "high")
     student = lesson.learners["student"]
-    scores = iter([3.0, 1.0, 1.0, 2.0])
-    monkeypatch.setattr("wan_distill.training.monitor.score", lambda x0, teacher: next(scores))
-    for student.done in range(4):
+    given = iter(scores)
+    monkeypatch.setattr(
+        "wan_distill.training.monitor.scores_without_each", lambda *_: list(next(given))
+    )
+    monkeypatch.setattr(
+        "wan_distill.training.monitor.warnings",
+        lambda values: ["it is ill"] if student.done in ill else [],
+    )
+    for student.done in range(len(scores)):
         for p in student.parameters.values():
             p.data.fill_(float(student.done))
         values = monitor.check(lesson.denoiser, student)
+        assert values["monitor_score"] == scores[student.done][0]
         assert values["monitor_parameter_norm"] == pytest.approx(
             student.done * math.sqrt(sum(p.numel() for p in student.parameters.values()))
         )
-    exported = monitor.exported(student)
-    assert set(exported) == set(student.parameters)
-    assert all(torch.equal(weight, torch.ones_like(weight)) for weight in exported.values())
+    monitor.student = student
+    return monitor
+
+
+def chosen(monitor: Monitor) -> int:
+    """The check whose weights are exported."""
+    exported = monitor.exported(monitor.student)
+    assert set(exported) == set(monitor.student.parameters)
+    (number,) = {float(value) for weight in exported.values() for value in weight.unique()}
+    return int(number)
+
+
+def test_the_latest_that_cannot_be_told_from_the_best_is_exported(make_run, monkeypatch, capsys):
+    """By the jackknife: two prompts whose scores differ by 0.1 in opposite directions have a
+    standard error of 0.1.
+    """
+    run = make_run(method="trajectory", monitor_steps=1, ema_decay=0.0)
+    best, close = [1.0, 0.9, 1.1], [1.09, 1.09, 1.09]
+    assert standard_error(close[1:], best[1:]) == pytest.approx(0.1)
+    monitor = checks(run, monkeypatch, [3.0, 3.0, 3.0], best, close, [1.11, 1.11, 1.11])
+    assert chosen(monitor) == 2
     said = " ".join(capsys.readouterr().out.split())
-    assert "best score, 1.0000, was after 1 of 3 updates" in said
+    assert "after 2 of 3 updates are exported: their score is 1.0900; the best, 1.0000" in said
     assert "no nearer" not in said
     after_a_stop = Monitor(run, "high")
     after_a_stop.resume(3)
-    assert after_a_stop.best == 1.0
+    assert after_a_stop.best == best
+
+
+def test_what_is_surely_better_replaces_everything_before(make_run, monkeypatch, capsys):
+    run = make_run(method="trajectory", monitor_steps=1, ema_decay=0.0)
+    monitor = checks(run, monkeypatch, [1.0, 1.0, 1.0], [0.5, 0.5, 0.5], [0.51, 0.51, 0.51])
+    assert chosen(monitor) == 1
+    assert "their score is 0.5000, the best." in " ".join(capsys.readouterr().out.split())
+
+
+def test_an_ill_student_is_exported_only_where_its_score_is_the_best(make_run, monkeypatch):
+    run = make_run(method="trajectory", monitor_steps=1, ema_decay=0.0)
+    best, close = [1.0, 0.9, 1.1], [1.09, 1.09, 1.09]
+    assert chosen(checks(run, monkeypatch, [2.0] * 3, best, close, ill=(2,))) == 1
+    monkeypatch.undo()
+    assert chosen(checks(run, monkeypatch, [2.0] * 3, close, best, ill=(2,))) == 2
 
 
 def test_best_weights_that_changed_on_the_disk_are_refused(make_run):

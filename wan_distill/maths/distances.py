@@ -5,6 +5,7 @@ A set of latents is [N, C, F, H, W]; [N, D] is a set of vectors. Everything is o
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -23,11 +24,30 @@ def score(student: Tensor, teacher: Tensor) -> float:
     0 for two sets of one distribution (on average), lower is better. Clips of one frame have no
     differences. Both sets have the same N >= 2.
     """
-    distance = energy_distance(student.flatten(1), teacher.flatten(1))
+    return scores_without_each(student, teacher, prompts=0)[0]
+
+
+def scores_without_each(student: Tensor, teacher: Tensor, prompts: int) -> list[float]:
+    """The score of all samples, then those without prompt 0, 1, ...; sample i is of prompt i modulo
+    `prompts`. At least two samples must be left without a prompt.
+    """
+    views = [_distances(student.flatten(1), teacher.flatten(1))]
     if student.shape[2] > 1:
         motion, teacher_motion = student.diff(dim=2), teacher.diff(dim=2)
-        distance += energy_distance(motion.flatten(1), teacher_motion.flatten(1))
-    return distance
+        views.append(_distances(motion.flatten(1), teacher_motion.flatten(1)))
+    everything = torch.ones(len(student), dtype=torch.bool)
+    kept = [torch.arange(len(student)) % prompts != prompt for prompt in range(prompts)]
+    return [sum(_energy(view, chosen) for view in views) for chosen in [everything, *kept]]
+
+
+def standard_error(a: list[float], b: list[float]) -> float:
+    """Of the difference of two scores, from those without each prompt (the jackknife, Efron and
+    Stein 1981); 0 for less than two prompts.
+    """
+    if len(a) < 2:
+        return 0.0
+    differences = torch.tensor(a, dtype=torch.float64) - torch.tensor(b, dtype=torch.float64)
+    return math.sqrt((len(a) - 1) * float(differences.var(correction=0)))
 
 
 def energy_distance(a: Tensor, b: Tensor) -> float:
@@ -37,13 +57,20 @@ def energy_distance(a: Tensor, b: Tensor) -> float:
     without bias, so that it is sometimes below 0. Pairs of equal index are left out of all three
     means: a_i and b_i may have the same prompt and noise, and the distance of a_i to itself is 0.
     """
-    different = ~torch.eye(len(a), dtype=torch.bool)
+    return _energy(_distances(a, b), torch.ones(len(a), dtype=torch.bool))
 
-    def mean_distance(x: Tensor, y: Tensor) -> Tensor:
-        return torch.cdist(x.double(), y.double())[different].mean()
 
-    within_b = mean_distance(b, b)
-    return float((2 * mean_distance(a, b) - mean_distance(a, a) - within_b) / within_b)
+def _distances(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Distances [N, N] between `a` and `b`, within `a` and within `b`."""
+    a, b = a.double(), b.double()
+    return torch.cdist(a, b), torch.cdist(a, a), torch.cdist(b, b)
+
+
+def _energy(distances: tuple[Tensor, Tensor, Tensor], kept: Tensor) -> float:
+    """The energy distance of the samples that are `kept` [N]."""
+    different = ~torch.eye(int(kept.sum()), dtype=torch.bool)
+    between, within_a, within_b = (d[kept][:, kept][different].mean() for d in distances)
+    return float((2 * between - within_a - within_b) / within_b)
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> float:

@@ -3,13 +3,16 @@ trains.
 
 Losses of distribution matching say nothing about quality, and its known failures (frozen,
 over-exposed or identical clips) come late in a run. So the weights that would be exported are
-sampled at intervals, problems are reported in plain words, and the weights with the best score are
-stored beside the last checkpoint: those are exported.
+sampled at intervals, and problems are reported in plain words. Of the weights whose score is the
+best, or cannot be told from the best on so few clips, the latest are stored beside the last
+checkpoint: those are exported.
 """
 
 from __future__ import annotations
 
+import json
 import math
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,7 +22,13 @@ from torch import Tensor
 from wan_distill.data.run import Run
 from wan_distill.data.samples import SampleRequest
 from wan_distill.errors import UsageError, one_line
-from wan_distill.maths.distances import diversity, picture_statistics, relative, score
+from wan_distill.maths.distances import (
+    diversity,
+    picture_statistics,
+    relative,
+    scores_without_each,
+    standard_error,
+)
 from wan_distill.maths.sigmas import Expert
 from wan_distill.model.denoiser import Denoiser
 from wan_distill.model.loading import decode
@@ -34,7 +43,7 @@ FROZEN = 0.6
 COLLAPSED = 0.6
 OVEREXPOSED = 0.1
 OVERSATURATED = 1.4
-BEST = "seen"  # metadata of the best weights: score and student updates
+SEEN = "seen"  # metadata of the stored weights, as JSON
 
 
 class Monitor:
@@ -44,7 +53,8 @@ class Monitor:
         self.run = run
         self.expert: Expert = expert
         self.file = run.folder.best(expert)
-        self.best = math.inf
+        self.best: list[float] = []
+        """the best score, then those without each prompt"""
         count = max(1, min(run.config.monitor_samples // SEEDS, len(run.prompts)))
         prompts = run.prompts[:: len(run.prompts) // count][:count]
         self.clips = PhaseClips(run, expert, prompts, SEEDS * count)
@@ -70,8 +80,8 @@ class Monitor:
 
     @torch.no_grad()
     def check(self, denoiser: Denoiser, learner: Learner) -> dict[str, float]:
-        """Scalars for metrics.jsonl; stores the weights if they are the best so far, and warns in
-        plain words.
+        """Scalars for metrics.jsonl; stores the weights if they are to be exported by what is known
+        so far, and warns in plain words.
         """
         if self.teacher_x0 is None:
             self.teacher_x0 = self.clips.teacher_x0()
@@ -79,29 +89,43 @@ class Monitor:
         with learner.shipped():
             x0 = self.clips.student_x0(denoiser)
         values = relative(self._statistics(x0), self.teacher_statistics)
-        values["score"] = score(x0, self.teacher_x0)
+        scores = scores_without_each(x0, self.teacher_x0, self._left_out())
+        values["score"] = scores[0]
         weights = (p.detach().double().square().sum() for p in learner.parameters.values())
         values["parameter_norm"] = math.sqrt(sum(float(total) for total in weights))
         if (change := learner.update_norm()) is not None:
             values["update_norm"] = change
-        self._keep_best(values["score"], learner)
         # Before training it is the bare base in few steps: nothing to warn of.
-        for warning in warnings(values) if learner.done else []:
+        problems = warnings(values) if learner.done else []
+        self._keep(scores, bool(problems), learner)
+        for problem in problems:
             self.run.runtime.say(
-                f"\nWarning, {self.expert} expert after {learner.done} updates: {warning}"
+                f"\nWarning, {self.expert} expert after {learner.done} updates: {problem}"
             )
         return {f"monitor_{name}": value for name, value in values.items()}
 
-    def _keep_best(self, new: float, learner: Learner) -> None:
-        if new >= self.best:
-            return
-        self.best = new
+    def _left_out(self) -> int:
+        """Prompts that can be left out in turn, with two samples left."""
+        return len(self.clips.prompts) if len(self.clips.prompts) > 1 else 0
+
+    def _keep(self, scores: list[float], ill: bool, learner: Learner) -> None:
+        """Stores the weights where their score is the best; also where they are healthy and it is
+        within one standard error of the best: they have learned for longer.
+        """
+        better = not self.best or scores[0] < self.best[0]
+        if not better:
+            noise = standard_error(scores[1:], self.best[1:])
+            if ill or scores[0] - self.best[0] > noise:
+                return
+        self.best = scores if better else self.best
         if self.run.runtime.is_main:
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            # One key of metadata only: several would be written in any order.
             weights = learner.exported()
-            about = f"{new!r} {learner.done} {hash_tensors(weights)}"
-            write_tensors(self.file, weights, {BEST: about})
+            about = dict(
+                score=scores[0], updates=learner.done, best=self.best, hash=hash_tensors(weights)
+            )
+            # One key of metadata only: several would be written in any order.
+            write_tensors(self.file, weights, {SEEN: json.dumps(about)})
 
     def _statistics(self, x0: Tensor) -> dict[str, float]:
         vae = self.run.teacher.load_vae()
@@ -111,22 +135,24 @@ class Monitor:
     # ------------------------------------------------------------------------- the best weights
 
     def resume(self, step: int) -> None:
-        """Takes up the best of an interrupted run; a run from the start forgets an older one's."""
+        """Takes up what an interrupted run found; a run from the start forgets an older one's."""
         if not self.run.runtime.samples_student() or not self.file.exists():
             return
         if step > 0:
-            self.best = self._stored()[1]
+            self.best = self._stored()[1]["best"]
         elif self.run.runtime.is_main:
             self.file.unlink()
 
     def exported(self, learner: Learner) -> dict[str, Tensor]:
-        """The weights to export: those with the best score, or the last without any check."""
+        """The weights to export: those that the checks chose, or the last without any check."""
         if not self.on or not self.file.exists():
             return learner.exported()
-        weights, best, updates = self._stored()
+        weights, about = self._stored()
+        score, best, updates = about["score"], about["best"][0], about["updates"]
         self.run.runtime.say(
-            f"The {self.expert} expert's best score, {best:.4f}, was after {updates} of "
-            f"{learner.done} updates; those weights are exported."
+            f"The {self.expert} expert's weights after {updates} of {learner.done} updates are "
+            f"exported: their score is {score:.4f}"
+            + (", the best." if score == best else f"; the best, {best:.4f}, is within its error.")
         )
         if not updates:
             self.run.runtime.say(
@@ -135,22 +161,22 @@ class Monitor:
             )
         return weights
 
-    def _stored(self) -> tuple[dict[str, Tensor], float, int]:
-        """The stored weights, their score, and the student updates before them. Raises UsageError
-        where the file is damaged.
+    def _stored(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The stored weights, and what `_keep` wrote about them. Raises UsageError where the file
+        is damaged.
         """
         try:
             weights = load_file(self.file)
             with safe_open(self.file, framework="pt") as file:
-                best, updates, written = (file.metadata() or {})[BEST].split()
-            if written != hash_tensors(weights):
+                about = json.loads((file.metadata() or {})[SEEN])
+            if about["hash"] != hash_tensors(weights):
                 raise ValueError("its bytes changed since it was written")
         except (SafetensorError, KeyError, ValueError) as error:
             raise UsageError(
                 f"{self.file}: the best weights so far are damaged ({one_line(error)}); delete the "
                 "file and run again, and the best from there on are exported"
             ) from error
-        return weights, float(best), int(updates)
+        return weights, about
 
 
 def warnings(values: dict[str, float]) -> list[str]:
