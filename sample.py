@@ -18,19 +18,25 @@ from typing import Any
 
 import numpy
 
-from wan_distill.errors import UsageError
+from wan_distill.errors import Halted, UsageError, one_line
 from wan_distill.settings.checks import check_clip
+from wan_distill.settings.command_line import OneLineParser
 from wan_distill.settings.config import Config
-from wan_distill.settings.description import TeacherInfo, read_teacher
+from wan_distill.settings.description import TeacherInfo
+from wan_distill.settings.flags import path, paths, text
 from wan_distill.system.console import escape_unencodable
+from wan_distill.system.disk_errors import describe_disk_error
 
 NAME_BYTES = 180  # of a video's name, in UTF-8: file systems allow 255 in all
 FLAGS: dict[str, dict[str, Any]] = {
     "--student": dict(
-        required=True, help="output folder of a run, or its files separated by commas"
+        type=paths,
+        required=True,
+        help="output folder of a run, or its files separated by commas",
     ),
-    "--prompt": dict(help="what to show"),
+    "--prompt": dict(type=text, help="what to show"),
     "--vbench_prompts": dict(
+        type=path,
         metavar="FILE",
         help="instead: --samples videos of every prompt in a file, in the folder --out, under the "
         "names that VBench reads",
@@ -39,15 +45,19 @@ FLAGS: dict[str, dict[str, Any]] = {
         type=int, default=5, help="videos per prompt with --vbench_prompts (VBench's own: 5)"
     ),
     "--out": dict(
+        type=path,
         help="where the video goes (default: video.mp4, or video-1.mp4, ... where that exists; "
-        "with --vbench_prompts the folder vbench)"
+        "with --vbench_prompts the folder vbench)",
     ),
     "--teacher_path": dict(
-        help="hub id or folder of the teacher (default: the one the student was made from)"
+        type=path,
+        help="hub id or folder of the teacher (default: the one the student was made from)",
     ),
-    "--revision": dict(help="the teacher's branch, tag or commit (default: as trained)"),
-    "--variant": dict(help="variant of the teacher's weight files (default: as trained)"),
-    "--cache_dir": dict(help="folder for files from the hub"),
+    "--revision": dict(type=text, help="the teacher's branch, tag or commit (default: as trained)"),
+    "--variant": dict(
+        type=text, help="variant of the teacher's weight files (default: as trained)"
+    ),
+    "--cache_dir": dict(type=path, help="folder for files from the hub"),
     "--allow_pickle": dict(
         action="store_true",
         help="also read .bin weights. Reading them can run code: only for files you trust",
@@ -72,9 +82,10 @@ FLAGS: dict[str, dict[str, Any]] = {
 }
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def build_parser() -> OneLineParser:
+    parser = OneLineParser(
         prog="sample.py",
+        allow_abbrev=False,
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="exit codes: 0 done, 2 bad input (one line says what to change)",
@@ -85,64 +96,73 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit code: 0 done, 2 bad input."""
+    """Exit code: 0 done, 2 bad input, 1 a disk that does not read or write."""
     escape_unencodable()
     try:
         return run(build_parser().parse_args(argv))
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except Halted as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"error: {describe_disk_error(error, None)}", file=sys.stderr)
+        return 1
 
 
 def run(args: argparse.Namespace) -> int:
     """Refuses what it can before weights load, then writes each video. Raises UsageError."""
     check_numbers(args)
     videos = wanted_videos(args)
+    if not videos:
+        print("all videos are there")
+        return 0
 
-    from wan_distill.results.sampling import (
-        TEACHER_STEPS,
-        check_teacher,
-        find_student,
-        has_teacher_beneath,
-        load_pipeline,
-        read_schedule,
-        sample_clip,
-        sample_teacher,
-        teacher_config,
-    )
+    from wan_distill.results import sampling
+    from wan_distill.results import student as made
     from wan_distill.system.pictures import write_video
 
-    files = find_student(args.student)
-    student = read_schedule(files)
+    made.check_folders({file.parent for _, _, file in videos})
+    files = made.find_student(args.student)
+    student = made.read_schedule(files)
+    steps = steps_of(args, student)
     names = ("teacher_path", "revision", "variant", "cache_dir", "allow_pickle")
-    config = teacher_config(student, {name: getattr(args, name) for name in names})
-    info = read_teacher(config)
-    check_teacher(info, student, args.allow_other_teacher)
+    info, config = made.find_teacher(student, {name: getattr(args, name) for name in names})
     clip = clip_settings(args, student, info)
-    call = dict(num_inference_steps=steps_of(args, student), guidance_scale=1.0, **clip)
+    made.check_prompts(info, clip["max_sequence_length"], [video[0] for video in videos])
+    made.check_teacher(info, student, args.allow_other_teacher)
+    made.check_fits(info, files)
+    call = dict(num_inference_steps=steps, guidance_scale=1.0, **clip)
 
-    pipe = load_pipeline(info, config, files, args.offload)
+    pipe = sampling.load_pipeline(info, config, files, args.offload)
     teacher = pipe
-    if args.compare and not has_teacher_beneath(student):
-        teacher = load_pipeline(info, config, [], args.offload)
+    if args.compare and not made.has_teacher_beneath(student):
+        teacher = sampling.load_pipeline(info, config, [], args.offload)
     for prompt, seed, file in videos:
-        frames, seconds = sample_clip(pipe, prompt, seed, student["flow_shift"], call)
-        print(f"student: {call['num_inference_steps']} steps, {seconds:.2f} s")
+        frames, seconds = sampling.sample_clip(pipe, prompt, seed, student["flow_shift"], call)
+        print(f"student: {steps} steps, {seconds:.2f} s")
         if args.compare:
-            reference, slow = sample_teacher(teacher, prompt, seed, info, clip)
+            reference, slow = sampling.sample_teacher(teacher, prompt, seed, info, clip)
             ratio = f"{slow / seconds:.1f}x"
-            print(f"teacher: {TEACHER_STEPS} guided steps, {slow:.2f} s; speed-up {ratio}")
+            print(f"teacher: {sampling.TEACHER_STEPS} guided steps, {slow:.2f} s; speed-up {ratio}")
             frames = numpy.concatenate([reference, frames], axis=2)  # along the width
-        print(f"wrote {write_video(file, frames, args.fps)}")
+        try:
+            print(f"wrote {write_video(file, frames, args.fps)}")
+        except OSError as error:
+            reason = error.strerror or one_line(error)
+            raise Halted(f"--out {file}: cannot be written ({reason}); choose another") from error
     return 0
 
 
 def check_numbers(args: argparse.Namespace) -> None:
-    """Raises UsageError for a count or a size that is not positive."""
+    """Raises UsageError for a number outside its range."""
     for name in ("samples", "steps", "height", "width", "num_frames", "fps"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UsageError(f"--{name} {value}: must be greater than 0")
+    if not 0 <= args.seed < 2**63:
+        raise UsageError(f"--seed {args.seed}: must be at least 0 and below 2^63")
 
 
 def wanted_videos(args: argparse.Namespace) -> list[tuple[str, int, Path]]:
@@ -153,6 +173,7 @@ def wanted_videos(args: argparse.Namespace) -> list[tuple[str, int, Path]]:
     if (args.prompt is None) == (args.vbench_prompts is None):
         raise UsageError("--prompt: give one, or --vbench_prompts FILE, and not both")
     if args.prompt is not None:
+        check_out(args)
         file = Path(args.out) if args.out else unused_name(Path("video.mp4"))
         return [(args.prompt, args.seed, file)]
     from wan_distill.data.prompts import read_prompts
@@ -165,6 +186,18 @@ def wanted_videos(args: argparse.Namespace) -> list[tuple[str, int, Path]]:
         for i in range(args.samples)
     ]
     return [video for video in series if not exists(video[2])]
+
+
+def check_out(args: argparse.Namespace) -> None:
+    """Raises UsageError where --prompt or --out cannot be."""
+    if any("\ud800" <= character <= "\udfff" for character in args.prompt):
+        raise UsageError(f"--prompt {args.prompt!a}: is no text of the terminal's encoding")
+    if args.out is None:
+        return
+    if Path(args.out).is_dir():
+        raise UsageError(f"--out {args.out}: is a folder; name a file in it, such as video.mp4")
+    if Path(args.out).suffix.lower() != ".mp4":
+        raise UsageError(f"--out {args.out}: videos are written as mp4; give a name with .mp4")
 
 
 def exists(video: Path) -> bool:

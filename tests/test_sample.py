@@ -26,7 +26,8 @@ from wan_distill.model.student_files import (
     schedule_metadata,
 )
 from wan_distill.results import sampling
-from wan_distill.results.sampling import check_teacher, teacher_config
+from wan_distill.results.student import check_teacher, teacher_config
+from wan_distill.settings.assets import EMBEDDED_TEACHER
 from wan_distill.settings.config import WAN_NEGATIVE_PROMPT, Config
 from wan_distill.settings.description import TeacherInfo, read_teacher
 from wan_distill.settings.resolve import resolve
@@ -256,7 +257,7 @@ def test_a_hub_teacher_is_the_commit_that_was_trained_on(random_teacher, tmp_pat
     assert found.commit == "a" * 40 and asked[-1] == ("a" * 40, "here")
     check_teacher(found, metadata, allow_other=False)
     newest = read_teacher(teacher_config(metadata, chosen | {"revision": "main"}))
-    with pytest.raises(UsageError, match=r"at commit a{40}.*\(transformer, transformer_2\)"):
+    with pytest.raises(UsageError, match=r"at commit a{40}.*\(other: transformer, transformer_2\)"):
         check_teacher(newest, metadata, allow_other=False)
     check_teacher(newest, metadata, allow_other=True)
     # The same files in a folder are the same teacher.
@@ -388,9 +389,25 @@ def test_files_of_two_students_are_refused(student, change, reason, capsys):
         (["--width=8"], "--width 8: Wan's patches need a multiple of 16; use 16 or 32"),
         (["--num_frames=16"], "--num_frames 16: Wan needs 4k+1 frames; use 13 or 17"),
         (["--vbench_prompts=x.txt"], "--prompt: give one, or --vbench_prompts FILE, and not both"),
+        (["--seed=-1"], "--seed -1: must be at least 0"),
+        (["--seed=99999999999999999999"], "must be at least 0 and below 2^63"),
+        (["--prompt="], "--prompt: is empty"),
+        (["--prompt=a \udce9"], "is no text of the terminal's encoding"),
+        (["--out=."], "--out .: is a folder; name a file in it"),
+        (["--out=clip.gif"], "videos are written as mp4"),
+        (["--out=clip"], "videos are written as mp4"),
+        ([f"--out={__file__}/clip.mp4"], "cannot be written (File exists); choose another"),
+        (["--heigth=32"], "unrecognized arguments: --heigth=32"),
+        (["--height=tall"], "--height: invalid int value"),
+        (["--teacher_path="], "--teacher_path: is empty"),
+        (["--prompt=红色的球"], "100 % of the prompts' characters are unknown"),
+        (["--variant=ema"], "--variant ema: no part of"),
     ],
 )
-def test_what_it_cannot_do_is_refused(flags, reason, trained, capsys):
+def test_what_it_cannot_do_is_refused_before_anything_loads(
+    flags, reason, trained, capsys, monkeypatch
+):
+    monkeypatch.setattr(sampling, "load_pipeline", None)
     assert reason in refused(capsys, "--student", str(trained), "--prompt", PROMPT, *flags)
 
 
@@ -398,11 +415,143 @@ def test_a_prompt_is_needed(trained, capsys):
     assert "--prompt: give one" in refused(capsys, "--student", str(trained))
 
 
-def test_what_is_not_a_student_is_refused(random_teacher, tmp_path, capsys):
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:aaaa\nsize 145776\n"
+
+
+def with_metadata(file: Path, text: str) -> Path:
+    save_file(load_file(file), file, {METADATA_KEY: text, "format": "pt"})
+    return file
+
+
+def test_what_is_not_a_student_is_refused(random_teacher, student, tmp_path, capsys):
     foreign = random_teacher / "transformer" / "diffusion_pytorch_model.safetensors"
+    high = student / LORA_FILE["high"]
+    (tmp_path / "pointer.safetensors").write_bytes(POINTER)
+    (tmp_path / "cut.safetensors").write_bytes(high.read_bytes()[:-100])
+    (tmp_path / "empty.safetensors").write_bytes(b"")
+    for name in ("none", "bare", "list"):
+        shutil.copy(high, tmp_path / f"{name}.safetensors")
+    (tmp_path / "empty").mkdir()
     for given, reason in (
-        (tmp_path, "train first"),
+        (tmp_path / "empty", "train first, or give the folder of the run"),
+        (random_teacher, "is a whole pipeline; load it with"),
         ("nowhere.safetensors", "no such file"),
+        (f"{high},nowhere", "--student nowhere: there is no such file"),
+        (f"{high},{high}", "both are for the high expert"),
         (foreign, "carries no schedule"),
+        (tmp_path / "pointer.safetensors", "is a pointer of Git LFS"),
+        (tmp_path / "cut.safetensors", "truncated"),
+        (tmp_path / "empty.safetensors", "truncated or not safetensors"),
+        (with_metadata(tmp_path / "none.safetensors", "{"), "its schedule cannot be read"),
+        (with_metadata(tmp_path / "list.safetensors", "[]"), "its schedule is none"),
+        (with_metadata(tmp_path / "bare.safetensors", "{}"), "its schedule lacks teacher, "),
     ):
         assert reason in refused(capsys, "--student", str(given), "--prompt", PROMPT)
+
+
+def test_three_files_are_compared_with_each_other(student, tmp_path, capsys):
+    files = [student / name for name in LORA_FILE.values()]
+    again = shutil.copy(files[1], tmp_path / "low.safetensors")
+    given = ",".join(map(str, [*files, again]))
+    assert "both are for the low expert" in refused(capsys, f"--student={given}", "--prompt=a cat")
+
+
+def test_a_student_of_another_size_is_refused_before_anything_loads(
+    trained, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(sampling, "load_pipeline", None)
+    command = ["--student", str(trained), "--prompt", PROMPT, "--allow_other_teacher"]
+    single = write_pipeline(tmp_path / "single", two_experts=False)
+    said = refused(capsys, *command, "--teacher_path", str(single))
+    assert "is for the low expert" in said and "single transformer" in said
+    said = refused(capsys, *command, "--teacher_path", str(EMBEDDED_TEACHER))
+    assert "give a LoRA that was made for this teacher" in said
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda t: shutil.rmtree(t / "tokenizer"), "holds no vocabulary"),
+        (lambda t: next((t / "vae").glob("*.safetensors")).unlink(), "no weight file"),
+        (lambda t: (t / "transformer" / "config.json").write_bytes(POINTER), "Git LFS"),
+        (lambda t: to_pickle(t / "transformer_2"), "pass --allow_pickle if you trust them"),
+        (lambda t: shutil.rmtree(t), "or say where it is now: --teacher_path"),
+    ],
+)
+def test_a_teacher_that_was_damaged_since_is_refused_before_anything_loads(
+    damage, reason, random_teacher, student, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(sampling, "load_pipeline", None)
+    teacher = shutil.copytree(random_teacher, tmp_path / "teacher")
+    for name in LORA_FILE.values():
+        told = json.dumps(read_metadata(student / name) | {"teacher": str(teacher)})
+        with_metadata(student / name, told)
+    damage(teacher)
+    assert reason in refused(capsys, "--student", str(student), "--prompt", PROMPT)
+
+
+def to_pickle(part: Path) -> None:
+    (file,) = part.glob("*.safetensors")
+    torch.save(load_file(file), file.with_suffix(".bin"))
+    file.unlink()
+
+
+def test_pickles_and_a_teacher_without_a_scheduler_are_read(
+    trained, random_teacher, tmp_path, clips
+):
+    teacher = shutil.copytree(random_teacher, tmp_path / "teacher")
+    shutil.rmtree(teacher / "scheduler")
+    (teacher / "vae" / ".ipynb_checkpoints").mkdir()
+    argv = ["--student", str(trained), "--prompt", PROMPT]
+    assert sample.main(argv) == 0
+    assert sample.main([*argv, "--teacher_path", str(teacher)]) == 0
+    to_pickle(teacher / "transformer")
+    other = ["--teacher_path", str(teacher), "--allow_other_teacher", "--allow_pickle"]
+    assert sample.main([*argv, *other]) == 0
+    for clip in clips[1:]:
+        numpy.testing.assert_allclose(clip, clips[0], rtol=0, atol=1e-5)
+
+
+def test_long_prompts_are_said(trained, grey_clips, clips, capsys):
+    argv = ["--student", str(trained), "--prompt", "left " * 12]
+    assert sample.main(argv) == 0
+    assert "13 tokens; Wan sees the first 12" in capsys.readouterr().err
+
+
+def test_a_finished_series_loads_nothing(trained, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sampling, "load_pipeline", None)
+    (tmp_path / "p.txt").write_text("a ball\n")
+    (tmp_path / "vbench").mkdir()
+    (tmp_path / "vbench" / "a ball-0.mp4").touch()
+    flags = [
+        f"--vbench_prompts={tmp_path / 'p.txt'}",
+        f"--out={tmp_path / 'vbench'}",
+        "--samples=1",
+    ]
+    assert sample.main(["--student", str(trained), *flags]) == 0
+    assert "all videos are there" in capsys.readouterr().out
+
+
+def test_a_disk_that_does_not_take_the_video_is_no_traceback(
+    trained, grey_clips, monkeypatch, tmp_path, capsys
+):
+    def fail(*_) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pictures, "write_video", fail)
+    out = tmp_path / "clip.mp4"
+    assert sample.main(["--student", str(trained), "--prompt", PROMPT, f"--out={out}"]) == 1
+    said = capsys.readouterr().err
+    assert (
+        said == f"error: --out {out}: cannot be written (No space left on device); choose another\n"
+    )
+
+
+def test_the_home_folder_is_found(trained, grey_clips, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    shutil.copytree(trained, tmp_path / "student")
+    both = ",".join(f"~/student/{name}" for name in LORA_FILE.values())
+    for given in ("~/student", both):
+        assert sample.main([f"--student={given}", f"--prompt={PROMPT}", "--out=~/a.mp4"]) == 0
+        (tmp_path / "a.mp4").unlink()

@@ -13,13 +13,12 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from wan_distill.errors import FileError, UsageError
 from wan_distill.maths.sigmas import SUBFOLDER, Expert
+from wan_distill.model.part_files import check_part, files_of, loader_options
 from wan_distill.model.quantise import load_stored
 from wan_distill.settings.assets import download
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
-from wan_distill.settings.weight_files import refuse_pickles, variant_or_none, weight_files
 from wan_distill.system.runtime import Runtime
 
 # Each role needs graphs of its own, with and without gradients: three adapters make 11 per block.
@@ -42,9 +41,12 @@ class Teacher:
 
         A hub teacher's files are those of the commit that was described at the start of the run.
         """
-        if Path(self.info.source).is_dir():
+        if self.info.is_local:
             return self.info.folder
-        return download(self.info.source, self.info.commit, self.config.cache_dir, [f"{part}/*"])
+        patterns = [f"{part}/*"]
+        folder = download(self.info.source, self.info.commit, self.config.cache_dir, patterns)
+        check_part(self.info, self.config, part)  # files of a folder were checked before the run
+        return folder
 
     def load_expert(self, expert: Expert, exact: bool = False) -> WanTransformer3DModel:
         """A frozen transformer in the run's dtype, on its device; weights go straight there.
@@ -57,32 +59,26 @@ class Teacher:
                 wherever the device may be too small for that.
         """
         config, runtime = self.config, self.runtime
-        folder = self.fetch(SUBFOLDER[expert])
+        part = SUBFOLDER[expert]
+        self.fetch(part)
         stored = config.base_precision != "bf16" or config.offload
         if exact or not stored:
             on_host = stored or runtime.sharded or runtime.device.type == "cpu"
-            transformer = self._load_plain(folder, SUBFOLDER[expert], on_host)
+            transformer = self._load_plain(part, on_host)
         else:
-            transformer = self._load_stored(folder / SUBFOLDER[expert])
+            transformer = self._load_stored(part)
         if not exact:
             make_ready(transformer, config, runtime)
         return transformer
 
-    def _load_plain(self, folder: Path, part: str, on_host: bool) -> WanTransformer3DModel:
+    def _load_plain(self, part: str, on_host: bool) -> WanTransformer3DModel:
         place: dict[str, Any] = {} if on_host else {"device_map": {"": str(self.runtime.device)}}
-        transformer = WanTransformer3DModel.from_pretrained(
-            folder,
-            subfolder=part,
-            dtype=self.runtime.dtype,
-            **self._which_files(folder / part),
-            **place,
-        )
-        return transformer.requires_grad_(False).eval()
+        return load_transformer(self.info, self.config, part, self.runtime.dtype, **place)
 
-    def _load_stored(self, folder: Path) -> WanTransformer3DModel:
+    def _load_stored(self, part: str) -> WanTransformer3DModel:
         return load_stored(
-            folder,
-            self._weight_files(folder),
+            self.info.folder / part,
+            files_of(self.info, self.config, part),
             self.config.base_precision,
             self.runtime.dtype,
             self.runtime.device,
@@ -92,31 +88,26 @@ class Teacher:
 
     def load_vae(self) -> AutoencoderKLWan:
         """The frozen VAE, in float32: it is small, and bf16 shows as banding."""
-        folder = self.fetch("vae")
-        vae = AutoencoderKLWan.from_pretrained(
-            folder, subfolder="vae", dtype=torch.float32, **self._which_files(folder / "vae")
-        )
-        return vae.requires_grad_(False).eval().to(self.runtime.device)
+        self.fetch("vae")
+        return load_vae(self.info, self.config).to(self.runtime.device)
 
-    def _which_files(self, folder: Path) -> dict[str, Any]:
-        """The arguments of `from_pretrained` that make it read `_weight_files(folder)`."""
-        files = self._weight_files(folder)
-        return {
-            "variant": variant_or_none(folder, self.config.variant),
-            "use_safetensors": files[0].suffix == ".safetensors",
-        }
 
-    def _weight_files(self, folder: Path) -> list[Path]:
-        """The weight files of a part. Raises UsageError where there are none, or pickles without
-        --allow_pickle.
-        """
-        try:
-            files = weight_files(folder, variant_or_none(folder, self.config.variant))
-            if not self.config.allow_pickle:
-                refuse_pickles(files)
-        except FileError as error:
-            raise UsageError(f"--teacher_path {self.info.source}: {error}") from error
-        return files
+def load_transformer(
+    info: TeacherInfo, config: Config, part: str, dtype: torch.dtype, **place: Any
+) -> WanTransformer3DModel:
+    """A frozen transformer from the files on this machine that `--variant` and `--allow_pickle`
+    choose. Raises UsageError.
+    """
+    options = loader_options(info, config, part)
+    transformer = WanTransformer3DModel.from_pretrained(**options, dtype=dtype, **place)
+    return transformer.requires_grad_(False).eval()
+
+
+def load_vae(info: TeacherInfo, config: Config) -> AutoencoderKLWan:
+    """The frozen VAE in float32, as `load_transformer` finds its part."""
+    options = loader_options(info, config, "vae")
+    vae = AutoencoderKLWan.from_pretrained(**options, dtype=torch.float32)
+    return vae.requires_grad_(False).eval()
 
 
 def make_ready(transformer: WanTransformer3DModel, config: Config, runtime: Runtime) -> None:

@@ -10,11 +10,10 @@ from typing import Any
 
 import torch
 from diffusers import FlowMapEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
-from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from wan_distill.errors import UsageError
+from wan_distill.errors import FileError, UsageError
 from wan_distill.layout import RunFolder
 from wan_distill.lora.experts import METADATA_KEY
 from wan_distill.lora.names import original_name
@@ -22,6 +21,7 @@ from wan_distill.maths.sigmas import SUBFOLDER, Expert
 from wan_distill.model.adapters import adapter_parameters, prune
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
+from wan_distill.settings.reading import read_header
 from wan_distill.system.files import write_tensors
 
 # ------------------------------------------------------------------------------------------- names
@@ -108,12 +108,23 @@ def scheduler_for(config: Config) -> FlowMapEulerDiscreteScheduler:
 
 
 def read_metadata(file: Path) -> dict[str, Any]:
-    """The schedule in a student's header. Raises UsageError for files that are not ours."""
-    with safe_open(file, framework="pt") as student:
-        metadata = student.metadata() or {}
-    if METADATA_KEY not in metadata:
+    """The schedule in a student's header. Raises UsageError for files that are not ours, and for
+    damaged ones.
+    """
+    try:
+        header, _ = read_header(file)
+    except FileError as error:
+        raise UsageError(f"--student {error}") from error
+    metadata = header.get("__metadata__")
+    text = metadata.get(METADATA_KEY) if isinstance(metadata, dict) else None
+    if text is None:
         raise UsageError(f"{file}: carries no schedule; it was not written by this tool")
-    schedule: dict[str, Any] = json.loads(metadata[METADATA_KEY])
+    try:
+        schedule = json.loads(text)
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"{file}: its schedule cannot be read ({error}); train again") from error
+    if not isinstance(schedule, dict):
+        raise UsageError(f"{file}: its schedule is none; train again")
     return schedule
 
 

@@ -68,9 +68,14 @@ def check_warm_start(config: Config, info: TeacherInfo) -> str | None:
     return "; ".join(lines) + "".join(f"\n          {note}" for note in notes)
 
 
+def _trained(file: LoraFile) -> list[str]:
+    """The layers of `file` that this tool trains."""
+    return [m for m, parts in file.layers.items() if "down" in parts and is_trained(m)]
+
+
 def _check_layers(file: LoraFile, config: Config, info: TeacherInfo) -> None:
     """Raises UsageError."""
-    trained = [m for m, parts in file.layers.items() if "down" in parts and is_trained(m)]
+    trained = _trained(file)
     if not trained:
         raise UsageError(
             f"{file.label}: holds no layer that this tool trains; give a LoRA of the blocks' "
@@ -82,8 +87,15 @@ def _check_layers(file: LoraFile, config: Config, info: TeacherInfo) -> None:
             f"{file.label}: its layers are {','.join(used)}; give them as --lora_layers, or their "
             "effect would be lost"
         )
+    check_shapes(file, info)
+
+
+def check_shapes(file: LoraFile, info: TeacherInfo) -> None:
+    """Raises UsageError where a trained layer of `file` is none of the teacher's, or of another
+    size.
+    """
     blocks = info.transformer["num_layers"]
-    for module in trained:
+    for module in _trained(file):
         wanted = _matrix_shape(module, info.transformer)
         found = (file.shape(module, "up")[0], file.shape(module, "down")[1])
         if int(module.split(".")[1]) >= blocks:

@@ -1,36 +1,20 @@
-"""Are the teacher's files whole, and do they hold what their configurations ask for? By their
-headers alone.
-"""
+"""Are the teacher's files whole, and what does its tokenizer make of the prompts?"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import torch
-from diffusers import AutoencoderKLWan, WanTransformer3DModel
-from transformers import UMT5Config, UMT5EncoderModel
-
-from wan_distill.errors import FileError, UsageError, one_line
+from wan_distill.errors import FileError, UsageError
 from wan_distill.maths.sigmas import SUBFOLDER
-from wan_distill.planning.weight_names import ONE_CHECKPOINT, explain_names
+from wan_distill.model.part_files import check_part, files_of, parts_of
 from wan_distill.settings.assets import is_offline
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
-from wan_distill.settings.reading import check_pickle, read_header
-from wan_distill.settings.weight_files import (
-    refuse_pickles,
-    variant_or_none,
-    weight_files,
-)
-from wan_distill.umt5.inspect import EMBED, SHARED, check_class, inspect_text_encoder
+from wan_distill.settings.weight_files import variant_or_none
 from wan_distill.umt5.text import tokenizer_of
 from wan_distill.umt5.tokenizer import describe_prompts
-
-Header = dict[str, dict[str, Any]]
-"""Tensor name -> what a safetensors header says about it."""
 
 
 def check_files(info: TeacherInfo, config: Config) -> str:
@@ -40,38 +24,20 @@ def check_files(info: TeacherInfo, config: Config) -> str:
     """
     if not info.is_local and not is_offline():
         return "on the hub; downloaded when needed"
-    try:
-        folder = info.folder / "text_encoder"
-        inspection = inspect_text_encoder(folder, variant_or_none(folder, config.variant))
-        if not inspection.tables and (shown := explain_names(_headers(inspection.files), [SHARED])):
-            raise FileError(f"{folder}: {shown[0]}", shown[1])
-        check_class(inspection, "UMT5EncoderModel")
-        files = {
-            part: weight_files(info.folder / part, variant)
-            for part, variant in part_variants(info, config.variant).items()
-        }
-        _check_pickles(info, config, files)
-        parts = {part: _headers(files[part]) for part in files}
-    except FileError as error:
-        raise UsageError(_of_teacher(info, error)) from error
-    for part, header in parts.items():
-        if header:
-            _check_shapes(info, part, header)
-    dtypes = [
-        f"{part} {'/'.join(sorted({t['dtype'] for t in header.values()}))}"
-        for part, header in parts.items()
-    ]
+    return describe_files(info, config)
+
+
+def describe_files(info: TeacherInfo, config: Config) -> str:
+    """What the weight files on this machine hold, in words. Raises UsageError as `check_files`
+    does.
+    """
+    part_variants(info, config.variant)
+    _check_pickles(info, config)
+    dtypes = []
+    for part in parts_of(info):
+        header = check_part(info, config, part)
+        dtypes.append(f"{part} {'/'.join(sorted({t['dtype'] for t in header.values()}))}")
     return f"whole by their headers; {', '.join(dtypes)}"
-
-
-def _of_teacher(info: TeacherInfo, error: FileError) -> str:
-    """The line on a file of the teacher."""
-    if info.is_local:
-        return f"--teacher_path {info.source}: {error}"
-    return (
-        f"--teacher_path {info.source}: {error.reason}; the hub's cache is not whole, and "
-        "HF_HUB_OFFLINE is set: unset it for one run, or copy the missing files there"
-    )
 
 
 def check_text(info: TeacherInfo, prompts: Sequence[str]) -> str:
@@ -125,9 +91,9 @@ def download_left(info: TeacherInfo) -> float:
     return total
 
 
-def _check_pickles(info: TeacherInfo, config: Config, files: dict[str, list[Path]]) -> None:
-    if not config.allow_pickle:
-        refuse_pickles(file for part in files.values() for file in part)
+def _check_pickles(info: TeacherInfo, config: Config) -> None:
+    """Raises UsageError for pickles that may not or cannot be read."""
+    files = {part: files_of(info, config, part) for part in parts_of(info)}
     if config.base_precision == "bf16" and not config.offload:
         return
     flag = "--offload" if config.offload else f"--base_precision {config.base_precision}"
@@ -138,53 +104,3 @@ def _check_pickles(info: TeacherInfo, config: Config, files: dict[str, list[Path
                 f"{flag}: reads safetensors only, and {part} has .bin weights; convert them, or "
                 "leave it out"
             )
-
-
-def _headers(files: Iterable[Path]) -> Header:
-    """All tensors of a part; empty for pickles, which have no header."""
-    tensors: Header = {}
-    for file in files:
-        if file.suffix == ".bin":
-            check_pickle(file)
-            continue
-        header, _ = read_header(file)
-        tensors |= {name: t for name, t in header.items() if name != "__metadata__"}
-    return tensors
-
-
-def _check_shapes(info: TeacherInfo, part: str, header: Header) -> None:
-    """Raises UsageError where a part's files lack or misshape a tensor that its configuration asks
-    for.
-    """
-    try:
-        with torch.device("meta"):
-            model = _build(info.folder / part)
-    except Exception as error:  # a wrong value makes constructors fail in any way
-        raise UsageError(
-            f"--teacher_path {info.source}: {part}/config.json describes no model that can be "
-            f"built ({one_line(error)}); {ONE_CHECKPOINT}"
-        ) from error
-    wanted = {name: list(t.shape) for name, t in model.state_dict().items()}
-    stored = {name: t["shape"] for name, t in header.items()}
-    if part == "text_encoder":  # its table has two names: umt5/ looks into that
-        wanted = {name: shape for name, shape in wanted.items() if name not in (SHARED, EMBED)}
-    if shown := explain_names(stored, wanted):
-        raise UsageError(f"--teacher_path {info.source}: {part} {'; '.join(shown)}")
-    if part == "text_encoder":
-        stored = {name: shape for name, shape in stored.items() if name in wanted}
-    for name in sorted(wanted.keys() | stored.keys()):
-        if wanted.get(name) != stored.get(name):
-            raise UsageError(
-                f"--teacher_path {info.source}: {part} stores {name} as "
-                f"{stored.get(name, 'nothing')}, its configuration asks for "
-                f"{wanted.get(name, 'nothing')}; {ONE_CHECKPOINT}"
-            )
-
-
-def _build(folder: Path) -> torch.nn.Module:
-    """The model that a part's config.json describes."""
-    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if folder.name == "text_encoder":
-        return UMT5EncoderModel(UMT5Config.from_dict(settings))
-    kind = AutoencoderKLWan if folder.name == "vae" else WanTransformer3DModel
-    return kind(**{name: value for name, value in settings.items() if not name.startswith("_")})

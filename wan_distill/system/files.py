@@ -168,8 +168,10 @@ def lock_file(file: Path, is_main: bool) -> Iterator[None]:
         lock.release()
 
 
-def make_output_folder(folder: Path) -> None:
-    """Makes the output folder and tries to write to it. Raises UsageError where that fails."""
+def make_output_folder(folder: Path, flag: str = "--output_dir") -> None:
+    """Makes the folder that `flag` names and tries to write to it. Raises UsageError where that
+    fails.
+    """
     # The processes of one run do this at the same time, each with a file of its own.
     probe = folder / f".writable.{os.getpid()}"
     try:
@@ -178,7 +180,7 @@ def make_output_folder(folder: Path) -> None:
         probe.unlink(missing_ok=True)
     except OSError as error:
         raise UsageError(
-            f"--output_dir {folder}: cannot be written ({error.strerror}); choose another"
+            f"{flag} {folder}: cannot be written ({error.strerror}); choose another"
         ) from error
 
 

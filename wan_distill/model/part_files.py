@@ -1,0 +1,142 @@
+"""The files that each part of a teacher is loaded from: which they are, and whether they hold what
+the part's configuration asks for, by their headers alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from transformers import UMT5Config, UMT5EncoderModel
+
+from wan_distill.errors import FileError, UsageError, one_line
+from wan_distill.maths.sigmas import SUBFOLDER
+from wan_distill.model.weight_names import ONE_CHECKPOINT, explain_names
+from wan_distill.settings.config import Config
+from wan_distill.settings.description import TeacherInfo
+from wan_distill.settings.reading import AGAIN, check_pickle, read_header, read_json
+from wan_distill.settings.weight_files import refuse_pickles, variant_or_none, weight_files
+from wan_distill.umt5.inspect import check_class, inspect_text_encoder
+from wan_distill.umt5.tables import EMBED, SHARED
+
+Header = dict[str, dict[str, Any]]
+"""Tensor name -> what a safetensors header says about it."""
+
+
+def parts_of(info: TeacherInfo) -> list[str]:
+    """The parts of a teacher that have weights."""
+    return ["text_encoder", "vae", *(SUBFOLDER[expert] for expert in info.experts)]
+
+
+def files_of(info: TeacherInfo, config: Config, part: str) -> list[Path]:
+    """The weight files of a part. Raises UsageError where there are none, or pickles without
+    --allow_pickle.
+    """
+    folder = info.folder / part
+    try:
+        files = weight_files(folder, variant_or_none(folder, config.variant))
+        if not config.allow_pickle:
+            refuse_pickles(files)
+    except FileError as error:
+        raise UsageError(of_teacher(info, error)) from error
+    return files
+
+
+def loader_options(info: TeacherInfo, config: Config, part: str) -> dict[str, Any]:
+    """The arguments of `from_pretrained` that make it read `files_of(info, config, part)`."""
+    files = files_of(info, config, part)
+    return {
+        "pretrained_model_name_or_path": info.folder,
+        "subfolder": part,
+        "variant": variant_or_none(info.folder / part, config.variant),
+        "use_safetensors": files[0].suffix == ".safetensors",
+    }
+
+
+def check_part(info: TeacherInfo, config: Config, part: str) -> Header:
+    """What the headers of a part's files say; empty for pickles.
+
+    Raises UsageError where a file is damaged, and where the files do not hold the tensors that the
+    configuration asks for.
+    """
+    files = files_of(info, config, part)
+    try:
+        header = _headers(files)
+        if part == "text_encoder":
+            _check_encoder(info.folder / part, config, header)
+    except FileError as error:
+        raise UsageError(of_teacher(info, error)) from error
+    if header:
+        _check_shapes(info, part, header)
+    return header
+
+
+def of_teacher(info: TeacherInfo, error: FileError) -> str:
+    """The line on a file of the teacher."""
+    if info.is_local or AGAIN not in error.remedy:
+        return f"--teacher_path {info.source}: {error}"
+    return (
+        f"--teacher_path {info.source}: {error.reason}; the hub's cache is not whole: run once "
+        "with the network and without HF_HUB_OFFLINE, or copy the missing files there"
+    )
+
+
+def _headers(files: Iterable[Path]) -> Header:
+    """All tensors of a part; empty for pickles, which have no header."""
+    tensors: Header = {}
+    for file in files:
+        if file.suffix == ".bin":
+            check_pickle(file)
+            continue
+        header, _ = read_header(file)
+        tensors |= {name: t for name, t in header.items() if name != "__metadata__"}
+    return tensors
+
+
+def _check_encoder(folder: Path, config: Config, header: Header) -> None:
+    """Raises FileError where a text encoder is none of UMT5, or lacks its table."""
+    inspection = inspect_text_encoder(folder, variant_or_none(folder, config.variant))
+    if not inspection.tables and (shown := explain_names(header, [SHARED])):
+        raise FileError(f"{folder}: {shown[0]}", shown[1])
+    check_class(inspection, "UMT5EncoderModel")
+
+
+def _check_shapes(info: TeacherInfo, part: str, header: Header) -> None:
+    """Raises UsageError where a part's files lack or misshape a tensor that its configuration asks
+    for.
+    """
+    try:
+        with torch.device("meta"):
+            model = _build(info.folder / part)
+    except Exception as error:  # a wrong value makes constructors fail in any way
+        raise UsageError(
+            f"--teacher_path {info.source}: {part}/config.json describes no model that can be "
+            f"built ({one_line(error)}); {ONE_CHECKPOINT}"
+        ) from error
+    wanted = {name: list(t.shape) for name, t in model.state_dict().items()}
+    stored = {name: t["shape"] for name, t in header.items()}
+    if part == "text_encoder":  # its table has two names: umt5/ looks into that
+        wanted = {name: shape for name, shape in wanted.items() if name not in (SHARED, EMBED)}
+    if shown := explain_names(stored, wanted):
+        raise UsageError(f"--teacher_path {info.source}: {part} {'; '.join(shown)}")
+    if part == "text_encoder":
+        stored = {name: shape for name, shape in stored.items() if name in wanted}
+    for name in sorted(wanted.keys() | stored.keys()):
+        if wanted.get(name) != stored.get(name):
+            raise UsageError(
+                f"--teacher_path {info.source}: {part} stores {name} as "
+                f"{stored.get(name, 'nothing')}, its configuration asks for "
+                f"{wanted.get(name, 'nothing')}; {ONE_CHECKPOINT}"
+            )
+
+
+def _build(folder: Path) -> torch.nn.Module:
+    """The model that a part's config.json describes."""
+    settings = read_json(folder / "config.json")
+    if folder.name == "text_encoder":
+        return UMT5EncoderModel(UMT5Config.from_dict(settings))
+    kind = AutoencoderKLWan if folder.name == "vae" else WanTransformer3DModel
+    return kind(**{name: value for name, value in settings.items() if not name.startswith("_")})

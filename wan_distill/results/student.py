@@ -1,0 +1,206 @@
+"""The student that sample.py is given: its files, its schedule, and its teacher."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from wan_distill.data.prompts import counting_tokens
+from wan_distill.errors import UsageError
+from wan_distill.layout import LORA_FILE, student_file
+from wan_distill.lora.files import LoraFile
+from wan_distill.model.part_files import parts_of
+from wan_distill.model.student_files import read_metadata
+from wan_distill.model.warm_start import check_shapes
+from wan_distill.planning.teacher_files import check_text, describe_files
+from wan_distill.settings.assets import download
+from wan_distill.settings.config import Config
+from wan_distill.settings.description import TeacherInfo, read_teacher
+from wan_distill.system.files import make_output_folder
+
+# What both experts of one student have in common.
+SAME_SCHEDULE = (
+    "teacher",
+    "sampling_steps",
+    "flow_shift",
+    "boundary_ratio",
+    "max_sequence_length",
+    "student_layers",
+)
+# What a sampler reads of a student's metadata.
+NEEDED = (*SAME_SCHEDULE, "expert", "subfolder", "height", "width", "num_frames")
+
+
+def check_folders(folders: Iterable[Path]) -> None:
+    """Makes the folders of videos. Raises UsageError where one cannot be written."""
+    for folder in sorted(folders):
+        make_output_folder(folder, "--out")
+
+
+def find_student(student: str) -> list[Path]:
+    """The files of the experts that --student names: a run's folder, or files separated by commas.
+    Raises UsageError where there is none.
+    """
+    folder = Path(student)
+    if folder.is_dir():
+        files = [file for expert in LORA_FILE if (file := student_file(folder, expert)).exists()]
+        if files:
+            return files
+        if (folder / "model_index.json").is_file():
+            raise UsageError(
+                f"--student {student}: is a whole pipeline; load it with "
+                "WanPipeline.from_pretrained, or give the folder of the run around it"
+            )
+        raise UsageError(
+            f"--student {student}: holds none of {', '.join(LORA_FILE.values())}; train first, or "
+            "give the folder of the run"
+        )
+    names = student.split(",") if not folder.is_file() else [student]
+    files = [Path(os.path.expanduser(name.strip())) for name in names]
+    for file in files:
+        if not file.is_file():
+            raise UsageError(f"--student {file}: there is no such file or folder")
+    return files
+
+
+def read_schedule(files: list[Path]) -> dict[str, Any]:
+    """What the metadata of `files` say together: that of the first, with the teacher's files of
+    all.
+
+    Raises UsageError where one is none of this tool's, or contradicts another.
+    """
+    schedules = [_read_one(file) for file in files]
+    first = schedules[0]
+    made_from = dict(first.get("teacher_files") or {})
+    experts = [first["expert"]]
+    for file, other in zip(files[1:], schedules[1:], strict=True):
+        differing = [
+            f"{key} {other[key]} against {first[key]}"
+            for key in SAME_SCHEDULE
+            if other[key] != first[key]
+        ]
+        others = other.get("teacher_files") or {}
+        if any(made_from[part] != others[part] for part in made_from.keys() & others):
+            differing.append("made from other files of the teacher")
+        if other["expert"] in experts:
+            differing.append(f"both are for the {other['expert']} expert")
+        if differing:
+            raise UsageError(
+                f"--student {file}: belongs to another student than {files[0]} "
+                f"({'; '.join(differing)}); give the two files of one run"
+            )
+        experts.append(other["expert"])
+        made_from |= others
+    return first | {"teacher_files": made_from}
+
+
+def _read_one(file: Path) -> dict[str, Any]:
+    schedule = read_metadata(file)
+    lacking = [name for name in NEEDED if name not in schedule]
+    if lacking:
+        raise UsageError(
+            f"--student {file}: its schedule lacks {', '.join(lacking)}; it was written by another "
+            "version of this tool, sample it with that"
+        )
+    return schedule
+
+
+def has_teacher_beneath(student: dict[str, Any]) -> bool:
+    """Whether a student is an adapter on its teacher, by its metadata; otherwise it is a
+    transformer of fewer blocks.
+    """
+    return not student.get("student_layers")
+
+
+# ------------------------------------------------------------------------------------ its teacher
+
+
+def teacher_config(student: dict[str, Any], chosen: dict[str, Any]) -> Config:
+    """The settings with which the teacher of a student is found as its run found it.
+
+    Args:
+        student: the student's metadata.
+        chosen: settings that the user gives instead, by name; None: as the run had it.
+    """
+    made: dict[str, Any] = {}
+    if chosen["teacher_path"] in (None, student["teacher"]):
+        made = dict(
+            teacher_path=None if student.get("teacher_embedded") else student["teacher"],
+            revision=student.get("teacher_commit"),
+            variant=student.get("teacher_variant"),
+        )
+    return Config(**made | {name: value for name, value in chosen.items() if value is not None})
+
+
+def find_teacher(student: dict[str, Any], chosen: dict[str, Any]) -> tuple[TeacherInfo, Config]:
+    """The teacher that a student was made from, with its files checked and on this machine.
+
+    The arguments are those of `teacher_config`. Raises UsageError.
+    """
+    config = teacher_config(student, chosen)
+    try:
+        info = read_teacher(config)
+    except UsageError as error:
+        if chosen["teacher_path"] is None:
+            raise UsageError(f"{error}; or say where it is now: --teacher_path") from error
+        raise
+    if not info.is_local:
+        patterns = [f"{part}/*" for part in parts_of(info)]
+        download(info.source, info.commit, config.cache_dir, patterns)
+    describe_files(info, config)
+    return info, config
+
+
+def check_prompts(info: TeacherInfo, length: int, prompts: list[str]) -> None:
+    """Says which prompts have more than `length` tokens. Raises UsageError where the teacher's
+    tokenizer does not know what they say.
+    """
+    check_text(info, prompts)
+    too_long = counting_tokens(Config(max_sequence_length=length), info)
+    for prompt in dict.fromkeys(prompts):
+        if remark := too_long(prompt):
+            print(f"--prompt {prompt[:40]!r}...: {remark}", file=sys.stderr)
+
+
+def check_teacher(info: TeacherInfo, student: dict[str, Any], allow_other: bool) -> None:
+    """Raises UsageError where the LoRAs were made for another teacher than the one at hand, or it
+    is not known to be the same.
+    """
+    if allow_other:
+        return
+    commit = student.get("teacher_commit")
+    made_from = f"{student['teacher']}{f' at commit {commit}' if commit else ''}"
+    is_same = not info.is_local and info.commit == commit
+    if is_same and info.variant == student.get("teacher_variant"):
+        return
+    written = student["teacher_files"]
+    here = info.part_fingerprints()
+    others = [part for part in sorted(written) if here.get(part) != written[part]]
+    if written and not others:
+        return
+    why = f"other: {', '.join(others)}" if others else "it was written by an earlier version"
+    variant = student.get("teacher_variant")
+    hint = f" with --variant {variant}" if variant and variant != info.variant else ""
+    raise UsageError(
+        f"--teacher_path {info.source}: this student was made from {made_from}, and these files "
+        f"are not known to be the same ({why}); give that one{hint}, or --allow_other_teacher to "
+        "try it anyway"
+    )
+
+
+def check_fits(info: TeacherInfo, files: list[Path]) -> None:
+    """Raises UsageError where the teacher has no expert that a file is for, or one of another
+    size.
+    """
+    for file in files:
+        student = read_metadata(file)
+        if student["expert"] not in info.experts:
+            raise UsageError(
+                f"--student {file}: is for the {student['expert']} expert, and {info.name} has a "
+                "single transformer; give the teacher it was made for"
+            )
+        if has_teacher_beneath(student):
+            check_shapes(LoraFile(file, "--student"), info)
