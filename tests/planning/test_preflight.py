@@ -86,6 +86,17 @@ def test_too_little_disk_stops_the_run(broken, monkeypatch):
     assert "--output_dir" in broken()
 
 
+def test_a_place_that_cannot_be_written_stops_the_run(random_teacher, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", tmp_path / "file" / "out"):
+        assert train_distillation.main(tiny_flags(random_teacher, out, dry_run=True)) == 2
+        assert f"{tmp_path / 'file'} is a file, not a folder" in capsys.readouterr().err
+    plan = tmp_path / "file" / "plan.json"
+    flags = tiny_flags(random_teacher, tmp_path / "out", dry_run=True, plan_json=plan)
+    assert train_distillation.main(flags) == 2
+    assert f"--plan_json {plan}: cannot be written (Not a directory)" in capsys.readouterr().err
+
+
 def test_too_little_memory_stops_the_run(broken, monkeypatch):
     import psutil
 

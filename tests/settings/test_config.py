@@ -37,7 +37,7 @@ def resolved(*flags: str) -> Config:
         (["--flow_shift", "7"], ["--flow_shift 7", "0.8750 sits on the boundary"]),
         (["--boundary_ratio", "0.95"], ["--boundary_ratio 0.95", "0.9375", "other expert"]),
         (["--boundary_ratio", "1.5"], ["between 0 and 1"]),
-        (["--teacher_path", "/no/such place"], ["/no/such place", "neither a folder"]),
+        (["--teacher_path", "/no/such place"], ["/no/such place", "no such folder"]),
         (["--prompts", "/no/such/file"], ["--prompts /no/such/file"]),
         (["--config", "/no/such.yaml"], ["/no/such.yaml", "cannot be read"]),
     ],
@@ -115,6 +115,12 @@ def test_every_number_has_a_range(name):
             resolved("--method=dmd", f"--{name}={value}")
     for value in inside:
         assert getattr(resolved(f"--{name}={value}"), name) == float(value)
+
+
+@pytest.mark.parametrize("name", ["negative_prompt", "validation_prompt"])
+def test_a_prompt_is_text(name):
+    with pytest.raises(UsageError, match="is no text of the terminal's encoding"):
+        resolved(f"--{name}=caf\udce9")
 
 
 def test_layers_that_no_block_has_get_no_adapter():

@@ -234,6 +234,12 @@ def test_a_hub_that_does_not_answer_is_named(monkeypatch):
         ("model_index.json", dict(boundary_ratio=None), "boundary_ratio None"),
         ("model_index.json", dict(boundary_ratio="0.875"), "write the number without quotes"),
         ("model_index.json", dict(transformer_2=None), r"transformer_2 is null, .*\[null, null\]"),
+        (
+            "model_index.json",
+            dict(transformer_2=[None, None]),
+            "boundary_ratio 0.875 but no transformer_2; write .*or null for boundary_ratio",
+        ),
+        ("model_index.json", dict(tokenizer=["transformers", "X"]), "UMT5's is T5TokenizerFast"),
         ("model_index.json", dict(vae=None), r"vae is null, .*AutoencoderKLWan"),
         ("model_index.json", dict(scheduler=["unipc", "UniPC"]), "UniPC of unipc, .*UniPCMulti"),
         ("model_index.json", dict(transformer=["diffusers", "X"]), "transformer is X; this tool"),
@@ -293,3 +299,15 @@ def test_a_cache_that_cannot_be_written_is_not_a_spelling_error(monkeypatch, tmp
     monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
     with pytest.raises(UsageError, match=r"--cache_dir .*: Permission denied at .*models--some"):
         read_teacher(Config(teacher_path="some/Wan", cache_dir=str(tmp_path)))
+
+
+@pytest.mark.parametrize("source", ["/no/such/teacher", "./teacher", "../t", "some/where/else"])
+def test_a_path_is_not_looked_for_on_the_hub(source, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.snapshot_download", None)
+    with pytest.raises(UsageError, match="there is no such folder; check the spelling"):
+        read_teacher(Config(teacher_path=source))
+
+
+def test_a_name_that_is_too_long_for_a_path_is_no_error_of_the_disk():
+    with pytest.raises(UsageError, match="neither a folder here nor reachable"):
+        read_teacher(Config(teacher_path="x" * 300))

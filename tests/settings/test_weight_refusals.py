@@ -108,3 +108,17 @@ def test_a_damaged_header_is_refused(tmp_path, header):
     file.write_bytes(len(header).to_bytes(8, "little") + header)
     with pytest.raises(FileError, match="header is damaged"):
         read_header(file)
+
+
+def test_a_stale_index_beside_a_single_file_is_to_be_removed(tmp_path):
+    """diffusers reads the index and never the single file; transformers does the opposite."""
+    folder = empty_part(tmp_path / "part", "diffusion_pytorch_model")
+    write("single", folder, "diffusion_pytorch_model", 1.0)
+    write("shards", folder, "diffusion_pytorch_model", 2.0)
+    shard = folder / "diffusion_pytorch_model-00002-of-00002.safetensors"
+    shard.unlink()
+    with pytest.raises(FileError, match=r"with an index it is not read; remove diffusion.*index"):
+        weight_files(folder)
+    shard.symlink_to("nothing")
+    with pytest.raises(FileError, match="but a link to nothing; "):
+        weight_files(folder)

@@ -116,7 +116,7 @@ def editing(edit: Callable[[dict], None]) -> Callable[[Path], None]:
         (pointer("tokenizer.json"), "pointer of Git LFS", "git lfs pull"),
         (pointer("spiece.model"), "pointer of Git LFS", "git lfs pull"),
         (cut("tokenizer.json"), "tokenizer.json: cannot be read", "download it again"),
-        (cut("spiece.model"), "does not load", "download it again"),
+        (cut("spiece.model"), "does not load (INTERNAL: could not parse", "download it again"),
         (garble_settings, "tokenizer_config.json: cannot be read", "download it again"),
         (editing(shorten), "has 300 entries, the text encoder's table 433 rows", "of one model"),
         (editing(lengthen), "has ids up to 452", "of one model"),

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from wan_distill.errors import UsageError
 from wan_distill.planning.plan import describe_needs, describe_plan, plan_numbers
 from wan_distill.planning.preflight import examine_surroundings
 from wan_distill.settings.config import Config
@@ -25,7 +26,13 @@ def print_plan(
     print(describe_plan(config, info, prompts, held_out), "", sep="\n")
     if config.plan_json is not None:
         numbers = plan_numbers(config, info, encoded)
-        write_atomically(Path(config.plan_json), json.dumps(numbers, indent=1).encode())
+        try:
+            write_atomically(Path(config.plan_json), json.dumps(numbers, indent=1).encode())
+        except OSError as error:
+            raise UsageError(
+                f"--plan_json {config.plan_json}: cannot be written ({error.strerror}); choose "
+                "another"
+            ) from error
     lines, obstacles = examine_surroundings(config, info, [*prompts, *held_out])
     print("On this machine:", *lines, sep="\n")
     for obstacle in obstacles:

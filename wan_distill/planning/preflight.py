@@ -157,6 +157,9 @@ def check_disk(config: Config, info: TeacherInfo) -> str:
     needed = sum(disk_needs(config, info, trace(shape_of(config, info))).values())
     output_dir = Path(config.output_dir).resolve()
     place = next(p for p in (output_dir, *output_dir.parents) if p.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        why = "not writable" if place.is_dir() else "a file, not a folder"
+        raise UsageError(f"--output_dir {config.output_dir}: {place} is {why}; choose another")
     free = shutil.disk_usage(place).free
     if free < needed:
         raise UsageError(

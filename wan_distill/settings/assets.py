@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from huggingface_hub import constants
@@ -26,7 +27,10 @@ def download(source: str, revision: str | None, cache_dir: str | None, patterns:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    if Path(source).is_file():
+    is_path = os.path.isabs(source) or source.startswith(".") or source.count("/") > 1
+    if is_path and not os.path.isfile(source):
+        raise UsageError(f"--teacher_path {source}: there is no such folder; check the spelling")
+    if os.path.isfile(source):
         raise UsageError(
             f"--teacher_path {source}: is one file; give the folder of a WanPipeline in diffusers' "
             "layout, or its hub id"

@@ -42,6 +42,12 @@ def check_single(config: Config) -> None:
         raise UsageError(
             "--keep_attention: does not see into the blocks that --compile makes; leave one out"
         )
+    for name in ("negative_prompt", "validation_prompt"):
+        given = getattr(config, name) or ""
+        if any("\ud800" <= character <= "\udfff" for character in given):
+            raise UsageError(
+                f"--{name} {given!a}: is no text of the terminal's encoding; retype it"
+            )
     if config.mixed_precision == "fp16":
         raise UsageError(
             "--mixed_precision fp16: a quarter of the first gradients would be exactly 0, since "

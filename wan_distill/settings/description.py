@@ -60,7 +60,7 @@ class TeacherInfo:
     @property
     def is_local(self) -> bool:
         """Whether the user gave a folder; otherwise a hub id."""
-        return Path(self.source).is_dir()
+        return os.path.isdir(self.source)
 
     @property
     def commit(self) -> str:
@@ -136,7 +136,7 @@ def read_teacher(config: Config) -> TeacherInfo:
     """
     source = config.teacher_path or str(EMBEDDED_TEACHER)
     folder = Path(source)
-    local = folder.is_dir()
+    local = os.path.isdir(folder)  # False, not an error, where the name is too long
     if not local:
         folder = download(source, config.revision, config.cache_dir, SKELETON)
     index = _read_json(folder / "model_index.json", source)

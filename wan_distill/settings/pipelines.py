@@ -26,6 +26,7 @@ PARTS = {
     "tokenizer": ("transformers", None),
     "scheduler": ("diffusers", None),
 }
+TOKENIZERS = ("T5TokenizerFast", "T5Tokenizer", "AutoTokenizer")
 SCHEDULER = "UniPCMultistepScheduler"  # Wan's own, for remedies
 
 
@@ -56,6 +57,8 @@ def check_pipeline(source: str, index: dict[str, Any]) -> None:
                 f"{where} is {named[1]} of {named[0]}, which diffusers does not load; write "
                 f"{json.dumps(usual)}"
             )
+        if part == "tokenizer" and named[1] not in TOKENIZERS:
+            raise UsageError(f"{where} is {named[1]}; UMT5's is {TOKENIZERS[0]}, write that")
         if wanted and named[1] != wanted:
             raise UsageError(
                 f"{where} is {named[1]}; this tool distils pipelines whose {part} is {wanted}"
@@ -85,9 +88,15 @@ def boundary_ratio_of(source: str, index: dict[str, Any]) -> float | None:
 
     Raises UsageError where it is no number between 0 and 1.
     """
-    if index.get("transformer_2") in (None, [None, None]):
-        return None
     boundary = index.get("boundary_ratio")
+    if index.get("transformer_2") in (None, [None, None]):
+        if boundary is not None:
+            raise UsageError(
+                f"--teacher_path {source}: model_index.json has boundary_ratio {boundary} but no "
+                f"transformer_2; write {json.dumps(list(PARTS['transformer_2']))} for that, or "
+                "null for boundary_ratio"
+            )
+        return None
     if isinstance(boundary, str):
         raise UsageError(
             f'--teacher_path {source}: boundary_ratio "{boundary}" in model_index.json is text; '

@@ -102,8 +102,10 @@ def check_vocabulary(file: Path) -> None:
 
 def unreadable(file: Path, error: OSError) -> FileError:
     """What to tell about a file that is there and cannot be read."""
-    is_forbidden = isinstance(error, PermissionError)
-    remedy = "give this user permission to read it" if is_forbidden else "check the disk"
+    if isinstance(error, PermissionError):
+        remedy = "give this user permission to read it"
+    else:
+        remedy = AGAIN if isinstance(error, IsADirectoryError) else "check the disk"
     return FileError(f"{file}: cannot be read ({error.strerror})", remedy)
 
 

@@ -85,10 +85,13 @@ def _checkpoint(folder: Path, name: str, variant: str | None, index_first: bool)
         return _shards(index)
     try:
         shards = _shards(index)
-    except FileError:
-        if index_first:
-            raise
-        return [single]  # transformers does not open the index then
+    except FileError as error:
+        if not index_first:
+            return [single]  # transformers does not open the index then
+        raise FileError(
+            f"{error.reason}; {single.name} is there too, but with an index it is not read",
+            f"remove {index.name} if the single file is whole",
+        ) from error
     if shards == [single]:
         return shards
     raise FileError(
@@ -123,7 +126,8 @@ def _shards(index: Path) -> list[Path]:
         if Path(name).name != name:
             raise FileError(f"{index}: names {name}, which is outside its folder", AGAIN)
         if not (index.parent / name).is_file():
-            raise FileError(f"{index.parent}: {name} is named by {index.name} but missing", AGAIN)
+            what = "a link to nothing" if (index.parent / name).is_symlink() else "missing"
+            raise FileError(f"{index.parent}: {name} is named by {index.name} but {what}", AGAIN)
     return [index.parent / name for name in names]
 
 

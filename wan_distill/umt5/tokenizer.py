@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diffusers.pipelines.wan.pipeline_wan import prompt_clean
+from sentencepiece import SentencePieceProcessor
 from transformers import PreTrainedTokenizerBase, T5TokenizerFast
 
 from wan_distill.errors import TextEncoderError, one_line
@@ -46,6 +47,8 @@ def load_tokenizer(folder: Path, rows: int) -> PreTrainedTokenizerBase:
             read_json(file)
     check_vocabulary(here[0])
     try:
+        if here[0].suffix == ".model":
+            SentencePieceProcessor(model_file=str(here[0]))
         tokenizer = T5TokenizerFast.from_pretrained(str(folder))
     except Exception as error:  # damaged vocabularies fail in any way
         raise TextEncoderError(f"{folder}: does not load ({one_line(error)})", AGAIN) from error
