@@ -51,24 +51,22 @@ def check(
     Raises FileError or UsageError where no verdict is possible: no such folder, no weight files of
     this variant, or pickles without permission.
     """
-    from wan_distill.umt5.repair import load_text_encoder
-    from wan_distill.umt5.text import add_tokenizer, tokenizer_beside
-    from wan_distill.umt5.verify import Verdict
+    from wan_distill.umt5 import repair, text, verify
 
     folder = locate(source)
     inspection = inspect_text_encoder(folder, variant)
     if not allow_pickle:
         refuse_pickles(inspection.files)
-    tokenizer = tokenizer_beside(folder)
+    tokenizer = text.tokenizer_beside(folder)
     try:
-        encoder, verdict = load_text_encoder(
+        encoder, verdict = repair.load_text_encoder(
             inspection.folder, variant=variant, allow_pickle=allow_pickle
         )
         if tokenizer is not None:
-            _, verdict = add_tokenizer(verdict, encoder, tokenizer)
+            _, verdict = text.add_tokenizer(verdict, encoder, tokenizer)
         return encoder, verdict
     except FileError as error:
-        return None, Verdict(
+        return None, verify.Verdict(
             verdict="BROKEN",
             reason=error.reason,
             remedy=error.remedy,

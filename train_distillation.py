@@ -84,30 +84,27 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(config: Config) -> int:
     """The whole job, or the part of it that the flags ask for."""
-    from wan_distill.data import split_prompts
-    from wan_distill.model import hide_loading_bars
-    from wan_distill.planning import check_surroundings, print_plan
-    from wan_distill.results import check_hub, check_output
+    from wan_distill import data, model, planning, results
     from wan_distill.system.files import lock_file, make_output_folder
     from wan_distill.system.runtime import Runtime
 
     # 1. What is to be done? Everything that can be refused is refused before any weights load.
     info = read_teacher(config)
     config = resolve(config, info)
-    prompts, held_out = split_prompts(config, info)
+    prompts, held_out = data.split_prompts(config, info)
     if config.push_to_hub:
-        check_hub(config)
+        results.check_hub(config)
     if config.dry_run:
-        return print_plan(config, info, prompts, held_out)
-    surroundings = check_surroundings(config, info, [*prompts, *held_out])
+        return planning.print_plan(config, info, prompts, held_out)
+    surroundings = planning.check_surroundings(config, info, [*prompts, *held_out])
 
     if not config.verbose_loading:
-        hide_loading_bars()
+        model.hide_loading_bars()
     folder = RunFolder(Path(config.output_dir))
     make_output_folder(folder.path)
     runtime = Runtime(config)
     with lock_file(folder.lock, runtime.is_main):
-        check_output(config)
+        results.check_output(config)
         return carry_out(config, info, prompts, held_out, surroundings, runtime)
 
 
@@ -120,62 +117,52 @@ def carry_out(
     runtime: Runtime,
 ) -> int:
     """The part of the job that writes into the output folder, which no other run does meanwhile."""
-    from wan_distill.data import Run
-    from wan_distill.model import Teacher, carry_over
-    from wan_distill.planning import describe_plan, explain_out_of_memory
-    from wan_distill.results import (
-        Evaluation,
-        PairedEvaluation,
-        as_markdown,
-        describe_results,
-        export_student,
-        push,
-        write_page,
-    )
-    from wan_distill.training import Tracker, check_resume, identity, rehearse, validation_prompts
+    from wan_distill import data, model, planning, results, training
 
     folder = RunFolder(Path(config.output_dir))
-    check_resume(config, identity(config, info, prompts, runtime.sample_groups), runtime.say)
-    plan = describe_plan(config, info, prompts, held_out)
+    training.check_resume(
+        config, training.identity(config, info, prompts, runtime.sample_groups), runtime.say
+    )
+    plan = planning.describe_plan(config, info, prompts, held_out)
     runtime.say(plan, "", "On this machine:", *surroundings, "")
     if runtime.is_main:
         folder.plan.write_text(plan + "\n", encoding="utf-8")
         if not config.evaluate_only:
-            runtime.say(*carry_over(config, info))
+            runtime.say(*model.carry_over(config, info))
 
     # 2. The teacher's text encoder: loaded quietly, verified against its file, used once, freed.
-    teacher = Teacher(info, config, runtime)
-    shown = validation_prompts(config, held_out)
+    teacher = model.Teacher(info, config, runtime)
+    shown = training.validation_prompts(config, held_out)
     encoded = [*prompts, *held_out, *shown, config.negative_prompt]
     embeddings, verdict = encode_prompts(config, teacher, encoded, runtime)
 
     # 3. One expert after the other learns its own steps.
-    job = Run(config, teacher, embeddings, tuple(prompts), runtime)
+    job = data.Run(config, teacher, embeddings, tuple(prompts), runtime)
     if not config.evaluate_only:
         if runtime.device.type != "cpu":  # if memory runs out, then now, not after hours of solving
-            with explain_out_of_memory(config, info, "rehearsing one update of each role"):
-                rehearse(job, config.experts[0])
-        tracker = Tracker(config, runtime)
+            with planning.explain_out_of_memory(config, info, "rehearsing one update of each role"):
+                training.rehearse(job, config.experts[0])
+        tracker = training.Tracker(config, runtime)
         for expert in config.experts:
             distil(job, expert, shown, tracker)
         tracker.finish()
 
     # 4. What is left behind, and how good it is.
     if runtime.is_main and not config.evaluate_only:
-        export_student(job)
+        results.export_student(job)
     evaluation = None
     if config.evaluate or config.evaluate_only:
         pairs = config.evaluation == "pairs"
-        measured = PairedEvaluation(job, held_out) if pairs else Evaluation(job, held_out)
-        with explain_out_of_memory(config, info, "measuring the student"):
-            evaluation = measured.measure()
+        kind = results.PairedEvaluation if pairs else results.Evaluation
+        with planning.explain_out_of_memory(config, info, "measuring the student"):
+            evaluation = kind(job, held_out).measure()
     if runtime.is_main:
         if evaluation:
-            print(f"\n{as_markdown(evaluation)}\n")
-        describe_results(config, teacher, verdict, evaluation)
-        write_page(folder.path, config, info)
+            print(f"\n{results.as_markdown(evaluation)}\n")
+        results.describe_results(config, teacher, verdict, evaluation)
+        results.write_page(folder.path, config, info)
         if config.push_to_hub:
-            print(f"Uploaded to {push(config, info, evaluation)}")
+            print(f"Uploaded to {results.push(config, info, evaluation)}")
         where = folder.path.resolve()
         print(f"Done: {where} (report.html shows it, README.md how to use the student)")
     return 0
@@ -279,27 +266,23 @@ def distil(run: Run, expert: Expert, shown: Sequence[str], tracker: Tracker) -> 
     """Trains one expert's student and writes it. Raises Stopped after a signal, with everything
     saved.
     """
-    from wan_distill.data import open_inputs, solve_missing
-    from wan_distill.methods import make_method
-    from wan_distill.model import save_student
-    from wan_distill.planning import explain_out_of_memory
-    from wan_distill.training import Monitor, Previews
+    from wan_distill import data, methods, model, planning, training
 
     config, info = run.config, run.info
-    method = make_method(config, expert)
-    inputs = open_inputs(run, expert)
-    monitor = Monitor(run, expert)
-    previews = Previews(run, expert, shown)
+    method = methods.make_method(config, expert)
+    inputs = data.open_inputs(run, expert)
+    monitor = training.Monitor(run, expert)
+    previews = training.Previews(run, expert, shown)
 
     # Solve exactly what this expert learns from and is compared with.
     micro_batches = config.gradient_accumulation_steps * run.runtime.sample_groups
     read = inputs.requests(method.rows_read(micro_batches))
-    with explain_out_of_memory(config, info, "solving samples"):
-        solve_missing(run, [*read, *monitor.requests(), *previews.requests()])
-    with explain_out_of_memory(config, info, f"training the {expert} expert"):
+    with planning.explain_out_of_memory(config, info, "solving samples"):
+        data.solve_missing(run, [*read, *monitor.requests(), *previews.requests()])
+    with planning.explain_out_of_memory(config, info, f"training the {expert} expert"):
         student = train(run, expert, method, inputs, monitor, previews, tracker)
     if run.runtime.is_main:
-        save_student(run.folder.path, monitor.exported(student), config, info, expert)
+        model.save_student(run.folder.path, monitor.exported(student), config, info, expert)
     run.runtime.state.wait_for_everyone()
 
 
@@ -315,24 +298,22 @@ def train(
     """The loop of one expert: role, update, metrics, monitor, previews, checkpoint. Returns the
     student.
     """
-    from wan_distill.model import begin_as, make_roles, recompute_blocks, warm_start_files
-    from wan_distill.results import write_page
-    from wan_distill.training import Metrics, Progress, make_learners
+    from wan_distill import model, results, training
 
     config, info, runtime = run.config, run.info, run.runtime
     transformer = run.teacher.load_expert(expert)
-    parameters = make_roles(transformer, method.roles, config, expert)
+    parameters = model.make_roles(transformer, method.roles, config, expert)
     if config.init_student_from:
-        earlier = warm_start_files(config, info)[expert]
+        earlier = model.warm_start_files(config, info)[expert]
         for role in method.roles if config.critic_from_student else ("student",):
-            if note := begin_as(transformer, role, earlier):
+            if note := model.begin_as(transformer, role, earlier):
                 runtime.say(f"{role}: {note}")
-    recompute_blocks(transformer, config)
+    model.recompute_blocks(transformer, config)
     denoiser = run.denoiser(expert, transformer, config.whole_student)
-    learners = make_learners(method, parameters, config)
+    learners = training.make_learners(method, parameters, config)
     student = learners["student"]
-    metrics = Metrics(run.folder.metrics, runtime)
-    progress = Progress(run, expert, learners, metrics)
+    metrics = training.Metrics(run.folder.metrics, runtime)
+    progress = training.Progress(run, expert, learners, metrics)
     first = progress.resume()
     last = method.updates(config.max_train_steps)
     monitor.resume(first)
@@ -361,7 +342,7 @@ def train(
             if role == "student" and previews.due(student.done, last=done == last):
                 previews.write(denoiser, student)
                 if runtime.is_main:
-                    write_page(run.folder.path, config, info)
+                    results.write_page(run.folder.path, config, info)
             stopping = runtime.stop_requested()
             if method.is_interval(done, config.checkpointing_steps) or done == last or stopping:
                 progress.save(done)
