@@ -15,7 +15,7 @@ from wan_shapes import A14B, config_of, teacher_of
 
 import train_distillation
 from wan_distill.errors import UsageError
-from wan_distill.planning import hardware, plan, preflight
+from wan_distill.planning import hardware, levers, plan, preflight
 from wan_distill.planning.hardware import GPUS, Hardware, parse_gpu
 from wan_distill.planning.memory import shape_of
 from wan_distill.planning.stages import stages
@@ -39,6 +39,21 @@ def test_a14b_is_described_in_words(a14b):
     for words in ("32760 tokens", "14.3B parameters", "Fits ", "checkpoints", "solved samples"):
         assert words in text, words
     assert re.search(r"h200 +--base_precision bf16 --num_frames 81", text)
+
+
+def test_what_fits_never_promises_more_than_the_card_has(a14b):
+    fits = levers.what_fits(config_of(a14b), a14b)
+    assert list(fits) == list(levers.CARDS) and all(fits.values())
+    for card, text in fits.items():
+        assert float(text.split("peak ")[1].split()[0]) * 1e9 < GPUS[card].memory
+
+
+def test_what_fits_takes_the_largest_clip_then_the_most_exact_base(a14b):
+    config = config_of(a14b)
+    fits = levers.what_fits(config, a14b)
+    assert fits["h200"].startswith("--base_precision bf16 --num_frames 81 (peak")
+    frames = [int(text.split("--num_frames ")[1].split()[0]) for text in fits.values()]
+    assert frames == sorted(frames)
 
 
 def test_dry_run_prints_the_plan_and_loads_no_weights(
