@@ -28,6 +28,7 @@ from wan_distill.system.console import escape_unencodable
 from wan_distill.system.disk_errors import describe_disk_error
 
 NAME_BYTES = 180  # of a video's name, in UTF-8: file systems allow 255 in all
+CHANGES = ("teacher_lora", "teacher_transformer", "teacher_transformer_2")
 FLAGS: dict[str, dict[str, Any]] = {
     "--student": dict(
         type=paths,
@@ -62,6 +63,13 @@ FLAGS: dict[str, dict[str, Any]] = {
         action="store_true",
         help="also read .bin weights. Reading them can run code: only for files you trust",
     ),
+    "--teacher_lora": dict(
+        action="append", help="LoRA merged into the teacher, as in training (default: as trained)"
+    ),
+    "--teacher_transformer": dict(
+        help="high expert in place of the pipeline's (default: as trained)"
+    ),
+    "--teacher_transformer_2": dict(help="the same for the low expert"),
     "--steps": dict(
         type=int, help="one of the step counts the student was trained for (default: the largest)"
     ),
@@ -127,8 +135,10 @@ def run(args: argparse.Namespace) -> int:
     files = made.find_student(args.student)
     student = made.read_schedule(files)
     steps = steps_of(args, student)
-    names = ("teacher_path", "revision", "variant", "cache_dir", "allow_pickle")
-    info, config = made.find_teacher(student, {name: getattr(args, name) for name in names})
+    names = ("teacher_path", "revision", "variant", "cache_dir", "allow_pickle", *CHANGES)
+    chosen = {name: getattr(args, name) for name in names}
+    chosen["teacher_lora"] = chosen["teacher_lora"] and tuple(chosen["teacher_lora"])
+    info, config = made.find_teacher(student, chosen)
     clip = clip_settings(args, student, info)
     made.check_prompts(info, clip["max_sequence_length"], [video[0] for video in videos])
     made.check_teacher(info, student, args.allow_other_teacher)

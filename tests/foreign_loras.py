@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from wan_distill.lora.names import TRAINED
+from wan_distill.settings.lora_names import TRAINED
 
 Stem = str
 Products = dict[Stem, tuple[Tensor, Tensor, float]]

@@ -17,7 +17,7 @@ from conftest import REPOSITORY
 from packaging.requirements import Requirement
 
 PACKAGE = "wan_distill"
-SCRIPTS = ("train_distillation", "sample", "test_umt5_weights")
+SCRIPTS = ("train_distillation", "sample", "test_umt5_weights", "convert_lora")
 # From the bottom to the top. A file at the top of the package is a floor of its own.
 FLOORS = (
     "errors",

@@ -10,11 +10,12 @@ from functools import cache
 import pytest
 from conftest import REPOSITORY
 
+import convert_lora
 import sample
 import test_umt5_weights
 from wan_distill.settings.command_line import build_parser
 
-SCRIPTS = ("train_distillation.py", "sample.py", "test_umt5_weights.py")
+SCRIPTS = ("train_distillation.py", "sample.py", "test_umt5_weights.py", "convert_lora.py")
 DOCUMENTS = [
     *(REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md")),
     *sorted((REPOSITORY / "docs").glob("*.md")),
@@ -137,7 +138,12 @@ def test_messages_are_joined_and_docstrings_are_none():
 
 
 def test_every_flag_that_a_document_names_exists():
-    parsers = (build_parser(), sample.build_parser(), test_umt5_weights.make_parser())
+    parsers = (
+        build_parser(),
+        sample.build_parser(),
+        test_umt5_weights.make_parser(),
+        convert_lora.build_parser(),
+    )
     known = {option for parser in parsers for a in parser._actions for option in a.option_strings}
     for document in DOCUMENTS:
         text = document.read_text(encoding="utf-8")

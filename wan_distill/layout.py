@@ -40,6 +40,10 @@ class RunFolder:
     def has_student(self, expert: Expert) -> bool:
         return self.student(expert).exists()
 
+    def single_file(self, expert: Expert, kind: str) -> Path:
+        """The merged expert as one file for ComfyUI."""
+        return self.path / "comfyui" / f"{expert}_noise_{kind}.safetensors"
+
     @property
     def workflow(self) -> Path:
         """ComfyUI's own nodes, with this student's settings."""
@@ -174,6 +178,7 @@ NOT_UPLOADED = (
     "*/best.safetensors",
     "*/checkpoint-*",
     "student/*",
+    "comfyui/*",
     "*_student.safetensors",
 )
 

@@ -26,7 +26,9 @@ sys.path[:0] = [str(TESTS.parent), str(TESTS), str(TESTS / "planning")]
 
 from wan_shapes import A14B, config_of, teacher_of
 
-from wan_distill.results.workflows import Workflow, comfyui_workflow, wrapper_workflow
+from wan_distill.results.workflow_nodes import Workflow
+from wan_distill.results.workflows import comfyui_workflow
+from wan_distill.results.wrapper_workflow import wrapper_workflow
 
 WRAPPER_FILES = ("nodes.py", "nodes_model_loading.py", "nodes_sampler.py")
 FILE_INPUTS = ("unet_name", "lora_name", "clip_name", "vae_name")

@@ -60,5 +60,5 @@ def test_it_is_refused_before_anything_is_solved(random_teacher, first, tmp_path
     file = RunFolder(first.path).lora("high")
     file.write_bytes(file.read_bytes()[:-9])
     assert run() == 2
-    assert "damaged" in capsys.readouterr().err
+    assert "truncated" in capsys.readouterr().err
     assert not second.exists()

@@ -74,7 +74,8 @@ def test_the_wheel_holds_every_package_and_its_data(wheel):
         *(REPOSITORY / "wan_distill").rglob("*.html"),
     ]
     expected = {file.relative_to(REPOSITORY).as_posix() for file in code}
-    expected |= {"train_distillation.py", "sample.py", "test_umt5_weights.py"}
+    scripts = ("train_distillation", "sample", "test_umt5_weights", "convert_lora")
+    expected |= {f"{script}.py" for script in scripts}
     assets = REPOSITORY / "assets"
     for file in assets.rglob("*"):
         if file.is_file() and "__pycache__" not in file.parts:
@@ -93,6 +94,7 @@ def test_the_commands_are_installed(wheel):
         "wan-distill = train_distillation:main",
         "wan-distill-sample = sample:main",
         "wan-distill-check = test_umt5_weights:main",
+        "wan-distill-convert = convert_lora:main",
     ):
         assert line in text
 

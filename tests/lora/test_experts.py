@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-import wan_distill.lora.experts as experts
+import wan_distill.settings.lora_sources as experts
 from wan_distill.errors import UsageError
-from wan_distill.lora.experts import expert_in_name, find_loras
+from wan_distill.settings.lora_sources import expert_in_name, find_loras
 
 BOTH = ("high", "low")
 

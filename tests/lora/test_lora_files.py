@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from wan_distill.errors import UsageError
 from wan_distill.lora.files import LoraFile
 from wan_distill.lora.layouts import named_for
-from wan_distill.lora.names import OF_A_BLOCK, OUTSIDE, TRAINED, original_name, read_name
+from wan_distill.settings.lora_headers import LoraHeader
+from wan_distill.settings.lora_names import OF_A_BLOCK, OUTSIDE, TRAINED, original_name, read_name
 
 RANK, ALPHA = 4, 3.0  # their quotient is no power of two
 SHAPE = torch.Size((8, 6))
@@ -35,15 +36,19 @@ def ours(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
+def open_lora(file: Path) -> LoraFile:
+    return LoraFile(LoraHeader(file, "--flag"))
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_gives_the_same_changes(ours: Path, tmp_path: Path, layout: str) -> None:
-    theirs = LoraFile(write_in(layout, ours, tmp_path / "theirs.safetensors"), "--flag")
+    theirs = open_lora(write_in(layout, ours, tmp_path / "theirs.safetensors"))
     products = products_of(ours)
-    assert {original_name(m) for m, parts in theirs.layers.items() if "down" in parts} == set(
-        products
-    )
-    assert theirs.ranks == (RANK,) and theirs.unknown == []
-    for module, parts in theirs.layers.items():
+    assert {
+        original_name(m) for m, parts in theirs.header.layers.items() if "down" in parts
+    } == set(products)
+    assert theirs.header.ranks == (RANK,) and theirs.header.unknown == []
+    for module, parts in theirs.header.layers.items():
         if "down" in parts:
             down, up, alpha = products[original_name(module)]
             expected = up @ down * (alpha / RANK)
@@ -52,23 +57,25 @@ def test_every_layout_gives_the_same_changes(ours: Path, tmp_path: Path, layout:
 
 def test_only_what_is_added_and_not_zero_is_an_extra(ours: Path, tmp_path: Path) -> None:
     file = write_in("lightning with extras", ours, tmp_path / "theirs.safetensors")
-    ((name, norm),) = LoraFile(file, "--flag").extras()
+    ((name, norm),) = open_lora(file).extras()
     assert name == "diffusion_model.blocks.0.cross_attn.k.diff_b"
     assert norm == pytest.approx(0.01 * 8**0.5)
 
 
 @pytest.mark.parametrize("layout", ["comfyui", "diffusers", "kohya"])
 def test_what_is_written_is_read_again(ours: Path, tmp_path: Path, layout: str) -> None:
-    source, target = LoraFile(ours, "--flag"), tmp_path / "theirs.safetensors"
+    source, target = open_lora(ours), tmp_path / "theirs.safetensors"
     tensors = {}
-    for module in source.layers:
+    for module in source.header.layers:
         named, left_out = named_for(layout, module, source.read(module))
         tensors |= named
         assert left_out == []
     save_file(tensors, target)
-    again = LoraFile(target, "--flag")
-    assert again.layout == layout and again.layers.keys() == source.layers.keys()
-    for module in source.layers:
+    again = open_lora(target)
+    assert (
+        again.header.layout == layout and again.header.layers.keys() == source.header.layers.keys()
+    )
+    for module in source.header.layers:
         expected = source.read(module).change(SHAPE)
         torch.testing.assert_close(again.read(module).change(SHAPE), expected)
 
@@ -90,7 +97,7 @@ def test_peft_settings_scale_layers_by_pattern(ours: Path, tmp_path: Path) -> No
     file = write_in("base_model", ours, folder / "adapter_model.safetensors")
     settings = dict(r=RANK, lora_alpha=8, alpha_pattern={"to_q": 2}, use_rslora=True)
     (folder / "adapter_config.json").write_text(json.dumps(settings))
-    lora = LoraFile(file, "--flag")
+    lora = open_lora(file)
     assert lora.scale("blocks.0.attn1.to_k") == 4.0  # 8 / sqrt(4)
     assert lora.scale("blocks.0.attn1.to_q") == 1.0
 
@@ -116,14 +123,14 @@ def test_what_is_no_whole_lora_is_refused(ours: Path, tmp_path: Path, change, sa
     file = tmp_path / "changed.safetensors"
     save_file(tensors, file)
     if said is None:
-        assert LoraFile(file, "--flag").unknown == ["other"]
+        assert LoraHeader(file, "--flag").unknown == ["other"]
         return
     with pytest.raises(UsageError, match=f"--flag .*changed.safetensors: {said}"):
-        LoraFile(file, "--flag")
+        LoraHeader(file, "--flag")
 
 
 def test_a_damaged_file_is_refused(ours: Path, tmp_path: Path) -> None:
     file = tmp_path / "half.safetensors"
     file.write_bytes(ours.read_bytes()[:-9])
-    with pytest.raises(UsageError, match="damaged"):
-        LoraFile(file, "--flag")
+    with pytest.raises(UsageError, match="truncated"):
+        LoraHeader(file, "--flag")

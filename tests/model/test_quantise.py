@@ -13,7 +13,8 @@ from torch._subclasses import FakeTensorMode
 
 from wan_distill.model import quantise as quantise_module
 from wan_distill.model.codes import dequantise, fp8_product, quantise
-from wan_distill.model.quantise import StoredLinear, load_stored
+from wan_distill.model.expert_weights import ExpertWeights
+from wan_distill.model.quantise import StoredLinear, load_streamed
 from wan_distill.planning import memory
 from wan_distill.settings.weight_files import weight_files
 
@@ -39,7 +40,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def loaded(
     folder: Path, kind: str, dtype: torch.dtype = torch.float32, **changes: bool
 ) -> WanTransformer3DModel:
-    return load_stored(folder, weight_files(folder), kind, dtype, torch.device("cpu"), **changes)
+    weights = ExpertWeights(weight_files(folder))
+    return load_streamed(folder, weights, kind, dtype, torch.device("cpu"), **changes)
 
 
 def stored_layer(kind: str, offload: bool, inputs: int = 8, outputs: int = 6) -> StoredLinear:

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from wan_distill.errors import ExportError, UsageError
 from wan_distill.layout import LORA_FILE, RunFolder
-from wan_distill.lora.names import read_name
 from wan_distill.model.adapters import adapter_parameters, add_adapter
 from wan_distill.model.loading import Teacher
 from wan_distill.model.student_files import (
@@ -30,6 +29,7 @@ from wan_distill.model.student_files import (
 from wan_distill.model.verification import transformer_without_weights, verify_lora
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TEACHER_PARTS, TEXT_PARTS, read_teacher
+from wan_distill.settings.lora_names import read_name
 from wan_distill.system.runtime import Runtime
 
 RANK = 4

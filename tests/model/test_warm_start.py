@@ -12,13 +12,13 @@ from written_students import write_student
 
 from wan_distill.errors import UsageError
 from wan_distill.layout import LORA_FILE
-from wan_distill.lora.files import LoraFile
 from wan_distill.model.adapters import adapter_parameters, add_adapter
 from wan_distill.model.denoiser import Denoiser
 from wan_distill.model.student_files import save_lora
 from wan_distill.model.warm_start import begin_as, carry_over, check_warm_start
 from wan_distill.settings.description import read_teacher
 from wan_distill.settings.job import LORA_TARGETS
+from wan_distill.settings.lora_headers import LoraHeader
 
 BOUNDARY = 0.875
 
@@ -31,7 +31,7 @@ def test_a_warm_start_begins_with_the_other_runs_student(make_run, tmp_path):
     save_lora(file, lesson.learners["student"].exported(), run.config, run.info, "high")
     second = random_transformer(1)
     add_adapter(second, "student", rank=4, alpha=2.0, layers=LORA_TARGETS, seed=9)
-    begin_as(second, "student", LoraFile(file, "--init_student_from"))
+    begin_as(second, "student", LoraHeader(file, "--init_student_from"))
     x = torch.randn(1, 16, 2, 4, 4, generator=torch.Generator().manual_seed(0))
     prompt, sigma = torch.zeros(1, 12, TEXT_DIM), torch.tensor([0.9], dtype=torch.float64)
     with torch.no_grad():
@@ -50,7 +50,7 @@ def test_a_warm_start_of_equal_alpha_takes_the_weights_as_they_are(make_run, tmp
     second = random_transformer(1)
     alpha = run.config.lora_alpha
     add_adapter(second, "student", rank=4, alpha=alpha, layers=LORA_TARGETS, seed=9)
-    begin_as(second, "student", LoraFile(file, "--init_student_from"))
+    begin_as(second, "student", LoraHeader(file, "--init_student_from"))
     begun = adapter_parameters(second, "student")
     assert set(begun) == set(weights)
     assert all(torch.equal(p, weights[name]) for name, p in begun.items())
@@ -65,7 +65,7 @@ def test_another_rank_has_the_same_effect_as_far_as_it_can(make_run, tmp_path, r
     second = random_transformer(1)
     add_adapter(second, "student", rank=rank, alpha=2.0, layers=LORA_TARGETS, seed=9)
     fresh = {n: p.detach().clone() for n, p in adapter_parameters(second, "student").items()}
-    note = begin_as(second, "student", LoraFile(file, "--init_student_from"))
+    note = begin_as(second, "student", LoraHeader(file, "--init_student_from"))
     lost = total = 0.0
     for name, module in second.named_modules():
         if hasattr(module, "get_delta_weight"):
@@ -94,7 +94,7 @@ def test_layers_that_a_file_lacks_stay_without_effect(make_run, tmp_path):
     save_lora(file, weights, run.config, run.info, "high")
     second = random_transformer(1)
     add_adapter(second, "student", rank=4, alpha=4.0, layers=("to_q", "to_k"), seed=9)
-    begin_as(second, "student", LoraFile(file, "--init_student_from"))
+    begin_as(second, "student", LoraHeader(file, "--init_student_from"))
     moved = {
         name.rsplit(".", 1)[-1]: bool(module.get_delta_weight("student").any())
         for name, module in second.named_modules()

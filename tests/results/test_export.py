@@ -13,8 +13,9 @@ from written_students import write_student
 from wan_distill.errors import ExportError
 from wan_distill.layout import LORA_FILE, RunFolder
 from wan_distill.model.student_files import load_student
-from wan_distill.results.export import export_student, snippet
+from wan_distill.results.export import export_student
 from wan_distill.results.merged import probe
+from wan_distill.results.snippet import snippet
 
 
 @pytest.fixture

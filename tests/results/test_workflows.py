@@ -10,12 +10,9 @@ from random_teachers import write_pipeline
 
 from wan_distill.layout import LORA_FILE, RunFolder
 from wan_distill.maths.sigmas import sigma_grid
-from wan_distill.results.workflows import (
-    base_file,
-    comfyui_workflow,
-    wrapper_workflow,
-    write_workflows,
-)
+from wan_distill.results.workflow_nodes import base_file
+from wan_distill.results.workflows import comfyui_workflow, write_workflows
+from wan_distill.results.wrapper_workflow import wrapper_workflow
 from wan_distill.settings.description import read_teacher
 
 RECORDED = REPOSITORY / "tests" / "recorded"

@@ -45,7 +45,8 @@ def test_every_setting_is_a_flag_and_has_help():
         choices = tuple(RECIPES) if field.name == "method" else field.metadata["choices"]
         for value in choices or ("1",):
             given = getattr(parse_args([f"--{field.name}", value]), field.name)
-            many = {"sampling_steps": (1,), "lora_layers": ("1",)}.get(field.name)
+            lists = dict.fromkeys(("lora_layers", "teacher_lora", "export"), ("1",))
+            many = (lists | {"sampling_steps": (1,)}).get(field.name)
             assert given == (many or (value if isinstance(given, str) else 1)), field.name
         if choices:
             with pytest.raises(UsageError, match=f"--{field.name}: invalid choice: 'x'"):

@@ -20,7 +20,7 @@ def test_help_is_the_one_in_the_docs():
 def test_no_script_needs_torch_to_answer():
     """So `--help` and a mistyped flag are answered at once."""
     code = (
-        "import sys, train_distillation, sample, test_umt5_weights\n"
+        "import sys, train_distillation, sample, test_umt5_weights, convert_lora\n"
         "print(*{'torch', 'diffusers', 'transformers'} & set(sys.modules))\n"
     )
     result = subprocess.run(

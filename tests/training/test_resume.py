@@ -22,6 +22,9 @@ from wan_distill.training.resume import FREE, Progress, check_resume, identity
 # and the prompts' paths may change because their contents are compared, and the micro-batches of an
 # update because their number is.
 MAY_CHANGE = {
+    "teacher_lora",
+    "teacher_transformer",
+    "teacher_transformer_2",
     "teacher_path",
     "prompts",
     "output_dir",
@@ -46,6 +49,7 @@ MAY_CHANGE = {
     "nonfinite_limit",
     "logging_steps",
     "save_merged",
+    "export",
     "evaluate",
     "evaluate_only",
     "eval_samples",

@@ -6,9 +6,7 @@ import torch
 from torch import Tensor
 
 from wan_distill.lora.files import Layer
-from wan_distill.lora.names import Layout, original_name
-
-LAYOUTS: tuple[Layout, ...] = ("comfyui", "diffusers", "kohya")
+from wan_distill.settings.lora_names import Layout, original_name
 
 
 def named_for(layout: Layout, module: str, layer: Layer) -> tuple[dict[str, Tensor], list[str]]:

@@ -40,14 +40,23 @@ def cut(down: Tensor, up: Tensor, rank: int) -> Cut:
     )
 
 
-def extract(difference: Tensor, rank: int) -> Cut:
-    """A matrix [out, in] as a product of at most `rank`, by its singular values."""
-    left, values, right = torch.linalg.svd(difference.float(), full_matrices=False)
+def cut_matrix(matrix: Tensor, rank: int) -> Cut:
+    """A matrix [out, in] as a product of at most `rank`.
+
+    Exact where it is small. Otherwise its first singular values are found by a randomised search
+    (arXiv 0909.4061) from a fixed seed, which is within a few thousandths of the best and a
+    hundred times faster; what is said to be lost is what is lost.
+    """
+    matrix = matrix.float()
+    searched = 2 * rank + 16
+    if min(matrix.shape) <= 2 * searched:
+        left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    else:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            left, values, columns = torch.svd_lowrank(matrix, q=searched, niter=4)
+        right = columns.T
     root = values[:rank].sqrt()
-    squares = values.double().square()
-    return Cut(
-        down=root[:, None] * right[:rank],
-        up=left[:, :rank] * root,
-        lost=float(squares[rank:].sum()),
-        total=float(squares.sum()),
-    )
+    down, up = root[:, None] * right[:rank], left[:, :rank] * root
+    lost = (matrix - up @ down).double().square().sum()
+    return Cut(down, up, float(lost), float(matrix.double().square().sum()))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import diffusers.utils.logging
 import torch
@@ -14,8 +13,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from wan_distill.maths.sigmas import SUBFOLDER, Expert
-from wan_distill.model.part_files import check_part, files_of, loader_options
-from wan_distill.model.quantise import load_stored
+from wan_distill.model.expert_weights import ExpertWeights
+from wan_distill.model.part_files import check_part, expert_files, loader_options
+from wan_distill.model.quantise import load_streamed
 from wan_distill.settings.assets import download
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
@@ -59,26 +59,27 @@ class Teacher:
                 wherever the device may be too small for that.
         """
         config, runtime = self.config, self.runtime
-        part = SUBFOLDER[expert]
-        self.fetch(part)
+        if expert not in self.info.changes.experts:
+            self.fetch(SUBFOLDER[expert])
         stored = config.base_precision != "bf16" or config.offload
         if exact or not stored:
             on_host = stored or runtime.sharded or runtime.device.type == "cpu"
-            transformer = self._load_plain(part, on_host)
+            transformer = self._load_plain(expert, on_host)
         else:
-            transformer = self._load_stored(part)
+            transformer = self._load_stored(expert)
         if not exact:
             make_ready(transformer, config, runtime)
         return transformer
 
-    def _load_plain(self, part: str, on_host: bool) -> WanTransformer3DModel:
-        place: dict[str, Any] = {} if on_host else {"device_map": {"": str(self.runtime.device)}}
-        return load_transformer(self.info, self.config, part, self.runtime.dtype, **place)
+    def _load_plain(self, expert: Expert, on_host: bool) -> WanTransformer3DModel:
+        device = torch.device("cpu") if on_host else self.runtime.device
+        return load_transformer(self.info, self.config, expert, self.runtime.dtype, device)
 
-    def _load_stored(self, part: str) -> WanTransformer3DModel:
-        return load_stored(
-            self.info.folder / part,
-            files_of(self.info, self.config, part),
+    def _load_stored(self, expert: Expert) -> WanTransformer3DModel:
+        folder, files = expert_files(self.info, self.config, expert)
+        return load_streamed(
+            folder,
+            ExpertWeights(files, self.info.changes.of(expert), self.runtime.device),
             self.config.base_precision,
             self.runtime.dtype,
             self.runtime.device,
@@ -93,13 +94,19 @@ class Teacher:
 
 
 def load_transformer(
-    info: TeacherInfo, config: Config, part: str, dtype: torch.dtype, **place: Any
+    info: TeacherInfo, config: Config, expert: Expert, dtype: torch.dtype, device: torch.device
 ) -> WanTransformer3DModel:
     """A frozen transformer from the files on this machine that `--variant` and `--allow_pickle`
-    choose. Raises UsageError.
+    choose, with the teacher's changes. Raises UsageError.
     """
-    options = loader_options(info, config, part)
-    transformer = WanTransformer3DModel.from_pretrained(**options, dtype=dtype, **place)
+    if info.changes.touches(expert):
+        folder, files = expert_files(info, config, expert)
+        weights = ExpertWeights(files, info.changes.of(expert), device)
+        return load_streamed(folder, weights, None, dtype, device)
+    options = loader_options(info, config, SUBFOLDER[expert])
+    if device.type != "cpu":
+        options["device_map"] = {"": str(device)}
+    transformer = WanTransformer3DModel.from_pretrained(**options, dtype=dtype)
     return transformer.requires_grad_(False).eval()
 
 

@@ -13,11 +13,12 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from transformers import UMT5Config, UMT5EncoderModel
 
 from wan_distill.errors import FileError, UsageError, one_line
-from wan_distill.maths.sigmas import SUBFOLDER
+from wan_distill.maths.sigmas import SUBFOLDER, Expert
 from wan_distill.model.weight_names import ONE_CHECKPOINT, explain_names
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
 from wan_distill.settings.reading import AGAIN, check_pickle, read_header, read_json
+from wan_distill.settings.teacher_changes import EXPERT_FLAG
 from wan_distill.settings.weight_files import refuse_pickles, variant_or_none, weight_files
 from wan_distill.umt5.inspect import check_class, inspect_text_encoder
 from wan_distill.umt5.tables import EMBED, SHARED
@@ -27,21 +28,40 @@ Header = dict[str, dict[str, Any]]
 
 
 def parts_of(info: TeacherInfo) -> list[str]:
-    """The parts of a teacher that have weights."""
-    return ["text_encoder", "vae", *(SUBFOLDER[expert] for expert in info.experts)]
+    """The parts of a teacher that have weights and are loaded from its folder."""
+    own = [SUBFOLDER[expert] for expert in info.experts if expert not in info.changes.experts]
+    return ["text_encoder", "vae", *own]
 
 
 def files_of(info: TeacherInfo, config: Config, part: str) -> list[Path]:
     """The weight files of a part. Raises UsageError where there are none, or pickles without
     --allow_pickle.
     """
-    folder = info.folder / part
     try:
-        files = weight_files(folder, variant_or_none(folder, config.variant))
-        if not config.allow_pickle:
-            refuse_pickles(files)
+        return _files_in(info.folder / part, config)
     except FileError as error:
         raise UsageError(of_teacher(info, error)) from error
+
+
+def expert_files(info: TeacherInfo, config: Config, expert: Expert) -> tuple[Path, list[Path]]:
+    """(the folder of its config.json, its weight files) of an expert, which may be replaced.
+    Raises UsageError as `files_of` does.
+    """
+    part, replaced = SUBFOLDER[expert], info.changes.experts.get(expert)
+    if replaced is None:
+        return info.folder / part, files_of(info, config, part)
+    if replaced.is_file():
+        return info.folder / part, [replaced]
+    try:
+        return replaced, _files_in(replaced, config)
+    except FileError as error:
+        raise UsageError(f"{EXPERT_FLAG[expert]} {error}") from error
+
+
+def _files_in(folder: Path, config: Config) -> list[Path]:
+    files = weight_files(folder, variant_or_none(folder, config.variant))
+    if not config.allow_pickle:
+        refuse_pickles(files)
     return files
 
 

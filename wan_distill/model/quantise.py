@@ -13,13 +13,13 @@ never kept. Adapters stay float32 on the device (QLoRA, arXiv 2305.14314).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import init_empty_weights
 from diffusers import WanTransformer3DModel
-from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -109,35 +109,41 @@ class StoredLinear(nn.Linear):
         return product
 
 
-def load_stored(
+def load_streamed(
     folder: Path,
-    files: list[Path],
-    kind: str,
+    weights: Mapping[str, Tensor],
+    kind: str | None,
     dtype: torch.dtype,
     device: torch.device,
     offload: bool = False,
     fetch_ahead: bool = False,
 ) -> WanTransformer3DModel:
-    """A frozen transformer whose blocks' matrices are quantised, in host memory, or both.
-
-    Each tensor is stored as it is read: there is never a whole copy on the device.
+    """A frozen transformer whose tensors come one by one: there is never a whole copy beside it.
 
     Args:
         folder: that of its config.json.
-        files: its weights, as safetensors.
-        kind: bf16, int8, fp8 or nf4.
+        weights: diffusers' name -> tensor, of all its tensors.
+        kind: how the blocks' matrices are stored: bf16, int8, fp8 or nf4; None: as plain layers.
         dtype: of the arithmetic, and of what is not quantised.
-        offload: put the matrices into host memory.
+        offload: put the blocks' matrices into host memory.
         fetch_ahead: copy each block's to the device while the block before it works; its blocks
             must then be recomputed for a backward pass.
     """
     settings = WanTransformer3DModel.load_config(folder)
     with init_empty_weights(include_buffers=False):
         model = WanTransformer3DModel.from_config(settings)
-    stored = store_matrices(model, kind, dtype, offload)
+    stored = store_matrices(model, kind, dtype, offload) if kind else []
     pool = HostPool(sum(layer.size for layers in stored for layer in layers)) if offload else None
-    for file in files:
-        _read_weights(model, file, kind, dtype, device, pool)
+    in_float32 = set(model._keep_in_fp32_modules)
+    for name, tensor in weights.items():
+        path, _, leaf = name.rpartition(".")
+        module = model.get_submodule(path)
+        if isinstance(module, StoredLinear) and leaf == "weight":
+            module.fill(tensor.to(dtype) if kind == "bf16" else tensor, pool)
+        else:
+            exact = bool(in_float32 & set(name.split(".")))
+            tensor = tensor.to(torch.float32 if exact else dtype)
+            setattr(module, leaf, nn.Parameter(tensor, requires_grad=False))
     # Buffers are in no file. `model.to` would also move the matrices that are in host memory.
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
@@ -157,26 +163,3 @@ def store_matrices(
         if type(module) is nn.Linear:
             model.blocks.set_submodule(path, StoredLinear(module, kind, dtype, offload))
     return [[m for m in b.modules() if isinstance(m, StoredLinear)] for b in model.blocks]
-
-
-def _read_weights(
-    model: WanTransformer3DModel,
-    file: Path,
-    kind: str,
-    dtype: torch.dtype,
-    device: torch.device,
-    pool: HostPool | None,
-) -> None:
-    """Puts the tensors of one file into their modules."""
-    in_float32 = set(model._keep_in_fp32_modules)
-    with safe_open(file, framework="pt", device=str(device)) as tensors:
-        for name in tensors.keys():  # noqa: SIM118  (a safe_open is no mapping)
-            path, _, leaf = name.rpartition(".")
-            module = model.get_submodule(path)
-            tensor = tensors.get_tensor(name)
-            if isinstance(module, StoredLinear) and leaf == "weight":
-                module.fill(tensor.to(dtype) if kind == "bf16" else tensor, pool)
-            else:
-                exact = bool(in_float32 & set(name.split(".")))
-                tensor = tensor.to(torch.float32 if exact else dtype)
-                setattr(module, leaf, nn.Parameter(tensor, requires_grad=False))

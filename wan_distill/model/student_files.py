@@ -15,12 +15,12 @@ from torch import Tensor
 
 from wan_distill.errors import FileError, UsageError
 from wan_distill.layout import RunFolder
-from wan_distill.lora.experts import METADATA_KEY
-from wan_distill.lora.names import original_name
 from wan_distill.maths.sigmas import SUBFOLDER, Expert
 from wan_distill.model.adapters import adapter_parameters, prune
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
+from wan_distill.settings.lora_names import original_name
+from wan_distill.settings.lora_sources import METADATA_KEY
 from wan_distill.settings.reading import read_header
 from wan_distill.system.files import write_tensors
 
@@ -53,6 +53,10 @@ def schedule_metadata(config: Config, info: TeacherInfo, expert: Expert) -> dict
         teacher_commit=None if info.is_local else info.commit,
         teacher_variant=info.variant,
         teacher_files=info.part_fingerprints(),
+        teacher_changes=info.changes.fingerprints(),
+        teacher_lora=list(config.teacher_lora),
+        teacher_transformer=config.teacher_transformer,
+        teacher_transformer_2=config.teacher_transformer_2,
         method=config.method,
         sampling_steps=list(config.sampling_steps),
         sigmas=list(config.sigmas()),

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from wan_distill.errors import ExportError, one_line
-from wan_distill.lora.names import read_name
+from wan_distill.settings.lora_names import read_name
 
 ADAPTER = "check"
 # diffusers multiplies alpha / rank into a matrix in the file's dtype: bf16 keeps 3 digits.

@@ -13,10 +13,8 @@ from torch import Tensor
 
 from wan_distill.errors import UsageError
 from wan_distill.layout import LORA_FILE, RunFolder
-from wan_distill.lora.experts import METADATA_KEY, find_loras
 from wan_distill.lora.files import LoraFile
 from wan_distill.lora.layouts import named_for
-from wan_distill.lora.names import is_trained
 from wan_distill.lora.ranks import cut
 from wan_distill.maths.sigmas import Expert
 from wan_distill.model.adapters import adapter_parameters
@@ -24,6 +22,9 @@ from wan_distill.model.student_files import student_metadata
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
 from wan_distill.settings.job import LORA_TARGETS
+from wan_distill.settings.lora_headers import LoraHeader
+from wan_distill.settings.lora_names import is_trained
+from wan_distill.settings.lora_sources import METADATA_KEY, find_loras
 from wan_distill.settings.recipes import Role
 from wan_distill.system.files import write_atomically, write_tensors
 
@@ -31,7 +32,7 @@ FLAG = "--init_student_from"
 SHOWN = 3  # names in a message
 
 
-def warm_start_files(config: Config, info: TeacherInfo) -> dict[Expert, LoraFile]:
+def warm_start_files(config: Config, info: TeacherInfo) -> dict[Expert, LoraHeader]:
     """The LoRA of each expert that `--init_student_from` has one for. Raises UsageError where that
     is none of a trained expert.
     """
@@ -68,12 +69,12 @@ def check_warm_start(config: Config, info: TeacherInfo) -> str | None:
     return "; ".join(lines) + "".join(f"\n          {note}" for note in notes)
 
 
-def _trained(file: LoraFile) -> list[str]:
+def _trained(file: LoraHeader) -> list[str]:
     """The layers of `file` that this tool trains."""
     return [m for m, parts in file.layers.items() if "down" in parts and is_trained(m)]
 
 
-def _check_layers(file: LoraFile, config: Config, info: TeacherInfo) -> None:
+def _check_layers(file: LoraHeader, config: Config, info: TeacherInfo) -> None:
     """Raises UsageError."""
     trained = _trained(file)
     if not trained:
@@ -90,7 +91,7 @@ def _check_layers(file: LoraFile, config: Config, info: TeacherInfo) -> None:
     check_shapes(file, info)
 
 
-def check_shapes(file: LoraFile, info: TeacherInfo) -> None:
+def check_shapes(file: LoraHeader, info: TeacherInfo) -> None:
     """Raises UsageError where a trained layer of `file` is none of the teacher's, or of another
     size.
     """
@@ -119,14 +120,14 @@ def _matrix_shape(module: str, transformer: dict[str, Any]) -> tuple[int, int]:
     return (inner, width) if module.endswith("proj") else (width, inner)
 
 
-def _left_out(files: dict[Expert, LoraFile], config: Config) -> list[str]:
+def _left_out(files: dict[Expert, LoraHeader], config: Config) -> list[str]:
     """One line for what of the files' effect the student does not take over."""
     names = [
         name
         for expert in config.experts
         for name in (
             *files[expert].unknown,
-            *(name for name, _ in files[expert].extras()),
+            *(name for name, _ in LoraFile(files[expert]).extras()),
             *(
                 parts["down"]
                 for module, parts in files[expert].layers.items()
@@ -140,7 +141,7 @@ def _left_out(files: dict[Expert, LoraFile], config: Config) -> list[str]:
     return [f"left out, since no adapter here has a place for them: {len(names)} tensors ({shown})"]
 
 
-def _schedule(files: dict[Expert, LoraFile], config: Config) -> list[str]:
+def _schedule(files: dict[Expert, LoraHeader], config: Config) -> list[str]:
     """One line for a schedule that is not this run's, or not known."""
     now = [round(sigma, 4) for sigma in config.sigmas()[:-1]]
     ours = f"this run trains sigmas {now} (--flow_shift, --sampling_steps)"
@@ -155,7 +156,7 @@ def _schedule(files: dict[Expert, LoraFile], config: Config) -> list[str]:
 
 
 @torch.no_grad()
-def begin_as(transformer: WanTransformer3DModel, role: Role, file: LoraFile) -> str | None:
+def begin_as(transformer: WanTransformer3DModel, role: Role, file: LoraHeader) -> str | None:
     """Gives the adapter of `role` the effect of `file`, whose alphas and ranks may be others.
 
     A smaller rank is filled up with what the adapter has: a random half and a zero half, which can
@@ -166,12 +167,13 @@ def begin_as(transformer: WanTransformer3DModel, role: Role, file: LoraFile) -> 
     """
     ours = adapter_parameters(transformer, role)
     settings = transformer.peft_config[role]
+    tensors = LoraFile(file)
     lost = total = 0.0
     for name, down in ours.items():
         module, _, half = name.partition(".lora_")
         if not half.startswith("A") or not file.layers.get(module, {}).keys() & {"down"}:
             continue
-        layer = file.read(module)
+        layer = tensors.read(module)
         assert layer.down is not None and layer.up is not None
         theirs_down, theirs_up = layer.down.float(), layer.up.float()
         if len(theirs_down) > settings.r:
@@ -208,8 +210,8 @@ def carry_over(config: Config, info: TeacherInfo) -> list[str]:
     return done
 
 
-def _in_our_layout(file: LoraFile) -> dict[str, Tensor]:
-    tensors: dict[str, Tensor] = {}
+def _in_our_layout(file: LoraHeader) -> dict[str, Tensor]:
+    lora, tensors = LoraFile(file), dict[str, Tensor]()
     for module in file.layers:
-        tensors |= named_for("comfyui", module, file.read(module))[0]
+        tensors |= named_for("comfyui", module, lora.read(module))[0]
     return tensors

@@ -51,6 +51,7 @@ def _teacher(config: Config, info: TeacherInfo) -> list[str]:
     latents = "x".join(map(str, info.latent_shape(config)))
     return [
         f"Teacher   {info.source} ({kind}; {split})",
+        *(f"          changed: {words}" for words in info.changes.words()),
         f"          guided ODE: {config.teacher_steps} Euler steps, shift "
         f"{config.teacher_shift:g}, guidance {config.guidance_scale:g} (high), "
         f"{config.guidance_scale_2:g} (low)",

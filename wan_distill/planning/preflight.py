@@ -18,6 +18,7 @@ from huggingface_hub.constants import HF_HUB_CACHE
 
 from wan_distill.errors import UsageError, one_line
 from wan_distill.model.warm_start import check_warm_start
+from wan_distill.planning.changed_files import check_changes
 from wan_distill.planning.memory import estimate, host_needs, shape_of
 from wan_distill.planning.teacher_files import check_files, check_text, download_left
 from wan_distill.planning.trace import trace
@@ -41,6 +42,7 @@ def checks(config: Config, info: TeacherInfo, prompts: Sequence[str] = ()) -> li
         lambda: check_begin(config, info),
         lambda: f"Versions  {check_versions()}",
         lambda: f"Files     {check_files(info, config)}",
+        lambda: (found := check_changes(info, config)) and f"Changed   {found}",
         lambda: f"Text      {check_text(info, prompts)}",
         lambda: f"Disk      {check_disk(config, info)}",
         lambda: check_download(config, info),

@@ -12,6 +12,7 @@ from wan_distill.model.part_files import check_part, files_of, parts_of
 from wan_distill.settings.assets import is_offline
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
+from wan_distill.settings.teacher_changes import expert_of_part
 from wan_distill.settings.weight_files import variant_or_none
 from wan_distill.umt5.text import tokenizer_of
 from wan_distill.umt5.tokenizer import describe_prompts
@@ -85,6 +86,8 @@ def download_left(info: TeacherInfo) -> float:
         return 0.0
     total = 0.0
     for file in info.folder.glob("*/*.index.json"):
+        if expert_of_part(file.parent.name) in info.changes.experts:
+            continue
         metadata = json.loads(file.read_text(encoding="utf-8")).get("metadata", {})
         here = sum(weights.stat().st_size for weights in file.parent.glob("*.safetensors"))
         total += max(0.0, metadata.get("total_size", 0) - here)
@@ -94,12 +97,12 @@ def download_left(info: TeacherInfo) -> float:
 def _check_pickles(info: TeacherInfo, config: Config) -> None:
     """Raises UsageError for pickles that may not or cannot be read."""
     files = {part: files_of(info, config, part) for part in parts_of(info)}
-    if config.base_precision == "bf16" and not config.offload:
-        return
+    changed = {SUBFOLDER[expert] for expert in info.experts if info.changes.touches(expert)}
+    stored = config.base_precision != "bf16" or config.offload
     flag = "--offload" if config.offload else f"--base_precision {config.base_precision}"
-    for expert in info.experts:
-        part = SUBFOLDER[expert]
-        if files[part][0].suffix == ".bin":
+    for part in files.keys() & {SUBFOLDER[expert] for expert in info.experts}:
+        if (stored or part in changed) and files[part][0].suffix == ".bin":
+            flag = flag if stored else "--teacher_lora"
             raise UsageError(
                 f"{flag}: reads safetensors only, and {part} has .bin weights; convert them, or "
                 "leave it out"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from wan_distill.layout import LORA_FILE, RunFolder
-from wan_distill.results.workflows import COMFYUI_TOKENS, comfyui_can, first_step_of_low
+from wan_distill.results.workflow_nodes import first_step_of_low
+from wan_distill.results.workflows import COMFYUI_TOKENS, comfyui_can
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
 

@@ -110,8 +110,21 @@ def _write_pipeline(run: Run, folder: Path) -> None:
         _save_merged_expert(run, expert, folder / SUBFOLDER[expert])
     scheduler_for(run.config).save_pretrained(folder / "scheduler")
     index["scheduler"] = ["diffusers", "FlowMapEulerDiscreteScheduler"]
+    index["dmd2_config"] = few_steps(run.config)
     text = json.dumps(index, indent=2) + "\n"
     (folder / "model_index.json").write_text(text, encoding="utf-8")
+
+
+def few_steps(config: Config) -> dict[str, Any]:
+    """The schedule as vLLM-Omni's few-step pipelines read it from model_index.json (its pull
+    requests 2749 and 2974); diffusers ignores it.
+    """
+    return dict(
+        num_inference_steps=config.grid_steps,
+        denoising_timesteps=[round(1000 * sigma, 4) for sigma in config.sigmas()[:-1]],
+        solver="ode",
+        guidance_scale=1.0,
+    )
 
 
 def copy_part(source: Path, target: Path, variant: str | None) -> None:

@@ -20,8 +20,8 @@ from wan_distill.layout import TEACHER_CLIP, RunFolder
 from wan_distill.maths.sigmas import Expert
 from wan_distill.results.charts import charts
 from wan_distill.results.clips import PromptClips, preview_clips
-from wan_distill.results.export import snippet
 from wan_distill.results.readme import package_versions
+from wan_distill.results.snippet import snippet
 from wan_distill.results.table import cells
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo

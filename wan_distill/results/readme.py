@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from wan_distill.layout import RunFolder
 from wan_distill.results.elsewhere import elsewhere
-from wan_distill.results.export import snippet
+from wan_distill.results.snippet import snippet
 from wan_distill.results.table import as_markdown
 from wan_distill.results.workflows import write_workflows
 from wan_distill.settings.config import Config
@@ -86,6 +86,7 @@ def readme(
         f"# {info.name}, distilled to {steps} steps",
         f"A student of `{info.source}` that samples in {steps} steps without guidance "
         f"(method: {config.method}).",
+        *([f"The teacher was changed: {'; '.join(info.changes.words())}."] if info.changes else []),
         "\n".join(listed),
         "## Use",
     ]

@@ -43,7 +43,7 @@ def load_pipeline(
     if verdict.verdict != "PASS":
         print(*verdict.explain(), sep="\n")
     experts = {
-        SUBFOLDER[expert]: load_transformer(info, config, SUBFOLDER[expert], dtype)
+        SUBFOLDER[expert]: load_transformer(info, config, expert, dtype, torch.device("cpu"))
         for expert in info.experts
     }
     pipe = WanPipeline(

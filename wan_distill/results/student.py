@@ -11,7 +11,6 @@ from typing import Any
 from wan_distill.data.prompts import counting_tokens
 from wan_distill.errors import UsageError
 from wan_distill.layout import LORA_FILE, student_file
-from wan_distill.lora.files import LoraFile
 from wan_distill.model.part_files import parts_of
 from wan_distill.model.student_files import read_metadata
 from wan_distill.model.warm_start import check_shapes
@@ -19,6 +18,7 @@ from wan_distill.planning.teacher_files import check_text, describe_files
 from wan_distill.settings.assets import download
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo, read_teacher
+from wan_distill.settings.lora_headers import LoraHeader
 from wan_distill.system.files import make_output_folder
 
 # What both experts of one student have in common.
@@ -131,6 +131,9 @@ def teacher_config(student: dict[str, Any], chosen: dict[str, Any]) -> Config:
             teacher_path=None if student.get("teacher_embedded") else student["teacher"],
             revision=student.get("teacher_commit"),
             variant=student.get("teacher_variant"),
+            teacher_lora=tuple(student.get("teacher_lora", ())),
+            teacher_transformer=student.get("teacher_transformer"),
+            teacher_transformer_2=student.get("teacher_transformer_2"),
         )
     return Config(**made | {name: value for name, value in chosen.items() if value is not None})
 
@@ -174,6 +177,7 @@ def check_teacher(info: TeacherInfo, student: dict[str, Any], allow_other: bool)
     commit = student.get("teacher_commit")
     made_from = f"{student['teacher']}{f' at commit {commit}' if commit else ''}"
     is_same = not info.is_local and info.commit == commit
+    is_same &= info.changes.fingerprints() == student.get("teacher_changes", {})
     if is_same and info.variant == student.get("teacher_variant"):
         return
     written = student["teacher_files"]
@@ -203,4 +207,4 @@ def check_fits(info: TeacherInfo, files: list[Path]) -> None:
                 "single transformer; give the teacher it was made for"
             )
         if has_teacher_beneath(student):
-            check_shapes(LoraFile(file, "--student"), info)
+            check_shapes(LoraHeader(file, "--student"), info)

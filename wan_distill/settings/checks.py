@@ -7,6 +7,7 @@ from wan_distill.maths.sigmas import Expert, expert_of, steps_of
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
 from wan_distill.settings.job import LORA_TARGETS
+from wan_distill.settings.operation import EXPORTS
 from wan_distill.settings.ranges import check_values
 from wan_distill.settings.recipes import recipe_of
 
@@ -29,6 +30,13 @@ def check_single(config: Config) -> None:
                 f"--{name} {getattr(config, name)}: is for the plan; give --dry_run too, or leave "
                 "it out"
             )
+    if unknown := [name for name in config.export if name not in EXPORTS]:
+        raise UsageError(
+            f"--export {','.join(config.export)}: there is no {unknown[0] or 'empty'} format; "
+            f"choose from {','.join(EXPORTS)}"
+        )
+    if "diffusers" in config.export and not config.save_merged:
+        raise UsageError("--export diffusers: contradicts --no-save_merged; leave one out")
     if config.critic_from_student and config.init_student_from is None:
         raise UsageError(
             "--critic_from_student: there is no LoRA to begin with; give --init_student_from"

@@ -44,6 +44,7 @@ def _scalar_type(annotation: Any) -> type:
 
 TYPES = {name: _scalar_type(hint) for name, hint in typing.get_type_hints(Config).items()}
 SWITCHES = {name for name, kind in TYPES.items() if kind is bool}
+REPEATED = {f.name for f in dataclasses.fields(Config) if f.metadata["repeated"]}
 MAY_BE_EMPTY = ("negative_prompt",)
 WORDS_FOR_NO = {
     item.name for item in dataclasses.fields(Config) if "no" in (item.metadata["choices"] or ())
@@ -98,8 +99,10 @@ def _options(field: dataclasses.Field, kind: type) -> dict[str, Any]:
         options |= dict(type=parse or plain, choices=choices)
         if not options["choices"]:
             options["metavar"] = {int: "N", float: "X"}.get(kind, "TEXT")
-        if parse in (None, path, paths) and field.default not in (None, False):
+        if parse in (None, path, paths) and field.default not in (None, False, ()):
             about += f" (default {field.default})"
+    if field.metadata["repeated"]:
+        options["action"] = "append"
     return options | dict(help=about.replace("%", "%%"))
 
 
@@ -144,14 +147,14 @@ def _parse(argv: list[str]) -> dict[str, Any]:
         close = difflib.get_close_matches(typed, flags, n=1)
         hint = f"did you mean {close[0]}?" if close else "see --help"
         raise UsageError(f"{name}: there is no such flag; {hint}")
-    return vars(known)
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in vars(known).items()}
 
 
 def _read_config_file(file: str) -> dict[str, Any]:
     """Settings of a YAML file, checked by the same parser as the flags. Raises UsageError."""
     content = load_yaml(file)
     try:
-        settings = _parse(as_arguments(content, SWITCHES, WORDS_FOR_NO))
+        settings = _parse(as_arguments(content, SWITCHES, WORDS_FOR_NO, REPEATED))
     except UsageError as error:
         raise UsageError(f"--config {file}: {error}") from error
     if settings.pop("config") is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from wan_distill.settings.pipelines import (
     check_text_to_video,
 )
 from wan_distill.settings.reading import read_json
+from wan_distill.settings.teacher_changes import TeacherChanges, expert_of_part, read_changes
 
 # Wan's own sampling settings. A14B: Wan2.2 wan/configs/wan_t2v_A14B.py; the others: Wan2.1 README,
 # TI2V-5B config.
@@ -45,6 +46,7 @@ class TeacherInfo:
         expand_timesteps: whether each token has its own timestep (Wan2.2 TI2V-5B).
         transformer, vae: their `config.json`.
         variant: of the weight files, for parts that have files of it.
+        changes: experts that are replaced, and LoRAs that are merged.
     """
 
     source: str
@@ -56,6 +58,7 @@ class TeacherInfo:
     transformer: dict[str, Any]
     vae: dict[str, Any]
     variant: str | None = None
+    changes: TeacherChanges = field(default_factory=TeacherChanges)
 
     @property
     def is_local(self) -> bool:
@@ -106,6 +109,8 @@ class TeacherInfo:
             content["pipeline"] = [self.boundary_ratio, self.expand_timesteps]
         if not self.is_local:
             content |= dict(commit=self.commit, variant=self.variant, parts=parts)
+            changed = self.changes.fingerprints()
+            content |= {part: changed[part] for part in parts if part in changed}
         else:
             content |= self.part_fingerprints(parts)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
@@ -121,7 +126,9 @@ class TeacherInfo:
         found = {}
         for part in sorted(set(parts) - absent):
             try:
-                found[part] = fingerprint_part(self.folder / part, self.variant)
+                replaced = expert_of_part(part) in self.changes.experts
+                base = "" if replaced else fingerprint_part(self.folder / part, self.variant)
+                found[part] = self.changes.fingerprint(part, base)
             except FileError as error:
                 if self.is_local:
                     raise UsageError(f"--teacher_path {self.source}: {error}") from error
@@ -145,16 +152,18 @@ def read_teacher(config: Config) -> TeacherInfo:
     check_text_to_video(source, transformer)
     vae = _read_json(folder / "vae" / "config.json", source)
     check_numbers(source, transformer, vae)
+    boundary = boundary_ratio_of(source, index)
     return TeacherInfo(
         source=source,
         folder=folder,
         name=Path(os.path.abspath(source)).name if local else source.rstrip("/").split("/")[-1],
         embedded=folder.resolve() == EMBEDDED_TEACHER.resolve(),
-        boundary_ratio=boundary_ratio_of(source, index),
+        boundary_ratio=boundary,
         expand_timesteps=bool(index.get("expand_timesteps")),
         transformer=transformer,
         vae=vae,
         variant=config.variant,
+        changes=read_changes(config, ("high", "low") if boundary else ("high",), transformer),
     )
 
 

@@ -53,6 +53,12 @@ def fingerprint_part(folder: Path, variant: str | None = None) -> str:
     return digest.hexdigest()
 
 
+def fingerprint_file(file: Path) -> str:
+    """The same of a single safetensors file. Raises FileError where it is damaged."""
+    state = file.stat()
+    return _of_weights(((file, state.st_size, state.st_mtime_ns),)).hex()
+
+
 def _of_weights(files: tuple[tuple[Path, int, int], ...]) -> bytes:
     """The hash of what lies in (file, size, time of its last change)."""
     if sum(size for _, size, _ in files) <= READ_WHOLE:

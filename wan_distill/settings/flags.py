@@ -29,6 +29,7 @@ def flag(
     alias: tuple[str, ...] = (),
     parse: Callable[[str], Any] | None = None,
     free: bool = False,
+    repeated: bool = False,
 ) -> Any:
     """A dataclass field that is also the command-line flag `--<field name>`.
 
@@ -38,10 +39,19 @@ def flag(
         choices: the values that may be given.
         alias: other names of the flag.
         parse: text -> value, where the field's type alone does not say how.
+        repeated: whether the flag may be given several times; its values are then a tuple.
         free: whether the value may differ between a run and its continuation. Everything that
             decides what an update does, or which weights are exported, is not free.
     """
-    about = dict(help=help, group=group, choices=choices, alias=alias, parse=parse, free=free)
+    about = dict(
+        help=help,
+        group=group,
+        choices=choices,
+        alias=alias,
+        parse=parse,
+        free=free,
+        repeated=repeated,
+    )
     return dataclasses.field(default=default, metadata=about)
 
 

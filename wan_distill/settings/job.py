@@ -123,6 +123,26 @@ class JobSettings:
         parse=paths,
     )
 
+    teacher_lora: tuple[str, ...] = flag(
+        (),
+        "LoRA that is merged into the teacher, as HIGH.safetensors,LOW.safetensors:STRENGTH, a "
+        "folder or a hub id; may be given several times",
+        TEACHER,
+        parse=paths,
+        repeated=True,
+        free=True,
+    )
+    teacher_transformer: str | None = flag(
+        None,
+        "high expert (or the only one) in place of the pipeline's: a fine-tuned transformer's "
+        "folder, or a .safetensors file of ComfyUI or of the original Wan, also scaled fp8",
+        TEACHER,
+        parse=path,
+        free=True,
+    )
+    teacher_transformer_2: str | None = flag(
+        None, "the same for the low expert", TEACHER, parse=path, free=True
+    )
     teacher_steps: int = flag(40, "solver steps of the guided teacher (Wan2.2: 40)", TEACHER)
     teacher_shift: float = flag(
         None, "shift of the teacher's sigmas (Wan2.2 T2V-A14B: 12)", TEACHER

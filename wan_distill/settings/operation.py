@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from wan_distill.settings.flags import MEMORY, OUTPUT, flag, path
+from wan_distill.settings.flags import MEMORY, OUTPUT, flag, path, words
+
+EXPORTS = ("diffusers", "comfyui", "comfyui-fp8")
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,14 @@ class OperationSettings:
         None,
         "also write a complete pipeline, adapters merged in (default: tiny only)",
         OUTPUT,
+        free=True,
+    )
+    export: tuple[str, ...] = flag(
+        (),
+        "also write, of: diffusers (the same as --save_merged); comfyui (one merged file per "
+        "expert); comfyui-fp8 (the same in scaled fp8)",
+        OUTPUT,
+        parse=words,
         free=True,
     )
     evaluate: bool = flag(

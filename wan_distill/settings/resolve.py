@@ -20,6 +20,8 @@ def resolve(config: Config, teacher: TeacherInfo) -> Config:
     config = _fill(config, {"sampling_steps": STEPS, "boundary_ratio": teacher.boundary_ratio})
     config = _fill(config, teacher.sampling_defaults)
     config = _fill(config, {"method": _pick(EVERY_METHOD, teacher.embedded)["method"]})
+    if "diffusers" in config.export:
+        config = _fill(config, {"save_merged": True})
     recipe = recipe_of(config)
     chosen = _pick(recipe.defaults, teacher.embedded)
     chosen |= recipe.adjusted(config, teacher.embedded)

@@ -62,21 +62,27 @@ def load_yaml(file: str) -> dict[Any, Any]:
 
 
 def as_arguments(
-    settings: dict[Any, Any], switches: Collection[str], words_for_no: Collection[str]
+    settings: dict[Any, Any],
+    switches: Collection[str],
+    words_for_no: Collection[str],
+    repeated: Collection[str] = (),
 ) -> list[str]:
     """The content of a file as it would stand on the command line; nothing for an empty value.
 
     Args:
         switches: settings that are on or off.
         words_for_no: settings of which `no` is a value.
+        repeated: flags that may be given several times: once for each value of a list.
 
     Raises UsageError where a value is none.
     """
     arguments = []
     for key, value in settings.items():
         name = re.sub("^--", "", str(key))
-        if value is not None:
-            arguments.append(_argument(name, value, switches, words_for_no))
+        each = value if name in repeated and isinstance(value, list) else [value]
+        for one in each:
+            if one is not None:
+                arguments.append(_argument(name, one, switches, words_for_no))
     return arguments
 
 

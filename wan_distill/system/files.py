@@ -31,7 +31,7 @@ def write_atomically(file: Path, data: bytes) -> None:
 
     Raises OSError where the disk is full or the folder cannot be written to.
     """
-    temporary = _temporary(file)
+    temporary = temporary_name(file)
     with temporary.open("wb") as out:
         out.write(data)
         out.flush()
@@ -46,7 +46,7 @@ def write_tensors(
 
     Raises OSError, with the system's own error number, as `write_atomically` does.
     """
-    temporary = _temporary(file)
+    temporary = temporary_name(file)
     contiguous = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     with system_errors(file):
         save_file(contiguous, temporary, metadata)
@@ -184,6 +184,6 @@ def make_output_folder(folder: Path, flag: str = "--output_dir") -> None:
         ) from error
 
 
-def _temporary(file: Path) -> Path:
+def temporary_name(file: Path) -> Path:
     """Where this process writes what will be `file`: beside it, since a rename needs one disk."""
     return file.with_name(f".{file.name}.{os.getpid()}.tmp")

@@ -10,6 +10,7 @@ Part = Literal["down", "up", "alpha", "weight", "bias", "lora_bias"]
 """`down` [rank, in] and `up` [out, rank] are a product; `weight` and `bias` are added as they are;
 `lora_bias` is scaled as the product is."""
 Layout = Literal["comfyui", "diffusers", "kohya"]
+LAYOUTS: tuple[Layout, ...] = ("comfyui", "diffusers", "kohya")
 
 # diffusers -> the original Wan names, of the layers that this tool trains.
 TRAINED = {
@@ -122,6 +123,16 @@ def original_name(module: str) -> str:
         _, block, layer = module.split(".", 2)
         return f"blocks.{block}.{OF_A_BLOCK[layer]}"
     return OUTSIDE[module]
+
+
+def original_tensor(name: str) -> str:
+    """The original Wan's name of a transformer's tensor, such as `blocks.0.self_attn.q.weight`.
+    Raises KeyError for what is not Wan's.
+    """
+    module, _, leaf = name.rpartition(".")
+    if leaf == "scale_shift_table":
+        return f"{module}.modulation" if module else "head.modulation"
+    return f"{original_name(module)}.{leaf}"
 
 
 def is_trained(module: str) -> bool:

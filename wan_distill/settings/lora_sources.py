@@ -12,8 +12,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 
 from wan_distill.errors import UsageError
 from wan_distill.layout import LORA_FILE
-from wan_distill.lora.files import LoraFile
 from wan_distill.maths.sigmas import SUBFOLDER, Expert
+from wan_distill.settings.lora_headers import LoraHeader
 
 METADATA_KEY = "wan_distill"
 WORDS: dict[Expert, frozenset[str]] = {
@@ -25,7 +25,7 @@ HUB_ID = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(?:/(?P<inside>.+?)/?)?")
 
 def find_loras(
     source: str, flag: str, experts: Sequence[Expert], cache_dir: str | None
-) -> dict[Expert, LoraFile]:
+) -> dict[Expert, LoraHeader]:
     """The LoRA of each expert that `source` has one for.
 
     Args:
@@ -49,13 +49,13 @@ def find_loras(
     return in_folder(files[0], flag, experts)
 
 
-def in_order(files: list[Path], flag: str, experts: Sequence[Expert]) -> dict[Expert, LoraFile]:
+def in_order(files: list[Path], flag: str, experts: Sequence[Expert]) -> dict[Expert, LoraHeader]:
     """The first file is the high expert's. Raises UsageError where the files say otherwise."""
-    found: dict[Expert, LoraFile] = {}
+    found: dict[Expert, LoraHeader] = {}
     for expert, path in zip(experts, files, strict=True):
         if not path.is_file():
             raise UsageError(f"{flag} {path}: is no file; give HIGH,LOW as files")
-        file = LoraFile(path, flag, SUBFOLDER[expert] if files[0] == files[1] else None)
+        file = LoraHeader(path, flag, SUBFOLDER[expert] if files[0] == files[1] else None)
         said = expert_of_file(file)
         if said not in (None, expert):
             raise UsageError(
@@ -66,13 +66,13 @@ def in_order(files: list[Path], flag: str, experts: Sequence[Expert]) -> dict[Ex
     return found
 
 
-def of_one_file(path: Path, flag: str, experts: Sequence[Expert]) -> dict[Expert, LoraFile]:
+def of_one_file(path: Path, flag: str, experts: Sequence[Expert]) -> dict[Expert, LoraHeader]:
     """One file for one expert or, of diffusers' layout, for both."""
-    file = LoraFile(path, flag)
+    file = LoraHeader(path, flag)
     if len(experts) == 1:
         return {experts[0]: file}
     if file.transformers == set(SUBFOLDER.values()):
-        return {expert: LoraFile(path, flag, SUBFOLDER[expert]) for expert in experts}
+        return {expert: LoraHeader(path, flag, SUBFOLDER[expert]) for expert in experts}
     expert = expert_of_file(file)
     if expert is None:
         raise UsageError(
@@ -82,19 +82,19 @@ def of_one_file(path: Path, flag: str, experts: Sequence[Expert]) -> dict[Expert
     return {expert: file}
 
 
-def in_folder(folder: Path, flag: str, experts: Sequence[Expert]) -> dict[Expert, LoraFile]:
+def in_folder(folder: Path, flag: str, experts: Sequence[Expert]) -> dict[Expert, LoraHeader]:
     """The LoRAs in a folder: under this tool's names or, without any, those that say whose they
     are.
     """
     ours = {expert: folder / LORA_FILE[expert] for expert in experts}
-    found = {e: LoraFile(file, flag) for e, file in ours.items() if file.is_file()}
+    found = {e: LoraHeader(file, flag) for e, file in ours.items() if file.is_file()}
     if found:
         return found
     others = sorted(folder.glob("*.safetensors"))
     if len(others) == 1:
         return of_one_file(others[0], flag, experts)
     for path in others:
-        file = LoraFile(path, flag)
+        file = LoraHeader(path, flag)
         expert = expert_of_file(file)
         if expert is None or expert not in experts:
             continue
@@ -112,7 +112,7 @@ def in_folder(folder: Path, flag: str, experts: Sequence[Expert]) -> dict[Expert
     return found
 
 
-def expert_of_file(file: LoraFile) -> Expert | None:
+def expert_of_file(file: LoraHeader) -> Expert | None:
     """Whose LoRA a file is, by its metadata, the names of its tensors, or its own name."""
     if text := file.metadata.get(METADATA_KEY):
         said = json.loads(text).get("expert")

@@ -1,0 +1,104 @@
+#!/usr/bin/env python
+"""LoRAs for Wan from one program's layout into another's, and out of fine-tuned experts.
+
+python convert_lora.py high_noise_lora.safetensors for_musubi.safetensors --to kohya
+python convert_lora.py style.safetensors --extract wan2.2_high.safetensors my_high.safetensors
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from wan_distill.errors import UsageError
+from wan_distill.settings.command_line import OneLineParser
+from wan_distill.settings.lora_headers import LoraHeader
+from wan_distill.settings.lora_names import LAYOUTS
+from wan_distill.system.console import escape_unencodable
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = OneLineParser(
+        prog="convert_lora.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="exit codes: 0 done, 2 bad input (one line says what to change)",
+    )
+    parser.add_argument(
+        "files", nargs="+", metavar="FILE", help="IN and OUT; with --extract OUT alone"
+    )
+    parser.add_argument(
+        "--to",
+        choices=LAYOUTS,
+        default="comfyui",
+        help="comfyui (default; also read by WanVideoWrapper, LightX2V, DiffSynth and diffusers), "
+        "diffusers (peft's names, alpha multiplied in), kohya (musubi-tuner)",
+    )
+    parser.add_argument(
+        "--expert",
+        choices=("high", "low"),
+        help="whose LoRA to take out of a file that holds both",
+    )
+    parser.add_argument(
+        "--extract",
+        nargs=2,
+        metavar=("BASE", "TUNED"),
+        help="instead: the difference of two experts (.safetensors of any layout, or a "
+        "transformer's folder)",
+    )
+    parser.add_argument("--rank", type=int, default=64, help="rank with --extract (default 64)")
+    parser.add_argument(
+        "--dtype", choices=("bf16", "float32"), default="bf16", help="with --extract (default bf16)"
+    )
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit code: 0 done, 2 bad input."""
+    escape_unencodable()
+    try:
+        return run(build_parser().parse_args(argv))
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def run(args: argparse.Namespace) -> int:
+    """Writes one file and says what it holds. Raises UsageError."""
+    wanted = 1 if args.extract else 2
+    if len(args.files) != wanted:
+        raise UsageError(
+            f"{' '.join(args.files)}: give {'OUT alone' if args.extract else 'IN and OUT'}"
+        )
+    out = Path(args.files[-1])
+    if out.exists():
+        raise UsageError(f"{out}: exists already; choose another name, or move it away")
+    if out.suffix != ".safetensors" or not out.parent.is_dir():
+        raise UsageError(f"{out}: give a name that ends in .safetensors, in a folder that exists")
+    if args.rank < 1:
+        raise UsageError(f"--rank {args.rank}: must be greater than 0")
+
+    import torch
+
+    from wan_distill.maths.sigmas import SUBFOLDER
+    from wan_distill.model.lora_conversion import convert, extract_lora
+
+    if args.extract:
+        base, tuned = (Path(path) for path in args.extract)
+        dtype = torch.bfloat16 if args.dtype == "bf16" else torch.float32
+        print(extract_lora(base, tuned, out, args.rank, args.to, dtype))
+        return 0
+    source = Path(args.files[0])
+    if not source.is_file():
+        raise UsageError(f"{source}: there is no such file; check the spelling")
+    part = SUBFOLDER[args.expert] if args.expert else None
+    header = LoraHeader(source, "IN", part)
+    if args.expert is None and len(header.transformers) > 1:
+        raise UsageError(f"{source}: holds LoRAs of both experts; give --expert high or low")
+    print(convert(header, out, args.to))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""The code that samples a student with diffusers, for the README of its folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from wan_distill.layout import LORA_FILE
+from wan_distill.maths.sigmas import SUBFOLDER, Expert
+from wan_distill.settings.config import Config
+from wan_distill.settings.description import TeacherInfo
+
+
+def snippet(
+    config: Config, info: TeacherInfo, experts: tuple[Expert, ...], where: str = "."
+) -> str:
+    """The inference code for this student.
+
+    Args:
+        experts: those that the student has of its own.
+        where: its folder (the code then runs as it stands inside it) or its hub repository.
+    """
+    dtype = "torch.float32" if config.mixed_precision == "no" else "torch.bfloat16"
+    local = Path(info.source).is_dir()
+    source = str(Path(info.source).resolve()) if local else info.source
+    imports = ["FlowMapEulerDiscreteScheduler", "WanPipeline"]
+    load = "".join([*_merge_lines(info), *_load_lines(experts, json.dumps(where))])
+    replaced = {} if config.whole_student else _replaced(info, json.dumps(source), dtype)
+    imports += ["WanTransformer3DModel"] if replaced else []
+    if config.whole_student:  # a complete pipeline, scheduler included
+        imports, load = ["WanPipeline"], ""
+        source = "student" if where == "." else where
+    given = [f"{part}={part}" for part in replaced]
+    arguments = ", ".join([json.dumps(source), *given, f"dtype={dtype}"])
+    return f"""import torch
+from diffusers import {", ".join(imports)}
+from diffusers.utils import export_to_video
+
+{"".join(replaced.values())}pipe = WanPipeline.from_pretrained({arguments})
+{load}pipe.to("cuda" if torch.cuda.is_available() else "cpu")
+video = pipe(
+    "a prompt of yours",
+    height={config.height},
+    width={config.width},
+    num_frames={config.num_frames},
+    num_inference_steps={config.grid_steps},
+    guidance_scale=1.0,
+    max_sequence_length={config.max_sequence_length},
+    generator=torch.Generator().manual_seed(0),
+).frames[0]
+export_to_video(video, "video.mp4", fps=16)
+"""
+
+
+def _load_lines(experts: tuple[Expert, ...], where: str) -> list[str]:
+    """The code that puts each expert's LoRA on its transformer, and the scheduler in place."""
+    lines = []
+    for expert in experts:
+        second = ", load_into_transformer_2=True" if SUBFOLDER[expert] == "transformer_2" else ""
+        lines.append(
+            f'pipe.load_lora_weights({where}, weight_name="{LORA_FILE[expert]}", '
+            f'adapter_name="{expert}"{second})\n'
+        )
+    lines.append(
+        f"pipe.scheduler = FlowMapEulerDiscreteScheduler.from_pretrained({where}, "
+        'subfolder="scheduler")\n'
+    )
+    return lines
+
+
+def _replaced(info: TeacherInfo, source: str, dtype: str) -> dict[str, str]:
+    """Folder name -> the code that loads an expert which replaces the pipeline's."""
+    code = {}
+    for expert, path in info.changes.experts.items():
+        part, file = SUBFOLDER[expert], json.dumps(str(path.resolve()))
+        call = f"from_pretrained({file}, dtype={dtype})"
+        if path.is_file():
+            call = f'from_single_file({file}, config={source}, subfolder="{part}", dtype={dtype})'
+        code[part] = f"{part} = WanTransformer3DModel.{call}\n"
+    return code
+
+
+def _merge_lines(info: TeacherInfo) -> list[str]:
+    """The code that merges the teacher's LoRAs into the experts."""
+    lines = []
+    for lora in info.changes.loras:
+        path, part = lora.header.path.resolve(), SUBFOLDER[lora.expert]
+        second = ", load_into_transformer_2=True" if part == "transformer_2" else ""
+        lines.append(
+            f"pipe.load_lora_weights({json.dumps(str(path.parent))}, "
+            f"weight_name={json.dumps(path.name)}{second})\n"
+            f'pipe.fuse_lora(components=["{part}"], lora_scale={lora.strength})\n'
+            "pipe.unload_lora_weights()\n"
+        )
+    return lines
