@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny_flags, write_pipeline
+from conftest import tiny_flags
 from diffusers import WanPipeline, WanTransformer3DModel
 from foreign_loras import write_in
-from random_teachers import random_transformer
+from random_teachers import random_transformer, write_pipeline
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from written_students import write_student
