@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from wan_distill.errors import UsageError
+from wan_distill.maths.sigmas import SUBFOLDER
 from wan_distill.settings.command_line import OneLineParser
 from wan_distill.settings.lora_headers import LoraHeader
 from wan_distill.settings.lora_names import LAYOUTS
@@ -79,15 +80,11 @@ def run(args: argparse.Namespace) -> int:
     if args.rank < 1:
         raise UsageError(f"--rank {args.rank}: must be greater than 0")
 
-    import torch
-
-    from wan_distill.maths.sigmas import SUBFOLDER
-    from wan_distill.model.lora_conversion import convert, extract_lora
+    from wan_distill.model import lora_conversion  # torch is imported once the flags are right
 
     if args.extract:
         base, tuned = (Path(path) for path in args.extract)
-        dtype = torch.bfloat16 if args.dtype == "bf16" else torch.float32
-        print(extract_lora(base, tuned, out, args.rank, args.to, dtype))
+        print(lora_conversion.extract_lora(base, tuned, out, args.rank, args.to, args.dtype))
         return 0
     source = Path(args.files[0])
     if not source.is_file():
@@ -96,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
     header = LoraHeader(source, "IN", part)
     if args.expert is None and len(header.transformers) > 1:
         raise UsageError(f"{source}: holds LoRAs of both experts; give --expert high or low")
-    print(convert(header, out, args.to))
+    print(lora_conversion.convert(header, out, args.to))
     return 0
 
 

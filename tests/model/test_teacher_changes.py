@@ -288,7 +288,10 @@ def test_a_run_distils_the_changed_teacher_and_says_so(
     clip = [f"--student={out}", "--prompt=a", f"--out={tmp_path / 'a.mp4'}"]
     assert sample.main(clip) == 0
     assert sample.main([*clip, f"--teacher_lora={high},{low}"]) == 2
-    assert "are not known to be the same (transformer, transformer_2)" in capsys.readouterr().err
+    assert (
+        "are not known to be the same (other: transformer, transformer_2)"
+        in capsys.readouterr().err
+    )
     # Neither does the run go on with another.
     other = tiny_flags(random_teacher, out, **changes | dict(teacher_lora=None))
     assert train_distillation.main(other) == 2

@@ -47,16 +47,16 @@ def convert(header: LoraHeader, out: Path, layout: Layout) -> str:
     return said
 
 
-def extract_lora(
-    base: Path, tuned: Path, out: Path, rank: int, layout: Layout, dtype: torch.dtype
-) -> str:
+def extract_lora(base: Path, tuned: Path, out: Path, rank: int, layout: Layout, dtype: str) -> str:
     """Writes the difference of two experts as a LoRA of `rank`. Returns what was lost, in words.
 
     Args:
         base, tuned: each a .safetensors file or a transformer's folder.
+        dtype: `bf16` or `float32`.
 
     Raises UsageError where they are not two experts of one model.
     """
+    stored = torch.bfloat16 if dtype == "bf16" else torch.float32
     before, after = open_expert(base), open_expert(tuned)
     if {n: before.shape(n) for n in before} != {n: after.shape(n) for n in after}:
         raise UsageError(f"--extract {tuned}: not of the same model as {base}; give two that are")
@@ -73,7 +73,7 @@ def extract_lora(
             continue
         part: Cut = cut_matrix(difference, rank)
         lost, total = lost + part.lost, total + part.total
-        layer = Layer(part.down.to(dtype), part.up.to(dtype), 1.0, None, None)
+        layer = Layer(part.down.to(stored), part.up.to(stored), 1.0, None, None)
         tensors |= named_for(layout, module, layer)[0]
     if not tensors:
         raise UsageError(f"--extract {tuned}: differs from {base} in no linear layer of a block")
