@@ -205,9 +205,11 @@ def measure_loading(teacher: Teacher, measured: Connection) -> None:
 
     thread = threading.Thread(target=watch)
     thread.start()
-    model = teacher.load_expert("high")
-    loaded.set()
-    thread.join()
+    try:
+        model = teacher.load_expert("high")
+    finally:  # the process would not end before its threads
+        loaded.set()
+        thread.join()
     measured.send((private() - before, max(samples) - private()))
     del model
 
@@ -237,7 +239,7 @@ def test_loading_takes_at_most_one_shard_beyond_what_stays(tmp_path: Path) -> No
     runtime = SimpleNamespace(
         device=torch.device("cpu"), dtype=torch.bfloat16, sharded=False, context_parallel=False
     )
-    info = SimpleNamespace(source=str(tmp_path), folder=tmp_path)
+    info = SimpleNamespace(source=str(tmp_path), folder=tmp_path, is_local=True)
     forking = multiprocessing.get_context("fork")  # so that torch is imported already
     for precision, offload, share in (
         ("bf16", False, 0.5),
