@@ -26,6 +26,7 @@ from wan_distill.model.loading import GRAPHS_PER_BLOCK, Teacher, decode
 from wan_distill.model.quantise import StoredLinear
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import read_teacher
+from wan_distill.settings.teacher_changes import TeacherChanges
 from wan_distill.system.runtime import Runtime
 
 MakeConfig = Callable[..., Config]
@@ -239,7 +240,9 @@ def test_loading_takes_at_most_one_shard_beyond_what_stays(tmp_path: Path) -> No
     runtime = SimpleNamespace(
         device=torch.device("cpu"), dtype=torch.bfloat16, sharded=False, context_parallel=False
     )
-    info = SimpleNamespace(source=str(tmp_path), folder=tmp_path, is_local=True)
+    info = SimpleNamespace(
+        source=str(tmp_path), folder=tmp_path, is_local=True, changes=TeacherChanges()
+    )
     forking = multiprocessing.get_context("fork")  # so that torch is imported already
     for precision, offload, share in (
         ("bf16", False, 0.5),
