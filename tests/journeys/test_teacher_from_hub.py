@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 from conftest import tiny_flags
+from huggingface_hub import HfApi
 
 import train_distillation
 from wan_distill.data import solving
+from wan_distill.model.hub_files import listed
 
 
 @pytest.fixture
@@ -30,6 +32,12 @@ def hub(random_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
                     shutil.copy(file, copy)
         return str(snapshot)
 
+    def names(self, repo, revision):
+        assert (repo, revision) == ("someone/wan", snapshot.name)
+        return [f.relative_to(random_teacher).as_posix() for f in random_teacher.rglob("*.*")]
+
+    listed.cache_clear()
+    monkeypatch.setattr(HfApi, "list_repo_files", names)
     monkeypatch.setattr("huggingface_hub.snapshot_download", arrive)
     monkeypatch.chdir(tmp_path)
     return snapshot

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from huggingface_hub import constants
+from huggingface_hub import HfApi, constants
 from safetensors.torch import load_file, save_file
 
 from wan_distill.errors import UsageError
+from wan_distill.model import hub_files
+from wan_distill.model.hub_files import patterns_of
 from wan_distill.model.loading import Teacher
 from wan_distill.planning.teacher_files import check_files, part_variants
 from wan_distill.settings.assets import EMBEDDED_TEACHER
@@ -176,3 +180,71 @@ def test_a_teacher_that_is_not_in_the_cache_is_named(cached):
     config = Config(teacher_path="some/Wan", revision="v2", cache_dir=str(cached.parents[2]))
     with pytest.raises(UsageError, match="some/Wan at v2: "):
         read_teacher(config)
+
+
+# -------------------------------------------------------------------------------------- on the hub
+
+
+@pytest.fixture
+def on_hub(folder, tmp_path, monkeypatch) -> Callable[..., TeacherInfo]:
+    """The embedded teacher as a hub's repository of which only the JSON files are here yet."""
+
+    def described(*renamed: tuple[str, str]) -> TeacherInfo:
+        for old, new in renamed:
+            (folder / old).rename(folder / new)
+        names = [f.relative_to(folder).as_posix() for f in folder.rglob("*") if f.is_file()]
+        here = tmp_path / f"{len(renamed)}" / "0123abc"
+        for name in names:
+            if name.endswith(".json"):
+                (here / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(folder / name, here / name)
+        monkeypatch.setattr(HfApi, "list_repo_files", lambda self, source, revision: names)
+        hub_files.listed.cache_clear()
+        return dataclasses.replace(read_teacher(Config()), source="some/Wan", folder=here)
+
+    yield described
+    hub_files.listed.cache_clear()
+
+
+def test_the_names_on_the_hub_are_looked_at_before_anything_is_downloaded(on_hub):
+    assert "on the hub, 5 files of weights" in check_files(on_hub(), Config())
+    with pytest.raises(UsageError, match="--variant ema: no part of some/Wan has files of it"):
+        check_files(on_hub(), Config(variant="ema"))
+
+
+def test_what_the_hub_does_not_have_is_refused(on_hub):
+    info = on_hub((f"transformer/{WEIGHTS}", f"transformer/{FP16}"))
+    with pytest.raises(UsageError, match="--teacher_path some/Wan: transformer: no weight file"):
+        check_files(info, Config())
+    with pytest.raises(UsageError, match="of two experts only one has files of it"):
+        check_files(info, Config(variant="fp16"))
+    pickle = WEIGHTS.replace("safetensors", "bin")
+    info = on_hub((f"transformer/{FP16}", f"transformer/{pickle}"))
+    with pytest.raises(UsageError, match=r"holds only .bin weights.*--allow_pickle"):
+        check_files(info, Config())
+    with pytest.raises(UsageError, match="--offload: reads safetensors only"):
+        check_files(info, Config(allow_pickle=True, offload=True))
+
+
+def test_only_files_that_are_loaded_are_downloaded(on_hub, folder):
+    shutil.copy(folder / "transformer" / WEIGHTS, folder / "transformer" / FP16)
+    shutil.copy(folder / "transformer_2" / WEIGHTS, folder / "transformer_2" / FP16)
+    info = on_hub()
+    assert patterns_of(info, Config(), "transformer") == [
+        "transformer/*.json",
+        f"transformer/{WEIGHTS}",
+    ]
+    assert f"transformer/{FP16}" in patterns_of(info, Config(variant="fp16"), "transformer")
+    shards = patterns_of(info, Config(variant="fp16"), "text_encoder")
+    assert shards[1:] == [f"text_encoder/model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+
+
+def test_a_hub_that_does_not_list_its_files_gives_all_of_a_part(on_hub, monkeypatch):
+    def fail(*_, **__) -> None:
+        raise OSError("no network")
+
+    info = on_hub()
+    monkeypatch.setattr(HfApi, "list_repo_files", fail)
+    hub_files.listed.cache_clear()
+    assert patterns_of(info, Config(), "vae") == ["vae/*"]
+    assert check_files(info, Config()) == "on the hub; downloaded when needed"

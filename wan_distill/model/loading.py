@@ -14,6 +14,7 @@ from torch.distributed.fsdp import fully_shard
 
 from wan_distill.maths.sigmas import SUBFOLDER, Expert
 from wan_distill.model.expert_weights import ExpertWeights
+from wan_distill.model.hub_files import patterns_of
 from wan_distill.model.part_files import check_part, expert_files, loader_options
 from wan_distill.model.quantise import load_streamed
 from wan_distill.settings.assets import download
@@ -43,7 +44,7 @@ class Teacher:
         """
         if self.info.is_local:
             return self.info.folder
-        patterns = [f"{part}/*"]
+        patterns = patterns_of(self.info, self.config, part)
         folder = download(self.info.source, self.info.commit, self.config.cache_dir, patterns)
         check_part(self.info, self.config, part)  # files of a folder were checked before the run
         return folder

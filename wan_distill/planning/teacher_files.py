@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 
 from wan_distill.errors import FileError, UsageError
 from wan_distill.maths.sigmas import SUBFOLDER
-from wan_distill.model.part_files import check_part, files_of, parts_of
+from wan_distill.model.hub_files import outline
+from wan_distill.model.part_files import check_part, files_of, of_teacher, parts_of
 from wan_distill.settings.assets import is_offline
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
+from wan_distill.settings.reading import read_json
 from wan_distill.settings.teacher_changes import expert_of_part
 from wan_distill.settings.weight_files import variant_or_none
 from wan_distill.umt5.text import tokenizer_of
@@ -19,13 +19,20 @@ from wan_distill.umt5.tokenizer import describe_prompts
 
 
 def check_files(info: TeacherInfo, config: Config) -> str:
-    """What the teacher's weight files hold, in words; offline also those in the hub's cache.
+    """What the teacher's weight files hold, in words; offline also those in the hub's cache. Of
+    those on the hub, the names.
 
     Raises UsageError naming a damaged or missing one, and pickles that may not or cannot be read.
     """
-    if not info.is_local and not is_offline():
-        return "on the hub; downloaded when needed"
-    return describe_files(info, config)
+    if info.is_local or is_offline():
+        return describe_files(info, config)
+    with outline(info) as shown:
+        if shown is None:
+            return "on the hub; downloaded when needed"
+        part_variants(shown, config.variant)
+        _check_pickles(shown, config)
+        count = sum(len(files_of(shown, config, part)) for part in parts_of(shown))
+    return f"on the hub, {count} files of weights; downloaded when needed"
 
 
 def describe_files(info: TeacherInfo, config: Config) -> str:
@@ -81,14 +88,19 @@ def part_variants(info: TeacherInfo, variant: str | None) -> dict[str, str | Non
 
 
 def download_left(info: TeacherInfo) -> float:
-    """Bytes of a hub teacher's weights that are not in the hub's cache yet, as its indices say."""
-    if Path(info.source).is_dir():
+    """Bytes of a hub teacher's weights that are not in the hub's cache yet, as its indices say.
+    Raises UsageError where one cannot be read.
+    """
+    if info.is_local:
         return 0.0
     total = 0.0
     for file in info.folder.glob("*/*.index.json"):
         if expert_of_part(file.parent.name) in info.changes.experts:
             continue
-        metadata = json.loads(file.read_text(encoding="utf-8")).get("metadata", {})
+        try:
+            metadata = read_json(file).get("metadata", {})
+        except FileError as error:
+            raise UsageError(of_teacher(info, error)) from error
         here = sum(weights.stat().st_size for weights in file.parent.glob("*.safetensors"))
         total += max(0.0, metadata.get("total_size", 0) - here)
     return total

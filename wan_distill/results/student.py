@@ -11,6 +11,7 @@ from typing import Any
 from wan_distill.data.prompts import counting_tokens
 from wan_distill.errors import UsageError
 from wan_distill.layout import LORA_FILE, student_file
+from wan_distill.model.hub_files import patterns_of
 from wan_distill.model.part_files import parts_of
 from wan_distill.model.student_files import read_metadata
 from wan_distill.model.warm_start import check_shapes
@@ -151,7 +152,7 @@ def find_teacher(student: dict[str, Any], chosen: dict[str, Any]) -> tuple[Teach
             raise UsageError(f"{error}; or say where it is now: --teacher_path") from error
         raise
     if not info.is_local:
-        patterns = [f"{part}/*" for part in parts_of(info)]
+        patterns = [p for part in parts_of(info) for p in patterns_of(info, config, part)]
         download(info.source, info.commit, config.cache_dir, patterns)
     describe_files(info, config)
     return info, config
