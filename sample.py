@@ -189,7 +189,11 @@ def wanted_videos(args: argparse.Namespace) -> list[tuple[str, int, Path]]:
     from wan_distill.data.prompts import read_prompts
 
     folder = Path(args.out or "vbench")
-    names = file_names(read_prompts(args.vbench_prompts, partial(print, file=sys.stderr)))
+    try:
+        prompts = read_prompts(args.vbench_prompts, partial(print, file=sys.stderr))
+    except UsageError as error:
+        raise UsageError(str(error).replace("--prompts", "--vbench_prompts", 1)) from error
+    names = file_names(prompts)
     series = [
         (prompt, args.seed + i, folder / f"{name}-{i}.mp4")
         for prompt, name in names.items()

@@ -413,6 +413,8 @@ def test_what_it_cannot_do_is_refused_before_anything_loads(
 
 def test_a_prompt_is_needed(trained, capsys):
     assert "--prompt: give one" in refused(capsys, "--student", str(trained))
+    said = refused(capsys, "--student", str(trained), "--vbench_prompts=nowhere.txt")
+    assert "--vbench_prompts nowhere.txt: cannot be read" in said
 
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:aaaa\nsize 145776\n"

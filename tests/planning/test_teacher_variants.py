@@ -160,7 +160,9 @@ def test_a_cache_that_is_not_whole_is_refused_before_anything_loads(part, how, c
         file.write_bytes(data[:-1000])
     if how == "link":
         file.symlink_to(cached.parents[1] / "blobs" / "abc")
-    with pytest.raises(UsageError, match="cache is not whole: run once with the network") as error:
+    with pytest.raises(
+        UsageError, match="cache is not whole: delete that file if it is there, and run"
+    ) as error:
         check_cached(cached)
     assert part in str(error.value) and "download it again" not in str(error.value)
 
@@ -248,3 +250,23 @@ def test_a_hub_that_does_not_list_its_files_gives_all_of_a_part(on_hub, monkeypa
     hub_files.listed.cache_clear()
     assert patterns_of(info, Config(), "vae") == ["vae/*"]
     assert check_files(info, Config()) == "on the hub; downloaded when needed"
+
+
+def test_a_part_of_the_hub_is_checked_when_it_arrives(on_hub, folder, monkeypatch):
+    """The tokenizer, which has no weights, too: the merged pipeline takes it along."""
+    info = on_hub()
+    arrived = []
+
+    def arrive(source, *, revision, cache_dir, allow_patterns) -> str:
+        arrived.append(allow_patterns)
+        for file in (f for pattern in allow_patterns for f in folder.glob(pattern)):
+            copy = info.folder / file.relative_to(folder)
+            copy.write_bytes(file.read_bytes()[: 1000 if file.suffix == ".safetensors" else None])
+        return str(info.folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", arrive)
+    config = Config(mixed_precision="no")
+    teacher = Teacher(info, config, Runtime(config))
+    assert teacher.fetch("tokenizer") == info.folder and arrived == [["tokenizer/*"]]
+    with pytest.raises(UsageError, match=r"vae.*safetensors: truncated.*cache is not whole"):
+        teacher.fetch("vae")

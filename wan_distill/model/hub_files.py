@@ -13,7 +13,7 @@ from pathlib import Path
 from huggingface_hub import HfApi
 
 from wan_distill.errors import UsageError
-from wan_distill.model.part_files import files_of
+from wan_distill.model.part_files import files_of, parts_of
 from wan_distill.settings.assets import is_offline
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
@@ -60,10 +60,12 @@ def outline(info: TeacherInfo) -> Iterator[TeacherInfo | None]:
 
 def patterns_of(info: TeacherInfo, config: Config, part: str) -> list[str]:
     """What to download of a part: the files it is loaded from and its JSON files; everything where
-    the names of its files are not known. Raises UsageError where none can be loaded.
+    it has no weights, or the names of its files are not known.
+
+    Raises UsageError where none can be loaded.
     """
     with outline(info) as shown:
-        if shown is None:
+        if shown is None or part not in parts_of(info):
             return [f"{part}/*"]
         files = files_of(shown, config, part)
     return [f"{part}/*.json", *(f"{part}/{file.name}" for file in files)]

@@ -15,7 +15,7 @@ from torch.distributed.fsdp import fully_shard
 from wan_distill.maths.sigmas import SUBFOLDER, Expert
 from wan_distill.model.expert_weights import ExpertWeights
 from wan_distill.model.hub_files import patterns_of
-from wan_distill.model.part_files import check_part, expert_files, loader_options
+from wan_distill.model.part_files import check_part, expert_files, loader_options, parts_of
 from wan_distill.model.quantise import load_streamed
 from wan_distill.settings.assets import download
 from wan_distill.settings.config import Config
@@ -46,7 +46,8 @@ class Teacher:
             return self.info.folder
         patterns = patterns_of(self.info, self.config, part)
         folder = download(self.info.source, self.info.commit, self.config.cache_dir, patterns)
-        check_part(self.info, self.config, part)  # files of a folder were checked before the run
+        if part in parts_of(self.info):  # files of a folder were checked before the run
+            check_part(self.info, self.config, part)
         return folder
 
     def load_expert(self, expert: Expert, exact: bool = False) -> WanTransformer3DModel:

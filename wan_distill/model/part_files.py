@@ -99,8 +99,8 @@ def of_teacher(info: TeacherInfo, error: FileError) -> str:
     if info.is_local or AGAIN not in error.remedy:
         return f"--teacher_path {info.source}: {error}"
     return (
-        f"--teacher_path {info.source}: {error.reason}; the hub's cache is not whole: run once "
-        "with the network and without HF_HUB_OFFLINE, or copy the missing files there"
+        f"--teacher_path {info.source}: {error.reason}; the hub's cache is not whole: delete that "
+        "file if it is there, and run once with the network and without HF_HUB_OFFLINE"
     )
 
 
