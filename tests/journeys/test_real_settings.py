@@ -49,6 +49,8 @@ RUNS = {
     "offload": dict(method="dmd", offload=True),
     "8-bit Adam": dict(method="dmd", use_8bit_adam=True),
     "compile": dict(method="dmd", compile=True),
+    "kept attention": dict(method="dmd", gradient_checkpointing=True, keep_attention=True),
+    "deterministic": dict(method="dmd", deterministic=True),
 }
 SHORT = ("trajectory", "default")
 

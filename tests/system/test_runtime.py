@@ -226,3 +226,23 @@ def test_weights_that_were_cast_without_gradients_are_cast_again(
 def test_to_device_changes_nothing() -> None:
     values = torch.randn(3)
     assert torch.equal(to_device(values, torch.device("cpu")), values)
+
+
+# ------------------------------------------------------------------------------------ the same bits
+
+
+@pytest.fixture
+def own_choice(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("own_choice")
+def test_deterministic_operations_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    Runtime(Config(mixed_precision="no"))
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+    Runtime(Config(mixed_precision="no", deterministic=True))
+    assert torch.are_deterministic_algorithms_enabled()
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"  # cuBLAS alone reads a variable

@@ -40,6 +40,7 @@ MAY_CHANGE = {
     "offload",
     "gradient_checkpointing",
     "keep_attention",
+    "deterministic",
     "sample_batch_size",
     "checkpointing_steps",
     "checkpoints_total_limit",

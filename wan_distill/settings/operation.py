@@ -60,6 +60,12 @@ class OperationSettings:
         MEMORY,
         free=True,
     )
+    deterministic: bool = flag(
+        False,
+        "on a GPU too, the same bits in every run, resumed or not; slower (a CPU always does so)",
+        MEMORY,
+        free=True,
+    )
     sample_batch_size: int = flag(
         None,
         "batch size for sampling without gradients (solving, previews, evaluation)",

@@ -36,6 +36,15 @@ def process_state() -> PartialState:
     return PartialState(cpu=not torch.accelerator.is_available(), timeout=COLLECTIVE_TIMEOUT)
 
 
+def be_deterministic(asked: bool) -> None:
+    """Where asked, makes each operation give the same bits every time, or raise where it has no
+    such way.
+    """
+    if asked:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its start
+    torch.use_deterministic_algorithms(asked)
+
+
 class Runtime:
     """Ranks, device and stop requests of this process.
 
@@ -53,6 +62,7 @@ class Runtime:
 
     def __init__(self, config: Config):
         """Joins the process group and takes over the signals. Call it in the main thread."""
+        be_deterministic(config.deterministic)
         self.config = config
         self.state = process_state()
         self.device: torch.device = self.state.device
