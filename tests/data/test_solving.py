@@ -187,7 +187,9 @@ def test_a_process_with_less_to_do_joins_the_forwards_of_the_others(make_run, mo
     run = make_run(method="trajectory", sample_batch_size=2)
     run.runtime.sharded = True
     run.runtime.max_over_ranks = lambda value: value + 2.0  # another has two batches more
-    monkeypatch.setattr(loading, "shard_base", lambda transformer, device: None)
+    monkeypatch.setattr(
+        loading.Teacher, "_load_sharded", lambda *given: loading.Teacher._load_plain(*given, True)
+    )
     store = SampleStore(run, trajectories(run.config))
     solve_missing(run, [SampleRequest(store, frozenset([1]))])
     assert carried == [(expert, 1) for expert in ("high", "low") for _ in range(3)]

@@ -9,14 +9,13 @@ import torch
 import transformers.utils.logging
 from diffusers import AutoencoderKLWan, ContextParallelConfig, WanTransformer3DModel
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 
 from wan_distill.maths.sigmas import SUBFOLDER, Expert
 from wan_distill.model.expert_weights import ExpertWeights
 from wan_distill.model.hub_files import patterns_of
 from wan_distill.model.part_files import check_part, expert_files, loader_options, parts_of
 from wan_distill.model.quantise import load_streamed
+from wan_distill.model.sharding import load_sharded, shard_base
 from wan_distill.settings.assets import download
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
@@ -64,9 +63,11 @@ class Teacher:
         if expert not in self.info.changes.experts:
             self.fetch(SUBFOLDER[expert])
         stored = config.base_precision != "bf16" or config.offload
-        if exact or not stored:
+        if exact or not (stored or runtime.sharded):
             on_host = stored or runtime.sharded or runtime.device.type == "cpu"
             transformer = self._load_plain(expert, on_host)
+        elif runtime.sharded:
+            transformer = self._load_sharded(expert)
         else:
             transformer = self._load_stored(expert)
         if not exact:
@@ -76,6 +77,17 @@ class Teacher:
     def _load_plain(self, expert: Expert, on_host: bool) -> WanTransformer3DModel:
         device = torch.device("cpu") if on_host else self.runtime.device
         return load_transformer(self.info, self.config, expert, self.runtime.dtype, device)
+
+    def _load_sharded(self, expert: Expert) -> WanTransformer3DModel:
+        folder, files = expert_files(self.info, self.config, expert)
+        if files[0].suffix != ".safetensors":  # a pickle is read whole
+            transformer = self._load_plain(expert, on_host=True)
+            shard_base(transformer, self.runtime.device)
+            return transformer
+        weights = None
+        if self.runtime.is_main:
+            weights = ExpertWeights(files, self.info.changes.of(expert), self.runtime.device)
+        return load_sharded(folder, weights, self.runtime.dtype, self.runtime.device)
 
     def _load_stored(self, expert: Expert) -> WanTransformer3DModel:
         folder, files = expert_files(self.info, self.config, expert)
@@ -123,8 +135,6 @@ def make_ready(transformer: WanTransformer3DModel, config: Config, runtime: Runt
     """What a loaded transformer needs to work as the flags say."""
     if runtime.dtype != torch.float32:
         keep_dtype_in_norms(transformer)
-    if runtime.sharded:
-        shard_base(transformer, runtime.device)
     if runtime.context_parallel:
         ulysses = ContextParallelConfig(ulysses_degree=runtime.processes)
         transformer.enable_parallelism(config=ulysses)
@@ -146,26 +156,6 @@ def keep_dtype_in_norms(transformer: WanTransformer3DModel) -> None:
     for module in transformer.modules():
         if isinstance(module, nn.RMSNorm):
             module.register_forward_hook(restore)
-
-
-def shard_base(transformer: WanTransformer3DModel, device: torch.device) -> None:
-    """Spreads a frozen transformer over all processes by FSDP2; whole blocks exist only while they
-    work.
-
-    Adapters that are added afterwards are not FSDP's: each process has them whole, and the run
-    averages their gradients as it always does. Checkpoints are therefore the same files as without
-    sharding.
-    """
-    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
-    main = next(transformer.get_submodule("blocks.0.attn1.to_q").parameters()).dtype
-    # Wan keeps norms and tables in float32 within bf16 blocks. FSDP gathers one dtype per group,
-    # and these are small, so each process keeps them whole.
-    small = {p for p in transformer.parameters() if p.dtype != main}
-    for p in small:
-        p.data = p.data.to(device)
-    for block in transformer.blocks:
-        fully_shard(block, mesh=mesh, reshard_after_forward=True, ignored_params=small)
-    fully_shard(transformer, mesh=mesh, reshard_after_forward=True, ignored_params=small)
 
 
 def hide_loading_bars() -> None:

@@ -133,8 +133,6 @@ def host_needs(config: Config, info: TeacherInfo, cost: Trace) -> dict[str, floa
     if config.offload:
         item = BASE_BYTES.get(config.base_precision, DTYPES[config.mixed_precision].itemsize)
         needs["while an expert trains"] = processes(config) * item * cost.matrices
-    elif config.shard:
-        needs["while an expert loads"] = processes(config) * cost.base_bytes
     return {what: size for what, size in needs.items() if size}
 
 
