@@ -11,12 +11,14 @@ import argparse
 import sys
 from pathlib import Path
 
-from wan_distill.errors import UsageError
+from wan_distill.errors import FileError, UsageError
 from wan_distill.maths.sigmas import SUBFOLDER
 from wan_distill.settings.command_line import OneLineParser
+from wan_distill.settings.flags import path
 from wan_distill.settings.lora_headers import LoraHeader
 from wan_distill.settings.lora_names import LAYOUTS
 from wan_distill.system.console import escape_unencodable
+from wan_distill.system.disk_errors import describe_disk_error
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -27,7 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="exit codes: 0 done, 2 bad input (one line says what to change)",
     )
     parser.add_argument(
-        "files", nargs="+", metavar="FILE", help="IN and OUT; with --extract OUT alone"
+        "files", nargs="+", type=path, metavar="FILE", help="IN and OUT; with --extract OUT alone"
     )
     parser.add_argument(
         "--to",
@@ -44,6 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--extract",
         nargs=2,
+        type=path,
         metavar=("BASE", "TUNED"),
         help="instead: the difference of two experts (.safetensors of any layout, or a "
         "transformer's folder)",
@@ -56,13 +59,16 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit code: 0 done, 2 bad input."""
+    """Exit code: 0 done, 2 bad input, 1 a disk that does not read or write."""
     escape_unencodable()
     try:
         return run(build_parser().parse_args(argv))
-    except UsageError as error:
+    except (UsageError, FileError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"error: {describe_disk_error(error, None)}", file=sys.stderr)
+        return 1
 
 
 def run(args: argparse.Namespace) -> int:
@@ -83,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
     from wan_distill.model import lora_conversion  # torch is imported once the flags are right
 
     if args.extract:
-        base, tuned = (Path(path) for path in args.extract)
+        base, tuned = map(Path, args.extract)
         print(lora_conversion.extract_lora(base, tuned, out, args.rank, args.to, args.dtype))
         return 0
     source = Path(args.files[0])

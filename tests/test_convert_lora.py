@@ -126,3 +126,23 @@ def test_bad_input_is_one_line(student, tmp_path, capsys):
     assert "differs from" in refusal(out, "--extract", base, base)
     assert "invalid choice" in refusal(student, out, "--to", "gguf")
     assert not out.exists()
+
+
+def test_damaged_files_and_the_home_folder(student, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    assert convert(student, "~/there.safetensors") == 0
+    assert (tmp_path / "there.safetensors").is_file()
+    pointer = tmp_path / "pointer.safetensors"
+    pointer.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:aaaa\n")
+    for given in ((pointer, "~/a.safetensors"), ("~/b.safetensors", "--extract", pointer, pointer)):
+        assert convert(*given) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("error: ") and "git lfs pull" in said and said.count("\n") == 1
+
+    def fail(*_, **__) -> None:
+        raise PermissionError(13, "Permission denied", "some/file")
+
+    monkeypatch.setattr(convert_lora, "LoraHeader", fail)
+    assert convert(student, "~/c.safetensors") == 1
+    assert "error: some/file: cannot be read (Permission denied)" in capsys.readouterr().err

@@ -16,6 +16,7 @@ from wan_distill.lora.ranks import Cut, cut_matrix
 from wan_distill.model.expert_weights import ExpertWeights
 from wan_distill.settings.lora_headers import PEFT_METADATA, LoraHeader
 from wan_distill.settings.lora_names import Layout, is_trained
+from wan_distill.settings.reading import read_header
 from wan_distill.settings.weight_files import weight_files
 from wan_distill.system.files import write_tensors
 from wan_distill.system.tensor_stream import write_stream
@@ -88,6 +89,9 @@ def open_expert(path: Path) -> ExpertWeights:
     """The tensors of an expert. Raises UsageError where there are none."""
     try:
         files = [path] if path.is_file() else weight_files(path)
+        for file in files:
+            if file.suffix == ".safetensors":
+                read_header(file)
     except FileError as error:
         raise UsageError(f"--extract {error}") from error
     if any(file.suffix != ".safetensors" for file in files):
