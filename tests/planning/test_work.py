@@ -87,7 +87,8 @@ def test_the_plan_knows_what_the_warm_start_has_solved(small_config, tmp_path):
 def test_the_disk_holds_the_optimizers_moments_of_every_checkpoint(random_teacher, tmp_path):
     """Against a run's own files: a checkpoint is a role's weights, its two moments, the average."""
     out = tmp_path / "out"
-    flags = tiny_flags(random_teacher, out, method="dmd", checkpointing_steps=1, evaluate=False)
+    changes = dict(checkpointing_steps=1, evaluate=False, export="comfyui,comfyui-fp8")
+    flags = tiny_flags(random_teacher, out, method="dmd", **changes)
     config, info, cost = planned(flags)
     needs = work.disk_needs(config, info, cost)
     assert train_distillation.main(flags) == 0
@@ -102,6 +103,10 @@ def test_the_disk_holds_the_optimizers_moments_of_every_checkpoint(random_teache
     assert max(tensors) == pytest.approx(predicted, rel=0.01)
     loras = sum(t.nbytes for f in out.glob("*_lora.safetensors") for t in load_file(f).values())
     assert loras == pytest.approx(needs["for the exported LoRA files"], rel=0.01)
+    for name, ending in (("comfyui", "bf16"), ("comfyui-fp8", "fp8_scaled")):
+        files = out.glob(f"comfyui/*_{ending}.safetensors")
+        size = sum(t.nbytes for file in files for t in load_file(file).values())
+        assert size == pytest.approx(needs[f"for --export {name}"], rel=0.1)  # few large matrices
 
 
 def test_evaluations_of_a_sample_are_two_where_guidance_is_on(small_config):

@@ -17,6 +17,8 @@ from wan_distill.settings.recipes import Role, recipe_of
 from wan_distill.settings.sample_specs import SampleSpec, handovers, student_of, trajectories
 from wan_distill.training.previews import SHOWN, validation_prompts
 
+BF16 = 2  # bytes of a number
+
 
 @dataclass(frozen=True)
 class SampleWork:
@@ -161,4 +163,9 @@ def disk_needs(config: Config, info: TeacherInfo, cost: Trace) -> dict[str, floa
     }
     if config.save_merged:
         needs["for the merged pipeline"] = len(info.experts) * cost.base_bytes
+    for name, matrix in (("comfyui", BF16), ("comfyui-fp8", 1)):
+        if name in config.export:
+            rest = cost.parameters - cost.matrices
+            size = matrix * cost.matrices + BF16 * rest
+            needs[f"for --export {name}"] = float(len(info.experts) * size)
     return needs

@@ -23,7 +23,9 @@ from wan_distill.system.tensor_stream import Layout, write_stream
 KINDS = {"comfyui": "bf16", "comfyui-fp8": "fp8_scaled"}
 FP8 = torch.float8_e4m3fn
 FP8_LIMIT = 448.0  # its largest number
-MARK = "scaled_fp8"  # by this tensor ComfyUI knows that matrices have scales
+# By this tensor ComfyUI knows that matrices have scales; by its two elements, that the arithmetic
+# is not to be fp8 too.
+MARK, MARKS = "scaled_fp8", (2,)
 # The largest difference of a tensor that passes, relative to its norm: bf16 keeps 3 digits, fp8 1.
 TOLERANCE = {"bf16": 4e-3, "fp8_scaled": 4e-2}
 
@@ -56,10 +58,10 @@ def _write(run: Run, expert: Expert, kind: str) -> None:
     file = run.folder.single_file(expert, kind)
     file.parent.mkdir(exist_ok=True)
     tensors = merged(run, expert)
-    layout: Layout = {MARK: (FP8, (0,))} if kind != "bf16" else {}
+    layout: Layout = {MARK: (FP8, MARKS)} if kind != "bf16" else {}
     for name in tensors:
         layout |= announced(name, tensors.shape(name), kind)
-    marks = [(MARK, torch.empty(0, dtype=FP8))] if MARK in layout else []
+    marks = [(MARK, torch.zeros(MARKS).to(FP8))] if MARK in layout else []
     each = (stored(name, tensor, kind).items() for name, tensor in tensors.items())
     metadata = student_metadata(run.config, run.info, expert)
     write_stream(
