@@ -106,7 +106,8 @@ def test_the_disk_holds_the_optimizers_moments_of_every_checkpoint(random_teache
     for name, ending in (("comfyui", "bf16"), ("comfyui-fp8", "fp8_scaled")):
         files = out.glob(f"comfyui/*_{ending}.safetensors")
         size = sum(t.nbytes for file in files for t in load_file(file).values())
-        assert size == pytest.approx(needs[f"for --export {name}"], rel=0.1)  # few large matrices
+        # Matrices outside of the blocks are a large part of a tiny teacher only.
+        assert 0.99 * size < needs[f"for --export {name}"] < 1.5 * size
 
 
 def test_evaluations_of_a_sample_are_two_where_guidance_is_on(small_config):
