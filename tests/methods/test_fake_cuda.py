@@ -41,10 +41,13 @@ FAULTS = {
     "device": "at least two devices, cuda:0 and cpu",
     "norms": "attention gets torch.float32",
 }
-pytestmark = pytest.mark.skipif(
-    sys.platform != "linux" or shutil.which("g++") is None,
-    reason="the two interfaces are compiled by g++, for the libraries of torch on Linux",
-)
+pytestmark = [
+    pytest.mark.journey,  # it compiles C++, and imports torch once more: as long as a whole run
+    pytest.mark.skipif(
+        sys.platform != "linux" or shutil.which("g++") is None,
+        reason="the two interfaces are compiled by g++, for the libraries of torch on Linux",
+    ),
+]
 
 
 def results(cases: list[tuple[str, dict[str, Any], str | None]]) -> dict[str, str | None]:
