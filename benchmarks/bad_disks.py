@@ -6,41 +6,58 @@ import os
 import subprocess
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from forked_runs import flags, outcome, run, run_undisturbed
 
-from wan_distill.planning import preflight
+from wan_distill import planning
 
 # Sizes of the disk, as shares of what the run writes in all.
 DISK_SHARES = (0.05, 0.3, 0.5, 0.7, 0.9)
 
 
-def full_disk(teacher: Path, root: Path, tally: Counter[str]) -> None:
-    """Runs on disks that fill up: one line, and the undisturbed result once there is room."""
-    roomy = root / "roomy"
-    settings = dict(method="trajectory", checkpoints_total_limit=9)
+def full_disk(teacher: Path, root: Path, tally: Counter[str], save_merged: bool = False) -> None:
+    """Runs on disks that fill up: one line, and the undisturbed result once there is room.
+
+    Args:
+        save_merged: let them fill while the merged pipeline, the largest part, is written.
+    """
+    when = " during --save_merged" if save_merged else ""
+    roomy = root / f"roomy{save_merged:d}"
+    settings: dict[str, Any] = dict(method="trajectory", checkpoints_total_limit=9)
+    if save_merged:
+        settings |= dict(save_merged=True, evaluate=False)
     run_undisturbed(flags(teacher, roomy, **settings), root / "log.txt")
-    used = sum(f.stat().st_size for f in roomy.rglob("*") if f.is_file())
-    place = root / "small"
+    used = size_of(roomy)
+    without = used - (size_of(roomy / "student") if save_merged else used)
+    place = root / f"small{save_merged:d}"
     argv = flags(teacher, place / "out", **settings)
     for share in DISK_SHARES:
         place.mkdir(exist_ok=True)
-        if not mount(place, "-o", f"size={int(used * share)}"):
+        if not mount(place, "-o", f"size={int(without + share * (used - without))}"):
             tally["full disk: NOT SHOWN, a tmpfs cannot be mounted here"] += 1
             return
         try:
-            log = root / f"full-{share}.txt"
+            log = root / f"full-{share}{when.replace(' ', '-')}.txt"
             code = run(argv, log, skip_disk_check)
             last_line = log.read_text().strip().splitlines()[-1]
             one_line = code in (1, 2) and last_line.startswith("error:")
-            tally["full disks reported in one line" if one_line else f"LOST: {log}"] += 1
+            whole = not save_merged or not (place / "out" / "student").exists()
+            fine = one_line and whole
+            tally[f"full disks{when} reported in one line" if fine else f"LOST: {log}"] += 1
             subprocess.run(["mount", "-o", "remount,size=200m", str(place)], check=True)
             if run(argv, log) == 0 and outcome(place / "out") == outcome(roomy):
-                tally["runs that continued once there was room"] += 1
+                tally[f"runs that continued once there was room{when}"] += 1
             else:
                 tally[f"LOST: after a full disk, {log}"] += 1
         finally:
             subprocess.run(["umount", str(place)], check=True)
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of all files below `folder`, each in whole pages, as a tmpfs counts."""
+    pages = [-(-f.stat().st_size // 4096) for f in folder.rglob("*") if f.is_file()]
+    return 4096 * sum(pages)
 
 
 def mount(place: Path, *options: str) -> bool:
@@ -51,7 +68,7 @@ def mount(place: Path, *options: str) -> bool:
 
 def skip_disk_check() -> None:
     """Prepares a fork whose disk fills up later than the check before the run could foresee."""
-    setattr(preflight, "check_surroundings", lambda config, info: [])  # noqa: B010
+    setattr(planning, "check_surroundings", lambda config, info, prompts: [])  # noqa: B010
 
 
 def read_only(teacher: Path, root: Path, tally: Counter[str]) -> None:

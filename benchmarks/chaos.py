@@ -1,7 +1,8 @@
 #!/usr/bin/env python
-"""What a run survives: kills, full and read-only disks, a dead rank, malformed input.
+"""What a run survives: kills, full and read-only disks, a dead rank, a second run, altered files, a
+clock that jumps, malformed input.
 
-    python benchmarks/chaos.py                         about 15 minutes on two cores
+    python benchmarks/chaos.py                         about 25 minutes on two cores
     python benchmarks/chaos.py --kills 9 --inputs 30   a short version
 
 Prints a tally, and exits with 1 if anything is lost. Each result is compared, by content, with that
@@ -29,66 +30,82 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from altered_files import altered, clock, two_runs
 from bad_disks import full_disk, read_only
 from forked_runs import flags, outcome, run, run_undisturbed, small_teacher, start, wait
 from malformed_inputs import malformed
 
+from wan_distill.data import solving
+from wan_distill.results import export, merged
 from wan_distill.settings.assets import REPOSITORY
 from wan_distill.system import files
 from wan_distill.training import checkpoint
 
-METHODS = ("trajectory", "dmd", "consistency")
 KILLS_PER_RUN = 4
 LAUNCHER = [
     *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
     str(REPOSITORY / "train_distillation.py"),
 ]
+# What is killed. "refined" begins with the undisturbed trajectory student.
+RUNS: dict[str, dict[str, Any]] = {
+    "trajectory": dict(method="trajectory"),
+    "dmd": dict(method="dmd"),
+    "consistency": dict(method="consistency"),
+    "bf16": dict(method="trajectory", mixed_precision="bf16"),
+    "refined": dict(method="dmd", init_student_from="trajectory"),
+    "previews": dict(method="trajectory", validation_steps=4),
+    "merged": dict(method="trajectory", save_merged=True),
+}
+# Where every other kill comes: inside one of these functions, at one of its file system calls.
+PLACES: dict[str, tuple[Any, str]] = {
+    "in a checkpoint": (checkpoint, "save"),
+    "while solving": (solving, "_solve_batch"),
+    "while exporting": (export, "export_student"),
+    "in the merged pipeline": (merged, "_write_pipeline"),
+}
+FILE_CALLS = ((os, "replace"), (os, "fsync"), (os, "open"), (files, "save_file"), (Path, "replace"))
 
 
-def die_in_save(rng: random.Random) -> Callable[[], None]:
-    """Prepares a fork to kill itself at a random file system call while it saves a checkpoint."""
-    fatal_call = rng.randrange(1, 60)
-    real_save = checkpoint.save
+def die_in(place: str, rng: random.Random) -> Callable[[], None]:
+    """Prepares a fork to kill itself in one of PLACES, at one of its file system calls."""
+    module, name = PLACES[place]
+    inner = getattr(module, name)
+    fatal_call = rng.randrange(1, 60 if place == "in a checkpoint" else 12)
     calls = 0
-    saving = False
+    inside = 0
 
     def counting(real: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
             nonlocal calls
-            if saving:
-                calls += 1
-                if calls == fatal_call:
-                    os.kill(os.getpid(), signal.SIGKILL)
+            calls += inside > 0
+            if inside and calls == fatal_call:
+                os.kill(os.getpid(), signal.SIGKILL)
             return real(*args, **kwargs)
 
         return call
 
-    def save(*args: Any, **kwargs: Any) -> Path:
-        nonlocal saving
-        saving = True
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        nonlocal inside
+        inside += 1
         try:
-            return real_save(*args, **kwargs)
+            return inner(*args, **kwargs)
         finally:
-            saving = False
+            inside -= 1
 
     def prepare() -> None:
-        for module, name in (
-            (os, "replace"),
-            (os, "fsync"),
-            (os, "open"),
-            (files, "save_file"),
-            (shutil, "rmtree"),
-        ):
-            setattr(module, name, counting(getattr(module, name)))
-        setattr(checkpoint, "save", save)  # noqa: B010  an assignment would be a type error
+        for owner, function in FILE_CALLS:
+            setattr(owner, function, counting(getattr(owner, function)))
+        for owner in {module, *sys.modules.values()}:  # also under the names it was imported by
+            if getattr(owner, name, None) is inner:
+                setattr(owner, name, watched)
 
     return prepare
 
 
-def killed(argv: list[str], log: Path, rng: random.Random, in_save: bool, seconds: float) -> bool:
-    """Starts a run and kills it: inside a save, or within `seconds`. False if it ended before."""
-    pid = start(argv, log, die_in_save(rng) if in_save else None)
-    if not in_save:
+def killed(argv: list[str], log: Path, rng: random.Random, place: str, seconds: float) -> bool:
+    """Starts a run and kills it: in one of PLACES, or within `seconds`. False if it ended first."""
+    pid = start(argv, log, die_in(place, rng) if place in PLACES else None)
+    if place not in PLACES:
         time.sleep(rng.uniform(0, seconds))
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
@@ -96,34 +113,42 @@ def killed(argv: list[str], log: Path, rng: random.Random, in_save: bool, second
 
 
 def kills(count: int, teacher: Path, root: Path, rng: random.Random, tally: Counter[str]) -> None:
-    """Kills each run a few times; then it must end as the undisturbed run of its method did."""
+    """Kills each run a few times; then it must end as the undisturbed one of its kind did."""
     log = root / "log.txt"
     expected: dict[str, str] = {}
     seconds: dict[str, float] = {}
-    for method in METHODS:
+    for kind in RUNS:
         started = time.monotonic()
-        folder = root / f"undisturbed-{method}"
-        run_undisturbed(flags(teacher, folder, method=method), log)
-        expected[method] = outcome(folder)
-        seconds[method] = time.monotonic() - started
+        folder = root / f"undisturbed-{kind}"
+        run_undisturbed(flags_of(kind, teacher, folder, root), log)
+        expected[kind] = outcome(folder)
+        seconds[kind] = time.monotonic() - started
+    turns = itertools.cycle(["anywhere", *PLACES])
     for number in itertools.count():
         if tally["kills"] >= count:
             return
-        method = METHODS[number % len(METHODS)]
+        kind = list(RUNS)[number % len(RUNS)]
         folder = root / f"run-{number}"
-        argv = flags(teacher, folder, method=method)
+        argv = flags_of(kind, teacher, folder, root)
         for _ in range(min(KILLS_PER_RUN, count - tally["kills"])):
-            # A third of all kills are inside a save.
-            in_save = 3 * tally["kills inside a save"] < tally["kills"] + 1
-            if not killed(argv, log, rng, in_save, seconds[method]):
-                break
+            place = next(turns)
+            if not killed(argv, log, rng, place, seconds[kind]):
+                continue
             tally["kills"] += 1
-            tally["kills inside a save"] += in_save
-        if run(argv, log) == 0 and outcome(folder) == expected[method]:
-            tally["runs that ended like the undisturbed one"] += 1
+            tally[f"kills {place}"] += 1
+        if run(argv, log) == 0 and outcome(folder) == expected[kind]:
+            tally[f"{kind} runs that ended like the undisturbed one"] += 1
             shutil.rmtree(folder)
         else:
-            tally[f"LOST: a {method} run ({folder})"] += 1
+            tally[f"LOST: a {kind} run ({folder})"] += 1
+
+
+def flags_of(kind: str, teacher: Path, folder: Path, root: Path) -> list[str]:
+    """The command line of one of RUNS."""
+    settings = dict(RUNS[kind])
+    if "init_student_from" in settings:
+        settings["init_student_from"] = root / f"undisturbed-{settings['init_student_from']}"
+    return flags(teacher, folder, **settings)
 
 
 def dead_rank(teacher: Path, root: Path, tally: Counter[str]) -> None:
@@ -154,7 +179,10 @@ def dead_rank(teacher: Path, root: Path, tally: Counter[str]) -> None:
     tally["runs that continued after a dead rank" if same else f"LOST: {disturbed}"] += 1
 
 
-PARTS = ("kills", "ranks", "full_disk", "read_only", "inputs")
+PARTS = (
+    *("kills", "ranks", "two_runs", "altered", "clock", "full_disk", "merged_disk", "read_only"),
+    "inputs",
+)
 
 
 def main() -> int:
@@ -162,7 +190,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--kills", type=int, default=100, help="default %(default)s")
-    parser.add_argument("--inputs", type=int, default=300, help="default %(default)s")
+    parser.add_argument("--inputs", type=int, default=500, help="default %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="default %(default)s")
     parser.add_argument(
         "--parts", nargs="+", choices=PARTS, default=PARTS, help="what to try (default: all)"
@@ -176,7 +204,11 @@ def main() -> int:
     parts = {
         "kills": lambda: kills(args.kills, teacher, root, rng, tally),
         "ranks": lambda: dead_rank(teacher, root, tally),
+        "two_runs": lambda: two_runs(teacher, root, tally),
+        "altered": lambda: altered(teacher, root, rng, tally),
+        "clock": lambda: clock(teacher, root, tally),
         "full_disk": lambda: full_disk(teacher, root, tally),
+        "merged_disk": lambda: full_disk(teacher, root, tally, save_merged=True),
         "read_only": lambda: read_only(teacher, root, tally),
         "inputs": lambda: malformed(args.inputs, teacher, root, rng, tally),
     }

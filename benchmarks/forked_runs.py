@@ -74,14 +74,25 @@ def flags(teacher: Path, output_dir: Path, **changes: Any) -> list[str]:
     """
     paths = dict(teacher_path=teacher, prompts=teacher / "prompts.txt", output_dir=output_dir)
     settings = SETTINGS | paths | changes
-    return [f"--{name}={value}" for name, value in settings.items()]
+    return [
+        (f"--{name}" if value else f"--no-{name}")
+        if isinstance(value, bool)
+        else f"--{name}={value}"
+        for name, value in settings.items()
+    ]
 
 
-def start(argv: list[str], log: Path, prepare: Callable[[], None] | None = None) -> int:
+def start(
+    argv: list[str],
+    log: Path,
+    prepare: Callable[[], None] | None = None,
+    main: Callable[[list[str]], int] = train_distillation.main,
+) -> int:
     """Starts the tool with `argv` in a fork; its output goes to the end of `log`.
 
     Args:
         prepare: called in the fork before the run.
+        main: which script.
     Returns:
         The fork's process id.
     """
@@ -94,7 +105,7 @@ def start(argv: list[str], log: Path, prepare: Callable[[], None] | None = None)
             try:
                 if prepare:
                     prepare()
-                code = train_distillation.main(argv)
+                code = main(argv)
             except BaseException:
                 traceback.print_exc()
     finally:
@@ -106,9 +117,14 @@ def wait(pid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def run(argv: list[str], log: Path, prepare: Callable[[], None] | None = None) -> int:
+def run(
+    argv: list[str],
+    log: Path,
+    prepare: Callable[[], None] | None = None,
+    main: Callable[[list[str]], int] = train_distillation.main,
+) -> int:
     """`start`, then `wait`."""
-    return wait(start(argv, log, prepare))
+    return wait(start(argv, log, prepare, main))
 
 
 def run_undisturbed(argv: list[str], log: Path) -> None:

@@ -13,9 +13,14 @@ from typing import Any
 
 from forked_runs import CRASH, flags, run, run_undisturbed
 
+import sample
+import train_distillation
 from wan_distill.settings.config import Config
 
-KINDS = ("flags", "prompts", "json", "header", "checkpoint")
+KINDS = (
+    *("flags", "prompts", "json", "header", "checkpoint", "stored", "tokenizer", "yaml"),
+    *("student", "sample flags"),
+)
 # fmt: off
 FLAG_VALUES = [
     "-1", "0", "nan", "inf", "1e400", "", " ", "x", "None", "9" * 30, "../..", "\u0000", "1,2",
@@ -38,9 +43,20 @@ JSON_VALUES: list[Any] = [
 ]
 PROMPT_FILES = [
     b'[{"caption": "a red ball"}, {"caption": "a blue box"}]\n"caption"\n',
-    b"a red ball\na blue box\n",
+    b'{"caption": "a red \\ud83d\\ude00 ball"}\n{"caption": "a blue box"}\n',
+    b"a red ball\na blue box --w 832 --fs 5\n# a comment\n",
     b"caption\na\n",
+    b'file,caption\n1.mp4,"a red ball, rolling"\n2.mp4,"a ""blue"" box"\n',
+    b"file\tcaption\n1.mp4\ta red ball\n",
+    "a red ball\na blue box\n".encode("utf-16"),
+    "file;caption\n1;a caf\u00e9\n".encode("utf-8-sig"),
 ]
+PROMPT_SUFFIXES = [".txt", ".json", ".jsonl", ".csv", ".tsv", ".NDJSON", "", ".yaml"]
+CONFIG_FILES = [
+    b"method: trajectory\nmixed_precision: no\nsampling_steps: [2, 4]\nrank: 4\n",
+    b"lora_layers:\n  - to_q\n  - to_k\nevaluate: false\n",
+]
+SAMPLE_FLAGS = ("steps", "height", "width", "num_frames", "seed", "fps", "samples", "teacher_path")
 SHORT: dict[str, Any] = dict(method="trajectory", max_train_steps=3, num_trajectories=4)
 
 
@@ -88,14 +104,31 @@ def malformed_case(kind: str, case: Path, teacher: Path, rng: random.Random) -> 
     if kind == "flags":
         return [*argv, *bad_flags(rng)]
     if kind == "prompts":
-        file = case / f"prompts{rng.choice(['.txt', '.json', '.jsonl', '.csv'])}"
+        file = case / f"prompts{rng.choice(PROMPT_SUFFIXES)}"
         file.write_bytes(damaged(rng.choice(PROMPT_FILES), rng))
         return [*argv, f"--prompts={file}"]
-    if kind == "checkpoint":
-        files = [f for f in out.rglob("*") if f.is_file() and "checkpoint-" in str(f)]
-        file = rng.choice(files)
+    if kind == "yaml":
+        file = case / "settings.yaml"
+        file.write_bytes(damaged(rng.choice(CONFIG_FILES), rng))
+        return [*argv, "--dry_run", f"--config={file}"]
+    if kind in ("checkpoint", "stored"):
+        stored = [f for f in out.rglob("*") if f.is_file() and f.suffix not in (".mp4", ".png")]
+        files = [f for f in stored if ("checkpoint-" in str(f)) == (kind == "checkpoint")]
+        file = rng.choice(sorted(files))
         file.write_bytes(damaged(file.read_bytes(), rng))
-        return argv
+        return [*argv, "--max_train_steps=4"]
+    if kind in ("student", "sample flags"):
+        flag = f"--{rng.choice(SAMPLE_FLAGS)}={rng.choice(FLAG_VALUES)}"
+        if kind == "student":
+            file = rng.choice(sorted(out.glob("*.safetensors")))
+            file.write_bytes(damaged(file.read_bytes()[:3000], rng) + file.read_bytes()[3000:])
+            flag = "--steps=4"
+        return [f"--student={out}", "--prompt=a ball", f"--out={case / 'a.mp4'}", flag]
+    if kind == "tokenizer":
+        copy = Path(shutil.copytree(teacher, case / "teacher"))
+        file = rng.choice(sorted(f for f in (copy / "tokenizer").iterdir() if f.is_file()))
+        file.write_bytes(damaged(file.read_bytes(), rng))
+        return flags(copy, case / "new", **SHORT)
     copy = Path(shutil.copytree(teacher, case / "teacher"))
     ending = ".json" if kind == "json" else ".safetensors"
     file = rng.choice([f for f in copy.rglob(f"*{ending}") if "tokenizer" not in str(f)])
@@ -124,7 +157,8 @@ def malformed(
         shutil.copytree(finished, case / "out")
         argv = malformed_case(kind, case, teacher, rng)
         before = {f: f.read_bytes() for f in (case / "out").rglob("*") if f.is_file()}
-        code = run(argv, case / "log.txt")
+        main = sample.main if kind in ("student", "sample flags") else train_distillation.main
+        code = run(argv, case / "log.txt", main=main)
         output = (case / "log.txt").read_text(errors="replace")
         no_reason = code in (1, 2) and "error: " not in output
         if code == CRASH or code < 0 or "Traceback" in output or no_reason:

@@ -235,3 +235,6 @@ def test_a_checkpoint_that_exists_is_not_written_again(make_progress):
     before = state.stat().st_mtime_ns
     progress.save(5)
     assert state.stat().st_mtime_ns == before
+    state.write_text(state.read_text().replace('"step": 5', '"step": 6'))  # damaged
+    progress.save(5)
+    assert checkpoint.latest(progress.root).name == "checkpoint-5"

@@ -145,6 +145,15 @@ def verify(folder: Path) -> dict:
     return state
 
 
+def is_whole(root: Path, step: int) -> bool:
+    """Whether the checkpoint of `step` below `root` is there, and as it was written."""
+    try:
+        verify(root / f"checkpoint-{step}")
+    except DamagedCheckpoint:
+        return False
+    return True
+
+
 def load(folder: Path) -> tuple[Tensors, dict]:
     """Tensors by file name, and the state. Raises DamagedCheckpoint."""
     state = verify(folder)

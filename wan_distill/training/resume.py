@@ -116,12 +116,12 @@ class Progress:
         self.identity = identity(run.config, run.info, run.prompts, groups)
 
     def save(self, step: int) -> None:
-        """A checkpoint of everything after `step` updates; nothing where it already exists. All
+        """A checkpoint of everything after `step` updates; nothing where a whole one exists. All
         ranks call it.
         """
         unwritten = self.metrics.state()
         runtime, config = self.run.runtime, self.run.config
-        if runtime.is_main and not (self.root / f"checkpoint-{step}").exists():
+        if runtime.is_main and not checkpoint.is_whole(self.root, step):
             state = dict(
                 config=config.to_json(),
                 expert=self.expert,
