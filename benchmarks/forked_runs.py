@@ -106,6 +106,8 @@ def start(
                 if prepare:
                     prepare()
                 code = main(argv)
+            except SystemExit as refused:  # argparse's way
+                code = refused.code if isinstance(refused.code, int) else CRASH
             except BaseException:
                 traceback.print_exc()
     finally:
@@ -149,7 +151,8 @@ def outcome(folder: Path) -> str:
         for file in sorted(last.glob("*.safetensors")):
             for name, tensor in sorted(load_file(file).items()):
                 digest.update(name.encode() + tensor.numpy().tobytes())
-    for line in metrics.read_lines(folder / "metrics.jsonl"):
+    lines = metrics.read_lines(folder / "metrics.jsonl")
+    for line in sorted(lines, key=lambda line: (line["expert"], line["step"])):
         values = {name: value for name, value in line.items() if name != "seconds"}
         digest.update(json.dumps(values, sort_keys=True).encode())
     return digest.hexdigest()
