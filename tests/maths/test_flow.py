@@ -10,7 +10,7 @@ from torch import Tensor
 
 from wan_distill.maths import flow
 from wan_distill.maths.flow import euler, sample, sigma_batch
-from wan_distill.maths.sigmas import sigma_grid
+from wan_distill.maths.sigmas import shift_sigma, sigma_grid
 
 MEAN, STD = 0.7, 0.3
 
@@ -158,3 +158,12 @@ def test_a_single_sigma_is_no_step():
     noise = normal(1, 1, 1, 2, 2)
     assert sample(gaussian_velocity, noise, [1.0]) is noise
     assert list(euler(gaussian_velocity, noise, [1.0])) == []
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0, 12.0])
+def test_tensors_of_levels_are_shifted_as_single_ones(shift):
+    levels = torch.linspace(0, 1, 21, dtype=torch.float64)
+    expected = [shift_sigma(float(u), shift) for u in levels]
+    torch.testing.assert_close(
+        flow.shift_sigmas(levels, shift), torch.tensor(expected, dtype=torch.float64)
+    )

@@ -9,6 +9,7 @@ import torch
 from lessons import make_lesson
 
 from wan_distill.maths.randomness import generator
+from wan_distill.maths.sigmas import expert_of
 from wan_distill.methods.consistency import points_inside, pseudo_huber
 
 
@@ -77,3 +78,16 @@ def test_the_pseudo_huber_distance_is_linear_far_off_and_square_nearby():
     assert float(pseudo_huber(near.double(), 1e-2)) == pytest.approx(1e-8 / 2e-2, rel=1e-3)
     both = float(pseudo_huber(torch.tensor([3.0]), 4.0))
     assert both == pytest.approx(math.sqrt(9 + 16) - 4)
+
+
+@pytest.mark.parametrize("expert", ["high", "low"])
+def test_every_point_of_a_student_step_belongs_to_its_expert(make_run, expert):
+    """All but the end, which may lie beyond the boundary; however many points the solver has."""
+    lesson = make_lesson(make_run(method="consistency", solver_points=40), expert)
+    ends = set()
+    for step in range(12):
+        points = lesson.batch(step).points
+        assert len(points) > 2
+        assert {expert_of(sigma, 0.875) for sigma in points[:-1]} == {expert}
+        ends.add(expert_of(points[-1], 0.875))
+    assert "low" in ends

@@ -166,3 +166,24 @@ def test_the_guidance_of_the_teachers_score_is_each_experts_own(make_run, expert
     lesson.denoiser.guided_velocity = guided_velocity
     lesson.learn("student", lesson.batch(0), generator("g"))
     assert asked == [guided]
+
+
+@EXPERTS
+def test_the_students_loss_pulls_its_samples_towards_the_teachers(make_run, expert):
+    """With x0_real = 1 and x0_fake = -1 everywhere, and samples at 0."""
+    lesson = make_lesson(make_run(method="dmd", diversity_weight=0.0), expert)
+    batch = lesson.batch(0)
+    x0 = torch.zeros_like(batch.x).requires_grad_()
+    lesson.method.rollout = lambda denoiser, batch: (x0, torch.zeros_like(x0))
+
+    def implying(value: float):
+        def velocity(x, sigma, *rest, **options):
+            return (x - value) / sigma.to(x.dtype).view(-1, 1, 1, 1, 1)
+
+        return velocity
+
+    lesson.denoiser.guided_velocity = implying(1.0)
+    lesson.denoiser.velocity = implying(-1.0)
+    (loss,) = lesson.method.losses("student", lesson.denoiser, batch, generator("pull"))
+    loss.value.backward()
+    torch.testing.assert_close(x0.grad, torch.full_like(x0, -2 / x0.numel()), rtol=1e-4, atol=0)

@@ -56,3 +56,10 @@ def test_the_critics_error_is_plain_unless_it_is_near_the_end_of_its_phase():
     near = torch.tensor([0.84, 0.84], dtype=torch.float64)
     beta = flow.phase_coefficients(near, 5 / 6)[1]
     torch.testing.assert_close(critic_error(velocity, target, near, 5 / 6), 10 * beta[0] ** 2)
+
+
+def test_where_student_and_teacher_agree_the_gradient_stays_small():
+    """The normaliser has a floor: noise in the scores is not blown up."""
+    x0 = torch.zeros(2, 1, 1, 2, 2)
+    gradient = matching_gradient(x0, x0, x0 + 1e-5)
+    torch.testing.assert_close(gradient, torch.full_like(x0, 0.1))

@@ -259,3 +259,12 @@ def test_only_the_main_process_measures(make_run):
     run.runtime.is_main = False
     assert Evaluation(run, PROMPTS).measure() is None
     assert not run.folder.evaluation.exists()
+
+
+def test_an_expert_that_was_carried_over_is_the_students_own(make_run):
+    """From a warm start, although this run does not train it."""
+    run = make_run(method="trajectory", expert="high", eval_samples=2)
+    subject = Evaluation(run, PROMPTS)
+    assert subject._has_own("high") and not subject._has_own("low")
+    write_student(run, "low")
+    assert subject._has_own("low")

@@ -95,6 +95,8 @@ def test_the_snippet_asks_for_what_was_trained(exported):
     run = exported(mixed_precision="bf16")
     code = snippet(run.config, run.info, ("high", "low"), "me/student")
     compile(code, "snippet", "exec")
+    several = dataclasses.replace(run.config, sampling_steps=(2, 4))
+    assert "num_inference_steps=4," in snippet(several, run.info, ("high", "low"))
     for line in (
         'from_pretrained("me/student", subfolder="scheduler")',
         "dtype=torch.bfloat16",

@@ -112,6 +112,16 @@ def test_the_fingerprint_changes_with_each_tensor_and_each_setting(part, folder)
     assert info.fingerprint(parts) != before
 
 
+def test_the_names_of_tensors_are_in_the_fingerprint(folder):
+    before = read(folder).fingerprint()
+    file = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    name = min(tensors)
+    tensors[f"{name}.renamed"] = tensors.pop(name)
+    save_file(tensors, file, {"format": "pt"})
+    assert read(folder).fingerprint() != before
+
+
 def test_what_no_loader_reads_is_not_in_the_fingerprint(folder):
     info = read(folder)
     parts = ("transformer", "text_encoder", "tokenizer")
