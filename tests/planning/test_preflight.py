@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import json
 import shutil
 
 import pytest
@@ -62,6 +63,31 @@ def test_a_configuration_that_cannot_be_read_is_named(broken):
         (folder / "tokenizer" / "tokenizer_config.json").write_text("{")
 
     assert "tokenizer/tokenizer_config.json: cannot be read" in broken(garble)
+
+
+def test_a_tensor_in_two_shards_is_named(broken):
+    def divide(folder):
+        part = folder / "transformer"
+        weights = load_file(part / WEIGHTS)
+        (part / WEIGHTS).unlink()
+        names = [WEIGHTS.replace(".", f"-0000{i}-of-00002.", 1) for i in (1, 2)]
+        save_file(weights, part / names[0], {"format": "pt"})
+        save_file({"proj_out.bias": weights["proj_out.bias"] + 1}, part / names[1])
+        index = {"metadata": {}, "weight_map": dict.fromkeys(weights, names[0])}
+        index["weight_map"]["proj_out.bias"] = names[1]
+        (part / f"{WEIGHTS}.index.json").write_text(json.dumps(index))
+
+    assert "holds proj_out.bias, which another shard beside it holds too" in broken(divide)
+
+
+def test_what_is_lost_of_the_negative_prompt_is_said(random_teacher, tmp_path, capsys):
+    flags = tiny_flags(random_teacher, tmp_path / "out", dry_run=True)
+    for prompt, says in (
+        ("left " * 20, "has 21, of which 12 are seen"),
+        ("红 a", "50.0 % is unknown"),
+    ):
+        assert train_distillation.main([*flags, f"--negative_prompt={prompt}"]) == 0
+        assert says in capsys.readouterr().out
 
 
 def test_a_missing_vocabulary_stops_the_run(broken):

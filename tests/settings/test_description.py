@@ -321,3 +321,19 @@ def test_a_path_is_not_looked_for_on_the_hub(source, monkeypatch):
 def test_a_name_that_is_too_long_for_a_path_is_no_error_of_the_disk():
     with pytest.raises(UsageError, match="neither a folder here nor reachable"):
         read_teacher(Config(teacher_path="x" * 300))
+
+
+@pytest.mark.parametrize(
+    ("offline", "says"),
+    [
+        (True, "not in the hub's cache, and HF_HUB_OFFLINE is set; run once with the network"),
+        (False, "not in that repository; give the one whose name ends in -Diffusers"),
+    ],
+)
+def test_a_repository_without_a_pipeline_is_not_told_to_be_a_folder(
+    offline, says, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
+    with pytest.raises(UsageError, match=f"some/Wan: model_index.json is {says}"):
+        read_teacher(Config(teacher_path="some/Wan"))

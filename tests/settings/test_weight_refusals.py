@@ -122,3 +122,10 @@ def test_a_stale_index_beside_a_single_file_is_to_be_removed(tmp_path):
     shard.symlink_to("nothing")
     with pytest.raises(FileError, match="but a link to nothing; "):
         weight_files(folder)
+
+
+def test_a_suffix_in_capitals_is_to_be_renamed(tmp_path):
+    folder = empty_part(tmp_path / "part", "model")
+    (folder / "MODEL.SAFETENSORS").touch()
+    with pytest.raises(FileError, match=r"only MODEL.SAFETENSORS; rename it to model.safetensors"):
+        weight_files(folder)

@@ -112,7 +112,11 @@ def _headers(files: Iterable[Path]) -> Header:
             check_pickle(file)
             continue
         header, _ = read_header(file)
-        tensors |= {name: t for name, t in header.items() if name != "__metadata__"}
+        header.pop("__metadata__", None)
+        if twice := sorted(tensors.keys() & header):
+            reason = f"{file}: holds {twice[0]}, which another shard beside it holds too"
+            raise FileError(reason, AGAIN)
+        tensors |= header
     return tensors
 
 

@@ -43,7 +43,7 @@ def checks(config: Config, info: TeacherInfo, prompts: Sequence[str] = ()) -> li
         lambda: f"Versions  {check_versions()}",
         lambda: f"Files     {check_files(info, config)}",
         lambda: (found := check_changes(info, config)) and f"Changed   {found}",
-        lambda: f"Text      {check_text(info, prompts)}",
+        lambda: f"Text      {check_text(info, prompts, config)}",
         lambda: f"Disk      {check_disk(config, info)}",
         lambda: check_download(config, info),
         lambda: f"RAM       {size(check_memory(config, info))} available",

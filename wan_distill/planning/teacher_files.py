@@ -15,7 +15,7 @@ from wan_distill.settings.reading import read_json
 from wan_distill.settings.teacher_changes import expert_of_part
 from wan_distill.settings.weight_files import variant_or_none
 from wan_distill.umt5.text import tokenizer_of
-from wan_distill.umt5.tokenizer import describe_prompts
+from wan_distill.umt5.tokenizer import describe_prompts, tokenise
 
 
 def check_files(info: TeacherInfo, config: Config) -> str:
@@ -48,8 +48,9 @@ def describe_files(info: TeacherInfo, config: Config) -> str:
     return f"whole by their headers; {', '.join(dtypes)}"
 
 
-def check_text(info: TeacherInfo, prompts: Sequence[str]) -> str:
-    """What the teacher's tokenizer makes of `prompts`, in words.
+def check_text(info: TeacherInfo, prompts: Sequence[str], config: Config | None = None) -> str:
+    """What the teacher's tokenizer makes of `prompts`, and of the negative prompt in `config`, in
+    words.
 
     Raises UsageError where the tokenizer is not the text encoder's, and where it does not know what
     the prompts say; of the embedded teacher, whose vocabulary is small, that is said only.
@@ -60,7 +61,18 @@ def check_text(info: TeacherInfo, prompts: Sequence[str]) -> str:
         found = describe_prompts(tokenizer, prompts, info.folder / "tokenizer", strict)
     except FileError as error:
         raise UsageError(f"--teacher_path {info.source}: {error}") from error
-    return f"{found}; the tokenizer has {len(tokenizer)} entries"
+    found += f"; the tokenizer has {len(tokenizer)} entries"
+    if config is not None and config.negative_prompt:
+        negative = tokenise(tokenizer, config.negative_prompt)
+        if negative.count > config.max_sequence_length:
+            found += (
+                f"; the negative prompt has {negative.count}, of which "
+                f"{config.max_sequence_length} are seen (--max_sequence_length)"
+            )
+        if negative.unknown:
+            share = 100 * negative.unknown / negative.characters
+            found += f"; of the negative prompt's text {share:.1f} % is unknown"
+    return found
 
 
 def part_variants(info: TeacherInfo, variant: str | None) -> dict[str, str | None]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from wan_distill.errors import FileError, UsageError
 from wan_distill.maths.sigmas import Expert
-from wan_distill.settings.assets import EMBEDDED_TEACHER, download
+from wan_distill.settings.assets import EMBEDDED_TEACHER, download, is_offline
 from wan_distill.settings.config import Config
 from wan_distill.settings.fingerprints import fingerprint_part
 from wan_distill.settings.pipelines import (
@@ -170,10 +170,15 @@ def read_teacher(config: Config) -> TeacherInfo:
 def _read_json(file: Path, source: str) -> dict[str, Any]:
     """The object in a JSON file. Raises UsageError."""
     if not (file.exists() or file.is_symlink()):
-        raise UsageError(
-            f"--teacher_path {source}: {file.parent.name}/{file.name} is missing; give the folder "
-            "of a diffusers WanPipeline"
-        )
+        name = f"{file.parent.name}/{file.name}" if file.name == "config.json" else file.name
+        if os.path.isdir(source):
+            where, remedy = "missing", "give the folder of a diffusers WanPipeline"
+        elif is_offline():
+            where = "not in the hub's cache, and HF_HUB_OFFLINE is set"
+            remedy = "run once with the network and without it"
+        else:
+            where, remedy = "not in that repository", "give the one whose name ends in -Diffusers"
+        raise UsageError(f"--teacher_path {source}: {name} is {where}; {remedy}")
     try:
         return read_json(file)
     except FileError as error:

@@ -162,7 +162,7 @@ def _nothing(folder: Path, names: tuple[str, str], variant: str | None) -> FileE
     strays = sorted(
         file.name
         for file in folder.glob("[!.]*")
-        if file.suffix in FORMATS and file.name not in names
+        if file.suffix.lower() in FORMATS and file.name not in names
     )
     if not strays:
         return FileError(
@@ -174,6 +174,6 @@ def _nothing(folder: Path, names: tuple[str, str], variant: str | None) -> FileE
         )
     reason = f"{folder}: no weight file of a name that is loaded, only {strays[0]}"
     for name in names:
-        if name.endswith(Path(strays[0]).suffix):
+        if name.endswith(Path(strays[0]).suffix.lower()):
             return FileError(reason, f"rename it to {name}")
     return FileError(reason, "give the folder of the same model in diffusers' layout")
