@@ -127,8 +127,8 @@ def carry_out(
     runtime.say(plan, "", "On this machine:", *surroundings, "")
     if runtime.is_main:
         folder.plan.write_text(plan + "\n", encoding="utf-8")
-        if not config.evaluate_only:
-            runtime.say(*model.carry_over(config, info))
+        for line in () if config.evaluate_only else model.carry_over(config, info):
+            runtime.say(line)
 
     # 2. The teacher's text encoder: loaded quietly, verified against its file, used once, freed.
     teacher = model.Teacher(info, config, runtime)

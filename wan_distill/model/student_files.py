@@ -122,7 +122,10 @@ def read_metadata(file: Path) -> dict[str, Any]:
     metadata = header.get("__metadata__")
     text = metadata.get(METADATA_KEY) if isinstance(metadata, dict) else None
     if text is None:
-        raise UsageError(f"{file}: carries no schedule; it was not written by this tool")
+        raise UsageError(
+            f"{file}: carries no schedule; it was not written by this tool: begin a run with it "
+            "(--init_student_from), or sample it as docs/use_your_student.md says"
+        )
     try:
         schedule = json.loads(text)
     except (ValueError, TypeError) as error:
