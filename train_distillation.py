@@ -30,7 +30,7 @@ from wan_distill.layout import RunFolder
 from wan_distill.settings.command_line import debug_asked, parse_args
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo, read_teacher
-from wan_distill.settings.resolve import resolve
+from wan_distill.settings.resolve import resolve_stages
 from wan_distill.system.console import TrainingBar, escape_unencodable
 from wan_distill.system.disk_errors import describe_disk_error
 from wan_distill.system.launcher import check_launcher, describe_rank
@@ -90,13 +90,14 @@ def run(config: Config) -> int:
 
     # 1. What is to be done? Everything that can be refused is refused before any weights load.
     info = read_teacher(config)
-    config = resolve(config, info)
+    stages = resolve_stages(config, info)
+    config = stages[-1]  # what the job is judged by
     prompts, held_out = data.split_prompts(config, info)
     if config.push_to_hub:
         results.check_hub(config)
     if config.dry_run:
-        return planning.print_plan(config, info, prompts, held_out)
-    surroundings = planning.check_surroundings(config, info, [*prompts, *held_out])
+        return planning.print_plan(stages, info, prompts, held_out)
+    surroundings = planning.check_surroundings(stages, info, [*prompts, *held_out])
 
     if not config.verbose_loading:
         model.hide_loading_bars()
@@ -105,11 +106,11 @@ def run(config: Config) -> int:
     runtime = Runtime(config)
     with lock_file(folder.lock, runtime.is_main):
         results.check_output(config)
-        return carry_out(config, info, prompts, held_out, surroundings, runtime)
+        return carry_out(stages, info, prompts, held_out, surroundings, runtime)
 
 
 def carry_out(
-    config: Config,
+    stages: Sequence[Config],
     info: TeacherInfo,
     prompts: Sequence[str],
     held_out: Sequence[str],
@@ -118,17 +119,17 @@ def carry_out(
 ) -> int:
     """The part of the job that writes into the output folder, which no other run does meanwhile."""
     from wan_distill import data, model, planning, results, training
+    from wan_distill.system.files import make_output_folder
 
+    config = stages[-1]  # what the job is judged by
     folder = RunFolder(Path(config.output_dir))
-    training.check_resume(
-        config, training.identity(config, info, prompts, runtime.sample_groups), runtime.say
-    )
-    plan = planning.describe_plan(config, info, prompts, held_out)
+    for stage in stages:
+        known = training.identity(stage, info, prompts, runtime.sample_groups)
+        training.check_resume(stage, known, runtime.say)
+    plan = planning.describe_plan(stages, info, prompts, held_out)
     runtime.say(plan, "", "On this machine:", *surroundings, "")
     if runtime.is_main:
         folder.plan.write_text(plan + "\n", encoding="utf-8")
-        for line in () if config.evaluate_only else model.carry_over(config, info):
-            runtime.say(line)
 
     # 2. The teacher's text encoder: loaded quietly, verified against its file, used once, freed.
     teacher = model.Teacher(info, config, runtime)
@@ -136,15 +137,22 @@ def carry_out(
     encoded = [*prompts, *held_out, *shown, config.negative_prompt]
     embeddings, verdict = encode_prompts(config, teacher, encoded, runtime)
 
-    # 3. One expert after the other learns its own steps.
-    job = data.Run(config, teacher, embeddings, tuple(prompts), runtime)
+    # 3. Stage by stage, one expert after the other learns its own steps.
+    runs = [data.Run(stage, teacher, embeddings, tuple(prompts), runtime) for stage in stages]
+    job = runs[-1]
     if not config.evaluate_only:
         if runtime.device.type != "cpu":  # if memory runs out, then now, not after hours of solving
-            with planning.explain_out_of_memory(config, info, "rehearsing one update of each role"):
-                training.rehearse(job, config.experts[0])
-        tracker = training.Tracker(config, runtime)
-        for expert in config.experts:
-            distil(job, expert, shown, tracker)
+            for part in runs:
+                what = "rehearsing one update of each role"
+                with planning.explain_out_of_memory(part.config, info, what):
+                    training.rehearse(part, config.experts[0])
+        tracker = training.Tracker(stages, runtime)
+        for part in runs:
+            make_output_folder(part.folder.path)
+            for line in model.carry_over(part.config, info) if runtime.is_main else ():
+                runtime.say(line)
+            for expert in part.config.experts:
+                distil(part, expert, shown, tracker)
         tracker.finish()
 
     # 4. What is left behind, and how good it is.
@@ -177,7 +185,7 @@ def encode_prompts(
     """Encodes each distinct prompt once, with the teacher's verified text encoder, which is then
     freed. Where the cache of this very encoder has all of them, it is not loaded at all.
     """
-    from wan_distill.data import PromptEmbeddings
+    from wan_distill.data import PromptEmbeddings, caches_of
     from wan_distill.umt5.verify import recall, remember
 
     def cache_of(verdict: Verdict) -> PromptEmbeddings:
@@ -189,7 +197,7 @@ def encode_prompts(
         )
         return PromptEmbeddings(folder.prompts, key, config.max_sequence_length, runtime.device)
 
-    folder = RunFolder(Path(config.output_dir))
+    folder = caches_of(config)
     source = teacher.fetch("text_encoder")
     files = teacher.info.fingerprint(("text_encoder", "tokenizer"))
     known = None if config.verbose_loading else recall(folder.encoder_note, files)
@@ -338,7 +346,7 @@ def train(
                     learning_rate=student.learning_rate(),
                 )
                 bar.show(line)
-                tracker.log(line, config.experts.index(expert) * last)
+                tracker.log(line, config)
             if role == "student" and previews.due(student.done, last=done == last):
                 previews.write(denoiser, student)
                 if runtime.is_main:
@@ -371,7 +379,7 @@ def update(
     values, metrics = [], []
     with denoiser.training(learner.role):  # through backward: see Denoiser.training
         for micro in range(accumulation):
-            index = runtime.micro_batch(drawn, micro)
+            index = runtime.micro_batch(drawn, micro, accumulation)
             batch = method.batch_at(inputs, drawn, index)
             rng = run.generator(method.expert, index)
             for loss in method.losses(learner.role, denoiser, batch, rng):

@@ -1,11 +1,14 @@
-"""Makes the embedded teacher: a two-expert Wan2.2 pipeline of a few MB, trained on the tiny world.
+"""Makes tiny teachers: two-expert Wan2.2 pipelines of a few MB, trained on a tiny world.
 
-All parts are trained, from the tokenizer to both experts, in less than an hour on two CPU cores.
-Each stage writes its result to --work_dir, and a stage with a result is skipped: to resume, run the
-same command again.
+The first of the family is the embedded teacher. All its parts are trained, from the tokenizer to
+both experts, in less than an hour on two CPU cores. The others differ from it in width, depth, clip
+and content; where they show the same shapes they take over its text encoder and VAE. Each stage
+writes its result to --work_dir, and a stage with a result is skipped: to resume, run the same
+command again.
 
-    python scripts/make_tiny_teacher.py            # train missing stages, write and check it
-    python scripts/make_tiny_teacher.py --check    # only check what is in assets/tiny_wan22
+    python scripts/make_tiny_teacher.py                  # train missing stages, write and check
+    python scripts/make_tiny_teacher.py --member wide    # another of the family
+    python scripts/make_tiny_teacher.py --check          # only check what is there
 """
 
 import argparse
@@ -14,27 +17,33 @@ import itertools
 import json
 import math
 import shutil
+import sys
 from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import sentencepiece
-import tiny_world
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
 from PIL import Image
 from safetensors.torch import save_file
-from tiny_world import COLOURS, DIRECTIONS, HELDOUT_CAPTIONS, SHAPES, SIZES, TRAINING_CAPTIONS
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import BatchEncoding, T5TokenizerFast, UMT5Config, UMT5EncoderModel
 
-ASSETS = Path(__file__).resolve().parent.parent / "assets" / "tiny_wan22"
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from wan_distill.maths.tiny_judge import Judge
+from wan_distill.maths.tiny_world import COLOURS, DIRECTIONS, SHAPES, SIZES, Scene, World
+
+ASSETS = Path(__file__).resolve().parent.parent / "assets"
+WORK = Path(".work")
 BOUNDARY = 0.875  # sigma at which Wan2.2-T2V-A14B changes experts
-TEXT_LENGTH = 16  # tokens; the longest caption has 7
+TEXT_LENGTH = 16  # tokens; the longest caption has 12
 TEXT_DIM = 64
-CLIPS_PER_CAPTION = 40
+CLIPS = 4800  # that an expert learns from
 SAMPLING_STEPS, SAMPLING_SHIFT = 40, 12.0  # Wan2.2-T2V-A14B's defaults
 GUIDANCE = {"transformer": 4.0, "transformer_2": 3.0}
 
@@ -55,12 +64,47 @@ ENGLISH = (
 )
 
 
+@dataclass(frozen=True)
+class Member:
+    """One teacher of the family."""
+
+    world: World
+    heads: int
+    """Attention heads of 32 channels: the width is 32 times as much."""
+    layers: int
+    steps: int = 3000
+    """Training steps of each expert."""
+    borrowed: tuple[str, ...] = ()
+    """Parts that are the embedded teacher's."""
+
+    @property
+    def width(self) -> int:
+        return 32 * self.heads
+
+    @property
+    def peak_lr(self) -> float:
+        return 1.5e-3 * (128 / self.width) ** 0.5
+
+
+SAME_SHAPES = ("tokenizer", "text_encoder", "vae")
+EMBEDDED = "tiny_wan22"
+FAMILY = {
+    EMBEDDED: Member(World(), heads=4, layers=3),
+    "wide": Member(World(9, 48, 48, 0.75), heads=8, layers=3, borrowed=SAME_SHAPES),
+    "wider": Member(World(9, 32, 32, 0.5), heads=16, layers=2, borrowed=SAME_SHAPES),
+    "pairs": Member(
+        World(17, 96, 96, pairs=True, captions=360), heads=4, layers=5, borrowed=("vae",)
+    ),
+}
+Stage = Callable[[Path, Path, int, Member], None]
+
+
 # ----------------------------------------------------------------------- tokenizer and text encoder
 
 
-def make_tokenizer(folder: Path, work: Path, seed: int) -> None:
+def make_tokenizer(folder: Path, work: Path, seed: int, member: Member) -> None:
     """A unigram sentencepiece model with UMT5's special ids, as spiece.model and tokenizer.json."""
-    lines = [*TRAINING_CAPTIONS, *ENGLISH]
+    lines = [*member.world.training_captions, *ENGLISH]
     # The trainer makes a piece only of what occurs in two distinct words: "red" and "red," make
     # "red" a piece.
     lines += [line.replace(" ", ", ") + "," for line in lines]
@@ -97,7 +141,7 @@ def make_tokenizer(folder: Path, work: Path, seed: int) -> None:
     write_json(folder / "tokenizer_config.json", config)
 
 
-def make_text_encoder(folder: Path, work: Path, seed: int) -> None:
+def make_text_encoder(folder: Path, work: Path, seed: int, member: Member) -> None:
     """A UMT5 encoder, trained to predict each token and, from the mean state, each attribute."""
     tokenizer = T5TokenizerFast.from_pretrained(work / "tokenizer")
     encoder = UMT5EncoderModel(
@@ -114,13 +158,16 @@ def make_text_encoder(folder: Path, work: Path, seed: int) -> None:
         )
     )
     vocabularies = [list(SIZES), list(COLOURS), list(SHAPES), list(DIRECTIONS)]
-    scenes = [tiny_world.Scene.parse(caption) for caption in TRAINING_CAPTIONS]
+    captions = member.world.training_captions
+    words = [(*scene[:4], *(scene.still or ())) for scene in map(Scene.parse, captions)]
+    if member.world.pairs:
+        vocabularies += [list(COLOURS), list(SHAPES)]
     answers = torch.tensor(
-        [[v.index(word) for v, word in zip(vocabularies, s, strict=True)] for s in scenes]
+        [[v.index(word) for v, word in zip(vocabularies, w, strict=True)] for w in words]
     )
     attribute_heads = nn.ModuleList(nn.Linear(TEXT_DIM, len(v)) for v in vocabularies)
     token_head = nn.Linear(TEXT_DIM, len(tokenizer))
-    tokens = tokenize(tokenizer, TRAINING_CAPTIONS)
+    tokens = tokenize(tokenizer, captions)
     real = tokens.attention_mask.bool()
 
     def loss() -> Tensor:
@@ -189,7 +236,7 @@ def encode_prompts(work: Path, prompts: list[str]) -> Tensor:
 # ---------------------------------------------------------------------------------- VAE and latents
 
 
-def make_vae(folder: Path, work: Path, seed: int) -> None:
+def make_vae(folder: Path, work: Path, seed: int, member: Member) -> None:
     """Wan's causal video VAE: trained on images, then on small crops, then on whole clips.
 
     For speed it works on 2 x 2 patches, as the VAE of Wan2.2-5B does.
@@ -205,18 +252,14 @@ def make_vae(folder: Path, work: Path, seed: int) -> None:
         out_channels=12,
     )
     start_linear(vae)
-    rng = torch.Generator().manual_seed(seed)
+    world, rng = member.world, torch.Generator().manual_seed(seed)
 
     def reconstruction(batch: int, frames: int, side: int) -> Tensor:
-        captions = [
-            TRAINING_CAPTIONS[i]
-            for i in torch.randint(len(TRAINING_CAPTIONS), (batch,), generator=rng)
-        ]
-        room = torch.tensor(
-            [tiny_world.FRAMES - frames, tiny_world.HEIGHT - side, tiny_world.WIDTH - side]
-        )
+        known = world.training_captions
+        captions = [known[i] for i in torch.randint(len(known), (batch,), generator=rng)]
+        room = torch.tensor([world.frames - frames, world.height - side, world.width - side])
         t, y, x = (torch.rand(3, generator=rng) * (room + 1)).int().tolist()
-        clips = tiny_world.render(captions, rng)[:, :, t : t + frames, y : y + side, x : x + side]
+        clips = world.render(captions, rng)[:, :, t : t + frames, y : y + side, x : x + side]
         posterior = vae.encode(clips).latent_dist
         error = (vae.decode(posterior.sample()).sample - clips).abs()
         # The shape covers only a few percent of the frame; its saturation gives it weight, since
@@ -269,18 +312,19 @@ def start_linear(vae: AutoencoderKLWan) -> None:
 
 
 @torch.no_grad()
-def make_latents(folder: Path, work: Path, seed: int) -> None:
+def make_latents(folder: Path, work: Path, seed: int, member: Member) -> None:
     """Encodes the training clips; saves them normalised, and their statistics in the VAE's config.
 
-    Writes latents.pt: [captions, CLIPS_PER_CAPTION, 16, 5, 8, 8], in the order of
-    TRAINING_CAPTIONS.
+    Writes latents.pt: [captions, clips of each, 16, F, H, W], in the order of the captions.
     """
     vae = AutoencoderKLWan.from_pretrained(work / "vae")
     rng = torch.Generator().manual_seed(seed)
+    captions = member.world.training_captions
+    each = CLIPS // len(captions)
     latents = torch.stack(
         [
-            vae.encode(tiny_world.render([caption] * CLIPS_PER_CAPTION, rng)).latent_dist.mean
-            for caption in tqdm(TRAINING_CAPTIONS, "latents, captions")
+            vae.encode(member.world.render([caption] * each, rng)).latent_dist.mean
+            for caption in tqdm(captions, "latents, captions")
         ]
     )
     std, mean = torch.std_mean(latents, dim=(0, 1, 3, 4, 5), keepdim=True)
@@ -298,32 +342,32 @@ def shift_sigma(u: Tensor, shift: float) -> Tensor:
 
 
 def make_expert(
-    folder: Path, work: Path, low: float, high: float, shift: float, steps: int
+    folder: Path, work: Path, seed: int, member: Member, low: float, high: float, shift: float
 ) -> None:
     """Trains one expert by flow matching, velocity = noise - x0, at sigmas in [low, high].
 
     A larger `shift` draws more sigmas near 1.
     """
     denoiser = WanTransformer3DModel(
-        num_attention_heads=4,
+        num_attention_heads=member.heads,
         attention_head_dim=32,
         in_channels=16,
         out_channels=16,
         text_dim=TEXT_DIM,
         freq_dim=64,
-        ffn_dim=256,
-        num_layers=3,
+        ffn_dim=2 * member.width,
+        num_layers=member.layers,
         rope_max_seq_len=64,
     )
     latents = torch.load(work / "latents" / "latents.pt")
-    prompts = encode_prompts(work, TRAINING_CAPTIONS)
+    prompts = encode_prompts(work, member.world.training_captions)
     no_prompt = encode_prompts(work, [""])
     # Sigmas in [low, high] are the shifted values of u in [u_low, u_high].
     u_low, u_high = (sigma / (shift - (shift - 1) * sigma) for sigma in (low, high))
 
     def loss(batch: int = 32) -> Tensor:
         caption = torch.randint(len(latents), (batch,))
-        clip = torch.randint(CLIPS_PER_CAPTION, (batch,))
+        clip = torch.randint(latents.shape[1], (batch,))
         x0 = latents[caption, clip]
         noise = torch.randn(batch, *latents.shape[2:])
         # Stratified, so that every batch covers the whole range.
@@ -335,21 +379,15 @@ def make_expert(
         velocity = denoiser(x, 1000 * sigma, prompt, return_dict=False)[0]
         return F.mse_loss(velocity, noise - x0)
 
-    train(folder.stem, denoiser.parameters(), loss, steps, peak_lr=1.5e-3)
+    train(folder.stem, denoiser.parameters(), loss, member.steps, member.peak_lr)
     denoiser.save_pretrained(folder)
 
 
-def make_high_expert(folder: Path, work: Path, seed: int) -> None:
-    """The expert for sigma in [BOUNDARY, 1]; it decides the shape's place and motion."""
-    make_expert(folder, work, BOUNDARY, 1.0, SAMPLING_SHIFT, steps=3000)
-
-
-def make_low_expert(folder: Path, work: Path, seed: int) -> None:
-    """The expert for sigma in [0, BOUNDARY]; it draws the shape.
-
-    Trained with a smaller shift than that of sampling, so that the last, large step stays sharp.
-    """
-    make_expert(folder, work, 0.0, BOUNDARY, 5.0, steps=3000)
+# The high expert decides the shapes' places and motion.
+make_high_expert = partial(make_expert, low=BOUNDARY, high=1.0, shift=SAMPLING_SHIFT)
+# The low expert draws them. Its shift is smaller than that of sampling, so that the last, large
+# step stays sharp.
+make_low_expert = partial(make_expert, low=0.0, high=BOUNDARY, shift=5.0)
 
 
 # ----------------------------------------------------------------------------------------- training
@@ -384,7 +422,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
-STAGES = {
+STAGES: dict[str, Stage] = {
     "tokenizer": make_tokenizer,
     "text_encoder": make_text_encoder,
     "vae": make_vae,
@@ -394,7 +432,7 @@ STAGES = {
 }
 
 
-def run_stage(name: str, work: Path, seed: int) -> None:
+def run_stage(name: str, work: Path, seed: int, member: Member) -> None:
     """Makes the folder `work/name` unless it exists.
 
     It gets its name only when complete, so a stage that was stopped begins again.
@@ -403,13 +441,16 @@ def run_stage(name: str, work: Path, seed: int) -> None:
         return
     partial = work / f"{name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    torch.manual_seed(seed)
-    STAGES[name](partial, work, seed)
+    if name in member.borrowed:
+        shutil.copytree(ASSETS / EMBEDDED / name, partial)
+    else:
+        partial.mkdir(parents=True)
+        torch.manual_seed(seed)
+        STAGES[name](partial, work, seed, member)
     partial.rename(work / name)
 
 
-def assemble(work: Path, folder: Path) -> None:
+def assemble(work: Path, folder: Path, member: Member) -> None:
     """Writes the whole pipeline, laid out as the hosted Wan2.2-T2V-A14B-Diffusers is."""
     shutil.rmtree(folder, ignore_errors=True)
     pipeline = WanPipeline(
@@ -435,18 +476,23 @@ def assemble(work: Path, folder: Path) -> None:
     index = json.loads((folder / "model_index.json").read_text())
     index["tokenizer"] = ["transformers", "T5TokenizerFast"]
     write_json(folder / "model_index.json", index)
-    (folder / "prompts.txt").write_text("\n".join(TRAINING_CAPTIONS) + "\n")
-    (folder / "heldout_prompts.txt").write_text("\n".join(HELDOUT_CAPTIONS) + "\n")
+    write_json(folder / "world.json", asdict(member.world))
+    world = member.world
+    (folder / "prompts.txt").write_text("\n".join(world.training_captions) + "\n")
+    (folder / "heldout_prompts.txt").write_text("\n".join(world.heldout_captions) + "\n")
 
 
 # -------------------------------------------------------------------------------------------- check
 
 
 @torch.no_grad()
-def sample(pipeline: WanPipeline, captions: list[str], rng: torch.Generator) -> Tensor:
+def sample(
+    pipeline: WanPipeline, world: World, captions: list[str], rng: torch.Generator
+) -> Tensor:
     """Clips [B, 3, F, H, W] in [-1, 1], by the guided Euler steps of the distillation's teacher."""
     prompt, no_prompt = pipeline.encode_prompt(captions, "", max_sequence_length=TEXT_LENGTH)
-    x = torch.randn(len(captions), 16, 5, 8, 8, generator=rng)
+    shape = (16, (world.frames - 1) // 4 + 1, world.height // 8, world.width // 8)
+    x = torch.randn(len(captions), *shape, generator=rng)
     sigmas = shift_sigma(torch.linspace(1, 0, SAMPLING_STEPS + 1), SAMPLING_SHIFT)
     for sigma, lower in itertools.pairwise(sigmas):
         expert = "transformer" if sigma >= BOUNDARY else "transformer_2"
@@ -462,7 +508,7 @@ def sample(pipeline: WanPipeline, captions: list[str], rng: torch.Generator) -> 
     return pipeline.vae.decode(x * std + mean).sample
 
 
-def check(folder: Path, count: int, seed: int, sheet: Path | None) -> None:
+def check(folder: Path, count: int, seed: int, sheet: Path | None, world: World) -> None:
     """Prints which share of clips obeys its caption, for training and for held-out captions.
 
     Args:
@@ -471,20 +517,20 @@ def check(folder: Path, count: int, seed: int, sheet: Path | None) -> None:
     pipeline = WanPipeline.from_pretrained(folder)
     rng = torch.Generator().manual_seed(seed)
     rows = []
-    for group, captions in {"training": TRAINING_CAPTIONS, "held-out": HELDOUT_CAPTIONS}.items():
+    groups = {"training": world.training_captions, "held-out": world.heldout_captions}
+    for group, captions in groups.items():
         wanted = [
             captions[i % len(captions)]
             for i in torch.randperm(max(count // 2, 1), generator=rng).tolist()
         ]
         clips = torch.cat(
             [
-                sample(pipeline, wanted[i : i + 20], rng)
+                sample(pipeline, world, wanted[i : i + 20], rng)
                 for i in tqdm(range(0, len(wanted), 20), f"{group} captions")
             ]
         )
-        good = [
-            tiny_world.obeys(clip, caption) for clip, caption in zip(clips, wanted, strict=True)
-        ]
+        judge = Judge(world)
+        good = [judge.obeys(clip, caption) for clip, caption in zip(clips, wanted, strict=True)]
         print(
             f"{group}: {sum(good)} of {len(good)} clips obey their caption "
             f"({sum(good) / len(good):.1%})"
@@ -500,11 +546,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--output_dir", type=Path, default=ASSETS, help="the pipeline's folder (%(default)s)"
+        "--member", choices=FAMILY, default=EMBEDDED, help="of the family (%(default)s)"
     )
     parser.add_argument(
-        "--work_dir", type=Path, default=Path(".work/tiny_teacher"), help="finished stages"
+        "--output_dir",
+        type=Path,
+        help="the pipeline's folder (the embedded teacher: in assets/; others: below .work/family)",
     )
+    parser.add_argument("--work_dir", type=Path, help="finished stages (default: .work/<member>)")
     parser.add_argument(
         "--seed", type=int, default=0, help="of every stage and of the check (%(default)s)"
     )
@@ -531,14 +580,18 @@ def main() -> None:
     args = parser.parse_args()
 
     torch.set_num_threads(args.threads)
+    member = FAMILY[args.member]
+    work = args.work_dir or WORK / args.member
+    home = ASSETS if args.member == EMBEDDED else WORK / "family"
+    folder = args.output_dir or home / args.member
     if args.stage:
-        run_stage(args.stage, args.work_dir, args.seed)
+        run_stage(args.stage, work, args.seed, member)
         return
     if not args.check:
         for name in STAGES:
-            run_stage(name, args.work_dir, args.seed)
-        assemble(args.work_dir, args.output_dir)
-    check(args.output_dir, args.check_clips, args.seed, args.sheet)
+            run_stage(name, work, args.seed, member)
+        assemble(work, folder, member)
+    check(folder, args.check_clips, args.seed, args.sheet, member.world)
 
 
 if __name__ == "__main__":

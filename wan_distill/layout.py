@@ -58,6 +58,10 @@ class RunFolder:
     def scheduler(self) -> Path:
         return self.path / "scheduler"
 
+    def stage(self, method: str) -> RunFolder:
+        """The folder of an earlier stage of the job, laid out as a run of its own."""
+        return RunFolder(self.path / method)
+
     @property
     def merged(self) -> Path:
         """The complete pipeline, adapters merged in."""
@@ -170,6 +174,7 @@ UPLOADED = (
     "evaluation.json",
 )
 NOT_UPLOADED = (
+    "trajectory/*",
     "prompts/*",
     "trajectories/*",
     "anchors/*",

@@ -93,9 +93,9 @@ def test_it_is_planned(flags, tmp_path):
     config = parse_args(flags(tmp_path / "out"))
     info = read_teacher(config)
     config = resolve(config, info)
-    plan = describe_plan(config, info, ["a", "b"], ["c"])
+    plan = describe_plan((config,), info, ["a", "b"], ["c"])
     assert "Method    regression; roles on one frozen base: teacher, student, critic" in plan
-    needs = describe_needs(config, info)
+    needs = describe_needs((config,), info)
     for words in ("student", "fake_score", "solve", "for checkpoints"):
         assert words in needs, words
 

@@ -16,7 +16,7 @@ from wan_distill.data.samples import SampleStore, open_inputs
 from wan_distill.maths.randomness import generator
 from wan_distill.methods import METHODS, make_method
 from wan_distill.settings.command_line import build_parser
-from wan_distill.settings.recipes import RECIPES
+from wan_distill.settings.recipes import RECIPES, STAGES
 
 EXPERTS = pytest.mark.parametrize("expert", ["high", "low"])
 # Settings that make the objectives as different as they can be.
@@ -32,7 +32,9 @@ SHORT = dict(critic_warmup_steps=1, critic_updates=2)
 
 def test_recipes_methods_and_the_choices_of_the_flag_are_the_same():
     (flag,) = (a for a in build_parser()._actions if "--method" in a.option_strings)
-    assert set(RECIPES) == set(METHODS) == set(flag.choices) and len(METHODS) == 3
+    assert set(RECIPES) == set(METHODS) and len(METHODS) == 3
+    assert set(flag.choices) == {*RECIPES, *STAGES}
+    assert {method for stages in STAGES.values() for method in stages} <= set(RECIPES)
 
 
 # ------------------------------------------------------------------------------- samples it reads

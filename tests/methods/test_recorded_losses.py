@@ -14,7 +14,7 @@ from wan_distill.data.run import Run
 from wan_distill.model.loading import Teacher
 from wan_distill.settings.command_line import parse_args
 from wan_distill.settings.description import read_teacher
-from wan_distill.settings.resolve import resolve
+from wan_distill.settings.resolve import resolve_stages
 from wan_distill.system.runtime import Runtime
 from wan_distill.training.metrics import Tracker
 
@@ -36,7 +36,7 @@ def losses_of(flags: list[str], monkeypatch: pytest.MonkeyPatch) -> list[dict]:
     monkeypatch.setattr(train_distillation, "update", recording)
     config = parse_args(flags)
     info = read_teacher(config)
-    config = resolve(config, info)
+    (config,) = stages = resolve_stages(config, info)
     prompts, _ = split_prompts(config, info)
     runtime = Runtime(config)
     teacher = Teacher(info, config, runtime)
@@ -44,8 +44,17 @@ def losses_of(flags: list[str], monkeypatch: pytest.MonkeyPatch) -> list[dict]:
     embeddings, _ = train_distillation.encode_prompts(config, teacher, encoded, runtime)
     run = Run(config, teacher, embeddings, tuple(prompts), runtime)
     for expert in config.experts:
-        train_distillation.distil(run, expert, [], Tracker(config, runtime))
+        train_distillation.distil(run, expert, [], Tracker(stages, runtime))
     return losses
+
+
+CONSTANT = dict(lr_scheduler="constant_with_warmup", ema_decay=0.99, ema_start=200)
+# What was recorded is not what is the default now.
+SETTINGS = {
+    "trajectory": dict(CONSTANT, lr_scheduler="cosine"),
+    "consistency": dict(CONSTANT, solver_points=48),
+    "dmd": dict(CONSTANT, adam_beta1=0.0, lora_alpha=8.0),
+}
 
 
 @pytest.mark.parametrize("name", ["trajectory", "consistency", "dmd", "dmd-samples"])
@@ -73,6 +82,7 @@ def test_twenty_recorded_losses(
         critic_updates=2,
         learning_rate=1e-3,
         fake_score_learning_rate=1e-3,
+        **SETTINGS[method],
     )
     losses = losses_of(flags, monkeypatch)
     assert [line["expert"] for line in losses] == ["high"] * 20 + ["low"] * 20

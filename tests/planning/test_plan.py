@@ -17,9 +17,7 @@ import train_distillation
 from wan_distill.errors import UsageError
 from wan_distill.planning import hardware, levers, plan, preflight
 from wan_distill.planning.hardware import GPUS, Hardware, parse_gpu
-from wan_distill.planning.memory import shape_of
-from wan_distill.planning.stages import stages
-from wan_distill.planning.trace import trace
+from wan_distill.planning.parts import parts
 from wan_distill.settings.config import WAN_NEGATIVE_PROMPT
 
 
@@ -35,7 +33,7 @@ def a_fixed_rate(monkeypatch):
 
 
 def test_a14b_is_described_in_words(a14b):
-    text = plan.describe_needs(config_of(a14b), a14b)
+    text = plan.describe_needs((config_of(a14b),), a14b)
     for words in ("32760 tokens", "14.3B parameters", "Fits ", "checkpoints", "solved samples"):
         assert words in text, words
     assert re.search(r"h200 +--base_precision bf16 --num_frames 81", text)
@@ -133,22 +131,21 @@ def hours(text: str) -> float:
 def test_more_gpus_solve_faster_but_make_no_fewer_updates(a14b):
     """Data-parallel processes each make every update, on samples of their own."""
     config = config_of(a14b, gpu="h100", dry_run=True)
-    cost = trace(shape_of(config, a14b))
     eight = Hardware("H100", 8, 85e9, 4e14, "", named=True)
     alone = Hardware("H100", 1, 85e9, 4e14, "", named=True)
-    parts = {stage.name: stage for stage in stages(config, a14b, cost, prompts=100)}
+    shares = {part.name: part for part in parts((config,), a14b, prompts=100)}
     for name in ("high expert", "low expert"):
-        assert parts[name].seconds(eight) == parts[name].seconds(alone)
-    solving = parts["solving samples"]
+        assert shares[name].seconds(eight) == shares[name].seconds(alone)
+    solving = shares["solving samples"]
     assert solving.seconds(eight) == pytest.approx(solving.seconds(alone) / 8)
     together = config_of(a14b, gpu="h100", dry_run=True, context_parallel=True)
-    parts = {stage.name: stage for stage in stages(together, a14b, cost, prompts=100)}
-    assert parts["low expert"].seconds(eight) == parts["low expert"].seconds(alone) / 8
+    shares = {part.name: part for part in parts((together,), a14b, prompts=100)}
+    assert shares["low expert"].seconds(eight) == shares["low expert"].seconds(alone) / 8
 
 
 def test_eight_gpus_take_longer_than_an_eighth_of_one(a14b):
-    one = plan.describe_needs(config_of(a14b, gpu="h100", dry_run=True), a14b)
-    eight = plan.describe_needs(config_of(a14b, gpu="h100:8", dry_run=True), a14b)
+    one = plan.describe_needs((config_of(a14b, gpu="h100", dry_run=True),), a14b)
+    eight = plan.describe_needs((config_of(a14b, gpu="h100:8", dry_run=True),), a14b)
     updates = re.search(r"high expert ([\d.]+ \w+)", one)[1]
     assert re.search(r"high expert ([\d.]+ \w+)", eight)[1] == updates
     # Eight processes read eight times as many samples, as far as there are that many.
@@ -157,14 +154,14 @@ def test_eight_gpus_take_longer_than_an_eighth_of_one(a14b):
 
 def test_a_named_gpu_says_whether_it_fits_and_what_it_costs(a14b):
     config = config_of(a14b, gpu="h100:2", dry_run=True, gpu_hour_price=2.0)
-    text = plan.describe_needs(config, a14b)
+    text = plan.describe_needs((config,), a14b)
     assert "On        2 x H100 SXM" in text and "Fits      yes" in text
     cost, gpu_hours = re.search(r"about \$([\d,]+): ([\d.]+) GPU-hours at \$2 ", text).groups()
     assert float(cost.replace(",", "")) == pytest.approx(2 * float(gpu_hours), abs=0.6)
     assert float(gpu_hours) == pytest.approx(2 * hours(text), rel=0.05)
-    small = plan.describe_needs(config_of(a14b, gpu="rtx-4090", dry_run=True), a14b)
+    small = plan.describe_needs((config_of(a14b, gpu="rtx-4090", dry_run=True),), a14b)
     assert "Fits      NO" in small
-    here = plan.describe_needs(config_of(a14b), a14b)
+    here = plan.describe_needs((config_of(a14b),), a14b)
     assert "Cost" not in here and "measured here" in here
 
 

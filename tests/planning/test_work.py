@@ -49,8 +49,8 @@ def test_the_plan_has_the_samples_that_the_run_then_solves(random_teacher, tmp_p
     out = tmp_path / "out"
     flags = tiny_flags(random_teacher, out, evaluate=False, **changes)
     config, info, cost = planned(flags)
-    rows = sum(part.rows for part in work.sample_work(config, info))
-    disk = work.disk_needs(config, info, cost)["for solved samples"]
+    rows = sum(part.rows for part in work.sample_work((config,), info))
+    disk = work.disk_needs((config,), info, cost)["for solved samples"]
     assert train_distillation.main(flags) == 0
     files = [file for kind in KINDS for file in out.glob(f"{kind}/*/*.safetensors")]
     assert rows == len(files) > 0
@@ -68,18 +68,20 @@ def test_the_plan_knows_what_the_warm_start_has_solved(small_config, tmp_path):
     info = read_teacher(config)
     cost = trace(shape_of(config, info))
     values = math.prod(info.latent_shape(config))
-    sizes = [work.disk_needs(c, info, cost)["for solved samples"] for c in (config, warm)]
+    sizes = [work.disk_needs((c,), info, cost)["for solved samples"] for c in (config, warm)]
     # 40 trajectories of 4 sigmas, 40 hand-overs of one
     assert sizes[0] == sizes[1] == 40 * (4 + 1) * 4 * values
     solved.write_bytes(bytes(int(0.75 * 40 * 4 * 4 * values)))
-    assert work.disk_needs(warm, info, cost)["for solved samples"] == 40 * (1 + 1) * 4 * values
+    assert work.disk_needs((warm,), info, cost)["for solved samples"] == 40 * (1 + 1) * 4 * values
     rows = {
-        part.spec.kind: (part.rows, part.evaluations) for part in work.sample_work(config, info)
+        part.spec.kind: (part.rows, part.evaluations) for part in work.sample_work((config,), info)
     }
-    less = {part.spec.kind: (part.rows, part.evaluations) for part in work.sample_work(warm, info)}
+    less = {
+        part.spec.kind: (part.rows, part.evaluations) for part in work.sample_work((warm,), info)
+    }
     assert rows["trajectories"][0] == 40 and less["trajectories"][0] == 10
     assert rows["handovers"] == less["handovers"] == (40, 2)
-    spared = work.solve_flops(config, info, cost) - work.solve_flops(warm, info, cost)
+    spared = work.solve_flops((config,), info, cost) - work.solve_flops((warm,), info, cost)
     each = cost.forward_flops / config.train_batch_size * rows["trajectories"][1]
     assert spared == pytest.approx(30 * each)
 
@@ -90,7 +92,7 @@ def test_the_disk_holds_the_optimizers_moments_of_every_checkpoint(random_teache
     changes = dict(checkpointing_steps=1, evaluate=False, export="comfyui,comfyui-fp8")
     flags = tiny_flags(random_teacher, out, method="dmd", **changes)
     config, info, cost = planned(flags)
-    needs = work.disk_needs(config, info, cost)
+    needs = work.disk_needs((config,), info, cost)
     assert train_distillation.main(flags) == 0
     checkpoints = list(out.glob("*/checkpoint-*"))
     assert len(checkpoints) == 2 * config.checkpoints_total_limit
@@ -113,7 +115,7 @@ def test_the_disk_holds_the_optimizers_moments_of_every_checkpoint(random_teache
 def test_evaluations_of_a_sample_are_two_where_guidance_is_on(small_config):
     config = small_config(method="trajectory")
     info = read_teacher(config)
-    (spec,) = {part.spec for part in work.sample_work(config, info) if part.spec.count == 4}
+    (spec,) = {part.spec for part in work.sample_work((config,), info) if part.spec.count == 4}
     steps = len(spec.sigmas) - 1
     assert work.evaluations(config, info, spec) == 2 * steps
     plain = dataclasses.replace(config, guidance_scale=1.0, guidance_scale_2=1.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -65,12 +66,15 @@ RANGES = {
     "rank": ABOVE_0,
     "lora_alpha": ABOVE_0,
     "teacher_steps": ABOVE_0,
+    "solver_steps": ABOVE_0,
     "teacher_shift": ABOVE_0,
     "guidance_scale": GUIDANCE,
     "guidance_scale_2": GUIDANCE,
     "train_batch_size": ABOVE_0,
     "gradient_accumulation_steps": ABOVE_0,
     "learning_rate": (("0", "-1", "nan", "inf"), ("1e-5",)),
+    "refine_steps": ABOVE_0,
+    "refine_learning_rate": ABOVE_0,
     "lr_warmup_steps": FROM_0,
     "adam_beta1": FRACTION,
     "adam_beta2": FRACTION,
@@ -114,7 +118,7 @@ def test_every_number_has_a_range(name):
         with pytest.raises(UsageError, match=f"--{name} {value}"):
             resolved("--method=dmd", f"--{name}={value}")
     for value in inside:
-        assert getattr(resolved(f"--{name}={value}"), name) == float(value)
+        assert getattr(resolved("--method=dmd", f"--{name}={value}"), name) == float(value)
 
 
 @pytest.mark.parametrize("name", ["negative_prompt", "validation_prompt"])
@@ -137,7 +141,6 @@ def test_one_transformer_means_one_expert(tmp_path):
     config = resolved(folder)
     assert config.experts == ("high",) and config.boundary_ratio is None
     assert (config.guidance_scale, config.teacher_shift) == (5.0, 5.0)
-    assert config.negative_prompt == WAN_NEGATIVE_PROMPT
     for flag in ("--expert=low", "--boundary_ratio=0.875"):
         with pytest.raises(UsageError, match="single transformer; leave"):
             resolved(folder, flag)
@@ -149,12 +152,18 @@ def test_the_embedded_teacher_is_known_by_its_folder():
     assert resolved().max_sequence_length == 16 and resolved().evaluate and resolved().save_merged
 
 
-def test_real_teachers_get_wans_own_settings(random_teacher):
-    config = resolved("--teacher_path", str(random_teacher))
+def test_real_teachers_get_wans_own_settings(tmp_path):
+    folder = write_pipeline(tmp_path / "teacher")
+    for part in ("transformer", "transformer_2"):
+        a14b = dict(num_attention_heads=40, attention_head_dim=128, ffn_dim=13824, num_layers=40)
+        file = folder / part / "config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | a14b | dict(text_dim=4096)))
+    config = resolved("--teacher_path", str(folder))
     assert (config.teacher_steps, config.teacher_shift) == (40, 12.0)
     assert (config.guidance("high"), config.guidance("low")) == (4.0, 3.0)
     assert (config.height, config.width, config.num_frames) == (480, 832, 81)
     assert config.max_sequence_length == 512 and config.mixed_precision == "bf16"
+    assert config.negative_prompt == WAN_NEGATIVE_PROMPT
     assert config.gradient_checkpointing and not config.save_merged
     assert (config.evaluate, config.evaluation) == (True, "pairs")  # sets would take days
 
@@ -179,6 +188,9 @@ def test_the_dry_run_prints_the_plan(capsys):
         "steps [1, 2] (transformer)",
         "steps [3, 4] (transformer_2)",
         "outputs",
+        "1. trajectory",
         "600 updates",
+        "2. dmd",
+        "45 updates",
     ):
         assert words in plan, words

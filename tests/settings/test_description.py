@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from wan_distill.errors import UsageError
 from wan_distill.settings import fingerprints
 from wan_distill.settings.assets import EMBEDDED_TEACHER
-from wan_distill.settings.config import Config
+from wan_distill.settings.config import WAN_NEGATIVE_PROMPT, Config
 from wan_distill.settings.description import TeacherInfo, read_teacher
 
 
@@ -46,8 +46,9 @@ def test_what_a_folder_says(folder):
     assert (info.source, info.folder, info.name) == (str(folder), folder, "teacher")
     assert (info.boundary_ratio, info.experts) == (0.875, ("high", "low"))
     assert not info.embedded and not info.expand_timesteps
-    assert info.sampling_defaults == dict(
-        teacher_shift=12.0, guidance_scale=4.0, guidance_scale_2=3.0
+    wan = dict(height=480, width=832, num_frames=81, max_sequence_length=512)
+    assert info.sampling_defaults == wan | dict(
+        teacher_shift=12.0, guidance_scale=4.0, guidance_scale_2=3.0, negative_prompt=""
     )
     change(folder / "model_index.json", expand_timesteps=True)
     assert read(folder).expand_timesteps
@@ -66,9 +67,21 @@ def test_a_teacher_is_named_after_its_folder_however_it_is_given(folder, monkeyp
 def test_one_transformer_is_one_expert(tmp_path):
     info = read(write_pipeline(tmp_path / "wan21", two_experts=False))
     assert (info.boundary_ratio, info.experts) == (None, ("high",))
-    assert info.sampling_defaults == dict(
-        teacher_shift=5.0, guidance_scale=5.0, guidance_scale_2=5.0
-    )
+    wan = dict(teacher_shift=5.0, guidance_scale=5.0, guidance_scale_2=5.0)
+    assert wan.items() <= info.sampling_defaults.items()
+
+
+def test_wans_negative_prompt_is_for_wans_text_encoder(folder):
+    assert read(folder).sampling_defaults["negative_prompt"] == ""
+    change(folder / "transformer" / "config.json", text_dim=4096)
+    assert read(folder).sampling_defaults["negative_prompt"] == WAN_NEGATIVE_PROMPT
+
+
+def test_a_tiny_teacher_says_what_clips_it_was_trained_with(folder):
+    world = dict(frames=9, height=32, width=48, scale=0.5, pairs=False, captions=None)
+    (folder / "world.json").write_text(json.dumps(world), encoding="utf-8")
+    wanted = dict(num_frames=9, height=32, width=48, max_sequence_length=16)
+    assert wanted.items() <= read(folder).sampling_defaults.items()
 
 
 def test_latents_have_channels_frames_height_and_width_in_this_order(folder):

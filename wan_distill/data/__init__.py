@@ -2,7 +2,7 @@
 
 from wan_distill.data.embeddings import PromptEmbeddings
 from wan_distill.data.prompts import read_prompts, split_prompts
-from wan_distill.data.run import Run
+from wan_distill.data.run import Run, caches_of
 from wan_distill.data.samples import Inputs, open_inputs
 from wan_distill.data.solving import solve_missing
 
@@ -10,6 +10,7 @@ __all__ = [
     "Inputs",
     "PromptEmbeddings",
     "Run",
+    "caches_of",
     "open_inputs",
     "read_prompts",
     "solve_missing",

@@ -138,17 +138,17 @@ def counting_tokens(config: Config, teacher: TeacherInfo) -> Callable[[str], str
 def split_prompts(config: Config, teacher: TeacherInfo) -> tuple[list[str], list[str]]:
     """(training, evaluation) prompts: both lists have some, and no prompt is in both.
 
-    The embedded teacher comes with captions that it was not trained on itself. Of other lists a
+    A tiny teacher comes with captions that it was not trained on itself. Of other lists a
     tenth is held out, chosen by the hash of each prompt: the order of the list does not matter. Of
     two prompts or more at least one is on each side. A single prompt is trained on; the evaluation
-    then uses prompts of this package: the embedded teacher's held-out captions, or the held-out
+    then uses prompts of this package: the tiny teacher's held-out captions, or the held-out
     tenth of the built-in list.
 
     Raises UsageError as `read_prompts` and `counting_tokens` do.
     """
     say = functools.partial(print, file=sys.stderr)
     too_long = counting_tokens(config, teacher)
-    if config.prompts is None and teacher.embedded:
+    if config.prompts is None and teacher.world is not None:
         own = teacher.folder / "prompts.txt"
         return read_prompts(own, say, too_long), _captions_for_evaluation(teacher)
     prompts = read_prompts(config.prompts or BUILT_IN_PROMPTS, say, too_long)
@@ -160,16 +160,16 @@ def split_prompts(config: Config, teacher: TeacherInfo) -> tuple[list[str], list
         f"--prompts {config.prompts}: one prompt only; the evaluation and previews use built-in "
         "ones"
     )
-    if teacher.embedded:
+    if teacher.world is not None:
         others = _captions_for_evaluation(teacher)
     else:
         others = _held_out(read_prompts(BUILT_IN_PROMPTS))
     return prompts, [prompt for prompt in others if prompt not in prompts]
 
 
-def _captions_for_evaluation(embedded: TeacherInfo) -> list[str]:
-    """Captions that the embedded teacher itself was not trained on."""
-    return read_prompts(embedded.folder / "heldout_prompts.txt")
+def _captions_for_evaluation(tiny: TeacherInfo) -> list[str]:
+    """Captions that a tiny teacher itself was not trained on."""
+    return read_prompts(tiny.folder / "heldout_prompts.txt")
 
 
 def _held_out(prompts: list[str]) -> list[str]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from wan_distill.data.run import Run
-from wan_distill.maths.flow import Velocity, euler
+from wan_distill.maths.flow import SOLVERS, Velocity
 from wan_distill.maths.sigmas import Expert
 from wan_distill.model.denoiser import Denoiser
 from wan_distill.settings.recipes import Role
@@ -48,6 +48,7 @@ def carry(
     *,
     role: Role,
     guided: bool = False,
+    solver: str = "euler",
     store: Collection[float] = (),
     advance: Callable[[int], object] = lambda samples: None,
 ) -> Iterator[tuple[slice, Latents]]:
@@ -57,6 +58,7 @@ def carry(
         denoiser: holds `expert`, which owns all of `sigmas` but the last.
         latents: [N, C, F, H, W] at sigmas[0].
         prompts: one per sample.
+        solver: a name in `flow.SOLVERS`.
         store: the sigmas whose latents are wanted; those of the last one always are.
         advance: gets the number of samples after each step, for a progress bar.
 
@@ -69,7 +71,8 @@ def carry(
         prompt = run.embeddings.batch(prompts[batch])
         velocity = velocity_of(run, denoiser, expert, prompt, role=role, guided=guided)
         reached: Latents = {sigmas[0]: latents[batch].cpu()} if sigmas[0] in store else {}
-        for sigma, here in zip(sigmas[1:], euler(velocity, x, sigmas), strict=True):
+        steps = SOLVERS[solver](velocity, x, sigmas)
+        for sigma, here in zip(sigmas[1:], steps, strict=True):
             advance(len(here))
             if sigma in store or sigma == sigmas[-1]:
                 reached[sigma] = here.cpu()

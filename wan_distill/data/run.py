@@ -23,6 +23,11 @@ from wan_distill.settings.description import TeacherInfo
 from wan_distill.system.runtime import Runtime
 
 
+def caches_of(config: Config) -> RunFolder:
+    """The folder below which samples and embeddings are kept. `config` must be resolved."""
+    return RunFolder(Path(config.samples_dir or config.output_dir))
+
+
 @dataclass(frozen=True)
 class Run:
     """One run, after its settings are resolved and its prompts are encoded."""
@@ -41,6 +46,11 @@ class Run:
     @property
     def folder(self) -> RunFolder:
         return RunFolder(Path(self.config.output_dir))
+
+    @property
+    def caches(self) -> RunFolder:
+        """Where samples and embeddings are kept: the run's own folder, or one it shares."""
+        return caches_of(self.config)
 
     @property
     def latent_shape(self) -> tuple[int, int, int, int]:

@@ -51,7 +51,7 @@ class SampleStore:
         self.students = self._students() if spec.sampler == "student" else {}
         """The student's file of each expert that takes part and has one."""
         digest = hashlib.sha256(json.dumps(self.key(), sort_keys=True).encode()).hexdigest()[:16]
-        self.folder = run.folder.samples(spec.kind, digest)
+        self.folder = run.caches.samples(spec.kind, digest)
         earlier = run.config.init_student_from
         self.earlier = RunFolder(Path(earlier)).samples(spec.kind, digest) if earlier else None
 

@@ -172,6 +172,7 @@ def _carried(
         _owned(run, store, expert),
         role="student" if expert in store.students else "teacher",
         guided=store.spec.sampler == "teacher",
+        solver=store.spec.solver,
         store=store.spec.stored,
         advance=bar.update if bar is not None else (lambda samples: None),
     )

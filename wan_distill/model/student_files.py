@@ -57,7 +57,7 @@ def schedule_metadata(config: Config, info: TeacherInfo, expert: Expert) -> dict
         teacher_lora=list(config.teacher_lora),
         teacher_transformer=config.teacher_transformer,
         teacher_transformer_2=config.teacher_transformer_2,
-        method=config.method,
+        method=config.method_title,
         sampling_steps=list(config.sampling_steps),
         sigmas=list(config.sigmas()),
         flow_shift=config.flow_shift,

@@ -16,16 +16,16 @@ from wan_distill.system.files import write_atomically
 
 
 def print_plan(
-    config: Config, info: TeacherInfo, prompts: Sequence[str], held_out: Sequence[str]
+    stages: Sequence[Config], info: TeacherInfo, prompts: Sequence[str], held_out: Sequence[str]
 ) -> int:
     """Prints the plan, which holds whatever this machine is, and then what stands against a run
     here. Exit code: 0, or 2 where anything does.
     """
-    encoded = len(prompts) + len(held_out)
-    print(describe_needs(config, info, encoded), "", sep="\n")
-    print(describe_plan(config, info, prompts, held_out), "", sep="\n")
+    config, encoded = stages[-1], len(prompts) + len(held_out)
+    print(describe_needs(stages, info, encoded), "", sep="\n")
+    print(describe_plan(stages, info, prompts, held_out), "", sep="\n")
     if config.plan_json is not None:
-        numbers = plan_numbers(config, info, encoded)
+        numbers = plan_numbers(stages, info, encoded)
         try:
             write_atomically(Path(config.plan_json), json.dumps(numbers, indent=1).encode())
         except OSError as error:
@@ -33,7 +33,7 @@ def print_plan(
                 f"--plan_json {config.plan_json}: cannot be written ({error.strerror}); choose "
                 "another"
             ) from error
-    lines, obstacles = examine_surroundings(config, info, [*prompts, *held_out])
+    lines, obstacles = examine_surroundings(stages, info, [*prompts, *held_out])
     print("On this machine:", *lines, sep="\n")
     for obstacle in obstacles:
         print(f"error: {obstacle}", file=sys.stderr)

@@ -12,7 +12,7 @@ from wan_distill.maths.sigmas import SUBFOLDER, expert_of, steps_of
 from wan_distill.planning.hardware import Hardware, hardware_of
 from wan_distill.planning.levers import what_fits
 from wan_distill.planning.memory import Estimate, estimate, host_needs, shape_of
-from wan_distill.planning.stages import stages
+from wan_distill.planning.parts import parts
 from wan_distill.planning.wording import count, duration, operations, size
 from wan_distill.planning.work import disk_needs, sample_work, solve_flops, update_work
 from wan_distill.settings.config import Config
@@ -23,24 +23,33 @@ SHOWN = 24  # characters of a setting's value
 
 
 def describe_plan(
-    config: Config, info: TeacherInfo, prompts: Sequence[str], held_out: Sequence[str]
+    stages: Sequence[Config], info: TeacherInfo, prompts: Sequence[str], held_out: Sequence[str]
 ) -> str:
     """What will happen: teacher, clip, student sigmas and their experts, updates, roles, where
     things go.
     """
-    lines = [*_teacher(config, info), *_student(config, info), *_method(config)]
-    for expert in config.experts:
-        owned = [i + 1 for i in steps_of(expert, config.sigmas(), config.boundary_ratio)]
-        lines.append(
-            f"  {expert:<7} {config.max_train_steps} updates of {config.train_batch_size} x "
-            f"{config.gradient_accumulation_steps} samples, steps {owned} ({SUBFOLDER[expert]})"
-        )
+    config = stages[-1]
+    lines = [*_teacher(config, info), *_student(config, info)]
+    for number, stage in enumerate(stages, start=1):
+        lines += _method(stage, f"{number}. " if len(stages) > 1 else "")
+        lines += _updates(stage)
     lines += [
         f"Prompts   {len(prompts)} to train on, {len(held_out)} held out for the evaluation",
         f"Output    {config.output_dir} (checkpoints every {config.checkpointing_steps} student "
         "updates)",
     ]
     return "\n".join(lines)
+
+
+def _updates(config: Config) -> list[str]:
+    lines = []
+    for expert in config.experts:
+        owned = [i + 1 for i in steps_of(expert, config.sigmas(), config.boundary_ratio)]
+        lines.append(
+            f"  {expert:<7} {config.max_train_steps} updates of {config.train_batch_size} x "
+            f"{config.gradient_accumulation_steps} samples, steps {owned} ({SUBFOLDER[expert]})"
+        )
+    return lines
 
 
 def _teacher(config: Config, info: TeacherInfo) -> list[str]:
@@ -78,10 +87,10 @@ def _student(config: Config, info: TeacherInfo) -> list[str]:
     return lines
 
 
-def _method(config: Config) -> list[str]:
+def _method(config: Config, number: str) -> list[str]:
     recipe = recipe_of(config)
     roles = ", ".join(recipe.roles(config)).replace("fake_score", "critic (fake_score)")
-    lines = [f"Method    {config.method}; roles on one frozen base: teacher, {roles}"]
+    lines = [f"Method    {number}{config.method}; roles on one frozen base: teacher, {roles}"]
     lines += [f"  note    {note}" for note in recipe.notes(config)]
     return lines + [
         f"  --{name} {_shown(getattr(config, name))}: {reason}"
@@ -98,21 +107,21 @@ def _shown(value: Any) -> str:
 # ------------------------------------------------------------------------------- memory and time
 
 
-def describe_needs(config: Config, info: TeacherInfo, prompts: int = 0) -> str:
+def describe_needs(stages: Sequence[Config], info: TeacherInfo, prompts: int = 0) -> str:
     """Whether it fits, hours, dollars; then memory by kind, disk, work, and what fits which GPU.
     Loads no weights.
 
     Args:
         prompts: how many are encoded.
     """
-    need = estimate(config, info)
+    config, need = greatest_need(stages, info)
     hardware = hardware_of(config)
-    lines = [*_decisive(config, info, need, hardware, prompts), *_memory(config, info, need)]
+    lines = [*_decisive(stages, info, need, hardware, prompts), *_memory(config, info, need)]
     host = host_needs(config, info, need.trace)
     lines += [f"Host      {size(number)} of memory {what}" for what, number in host.items()]
-    disk = disk_needs(config, info, need.trace)
+    disk = disk_needs(stages, info, need.trace)
     lines += [f"Disk      {size(number)} {what}" for what, number in disk.items()]
-    lines += _work(config, info, need)
+    lines += _work(stages, info)
     if not info.embedded:
         lines.append("Cards     the largest clip that fits, with the most exact base")
         lines += [
@@ -122,14 +131,20 @@ def describe_needs(config: Config, info: TeacherInfo, prompts: int = 0) -> str:
     return "\n".join(lines)
 
 
+def greatest_need(stages: Sequence[Config], info: TeacherInfo) -> tuple[Config, Estimate]:
+    """The stage whose predicted peak of memory is the largest, and its estimate."""
+    needs = [(stage, estimate(stage, info)) for stage in stages]
+    return max(needs, key=lambda each: each[1].peak)
+
+
 def _decisive(
-    config: Config, info: TeacherInfo, need: Estimate, hardware: Hardware, prompts: int
+    stages: Sequence[Config], info: TeacherInfo, need: Estimate, hardware: Hardware, prompts: int
 ) -> list[str]:
     """Does it fit, how long does it take, what does it cost?"""
-    parts = stages(config, info, need.trace, prompts)
-    seconds = sum(stage.seconds(hardware) for stage in parts)
+    found = parts(stages, info, prompts)
+    seconds = sum(part.seconds(hardware) for part in found)
     fits = "yes" if need.peak <= hardware.usable else "NO: choose from the lines under Cards"
-    listing = ", ".join(f"{stage.name} {duration(stage.seconds(hardware))}" for stage in parts)
+    listing = ", ".join(f"{part.name} {duration(part.seconds(hardware))}" for part in found)
     lines = [
         f"On        {hardware.count} x {hardware.title}",
         f"Fits      {fits}; predicted peak {size(need.peak)} of {size(hardware.usable)} usable",
@@ -137,10 +152,10 @@ def _decisive(
         f"          at {hardware.rate / 1e12:.3g} TFLOP/s per device ({hardware.reason})",
     ]
     if hardware.named:
-        hours = hardware.count * seconds / 3600
+        hours, price = hardware.count * seconds / 3600, stages[-1].gpu_hour_price
         lines.append(
-            f"Cost      about ${hours * config.gpu_hour_price:,.0f}: {hours:.1f} GPU-hours at "
-            f"${config.gpu_hour_price:g} (--gpu_hour_price)"
+            f"Cost      about ${hours * price:,.0f}: {hours:.1f} GPU-hours at ${price:g} "
+            "(--gpu_hour_price)"
         )
     return lines
 
@@ -156,38 +171,41 @@ def _memory(config: Config, info: TeacherInfo, need: Estimate) -> list[str]:
     ]
 
 
-def _work(config: Config, info: TeacherInfo, need: Estimate) -> list[str]:
-    solve = solve_flops(config, info, need.trace)
-    samples = sum(work.rows for work in sample_work(config, info))
-    batch = config.train_batch_size * config.gradient_accumulation_steps
+def _work(stages: Sequence[Config], info: TeacherInfo) -> list[str]:
+    costs = [estimate(stage, info).trace for stage in stages]
+    solve = solve_flops(stages, info, costs[0])
+    samples = sum(work.rows for work in sample_work(stages, info))
     lines = [f"Work      {operations(solve)} to solve {samples} samples, once"]
-    lines += [
-        f"  {work.expert:<4} {work.role:<11} {operations(work.flops)} per update ({batch} "
-        f"samples), {work.updates} updates"
-        for work in update_work(config, need.trace)
-    ]
+    for config, cost in zip(stages, costs, strict=True):
+        batch = config.train_batch_size * config.gradient_accumulation_steps
+        lines += [
+            f"  {work.expert:<4} {work.role:<11} {operations(work.flops)} per update ({batch} "
+            f"samples), {work.updates} updates"
+            for work in update_work(config, cost)
+        ]
     return lines
 
 
-def plan_numbers(config: Config, info: TeacherInfo, prompts: int) -> dict[str, Any]:
+def plan_numbers(stages: Sequence[Config], info: TeacherInfo, prompts: int) -> dict[str, Any]:
     """The plan as plain values: bytes, seconds, dollars."""
-    need = estimate(config, info)
+    config, need = greatest_need(stages, info)
     hardware = hardware_of(config)
-    parts = stages(config, info, need.trace, prompts)
-    seconds = sum(stage.seconds(hardware) for stage in parts)
+    found = parts(stages, info, prompts)
+    seconds = sum(part.seconds(hardware) for part in found)
     hours = hardware.count * seconds / 3600
     return dict(
-        config=config.to_json(),
+        config=stages[-1].to_json(),
+        stages=[stage.to_json() for stage in stages],
         hardware=dataclasses.asdict(hardware),
         fits=need.peak <= hardware.usable,
         peak_bytes=need.peak,
         bytes_by_kind=need.by_kind(),
         host_bytes=host_needs(config, info, need.trace),
-        disk_bytes=disk_needs(config, info, need.trace),
+        disk_bytes=disk_needs(stages, info, need.trace),
         seconds=seconds,
-        seconds_by_stage={stage.name: stage.seconds(hardware) for stage in parts},
+        seconds_by_stage={part.name: part.seconds(hardware) for part in found},
         gpu_hours=hours,
         dollars=hours * config.gpu_hour_price if hardware.named else None,
-        samples_to_solve=sum(work.rows for work in sample_work(config, info)),
+        samples_to_solve=sum(work.rows for work in sample_work(stages, info)),
         cards=what_fits(config, info),
     )

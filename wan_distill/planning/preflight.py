@@ -33,36 +33,39 @@ Check = Callable[[], str | None]
 """Returns a line for the plan, or nothing. Raises UsageError on what must stop a run."""
 
 
-def checks(config: Config, info: TeacherInfo, prompts: Sequence[str] = ()) -> list[Check]:
-    """All checks of one run, in their order."""
+def checks(stages: Sequence[Config], info: TeacherInfo, prompts: Sequence[str] = ()) -> list[Check]:
+    """All checks of one job, in their order."""
+    config = stages[-1]
     return [
         lambda: check_tracker(config),
         lambda: check_processes(config, info),
         lambda: check_optional(config),
-        lambda: check_begin(config, info),
+        lambda: check_begin(stages[0], info),
         lambda: f"Versions  {check_versions()}",
         lambda: f"Files     {check_files(info, config)}",
         lambda: (found := check_changes(info, config)) and f"Changed   {found}",
         lambda: f"Text      {check_text(info, prompts, config)}",
-        lambda: f"Disk      {check_disk(config, info)}",
+        lambda: f"Disk      {check_disk(stages, info)}",
         lambda: check_download(config, info),
-        lambda: f"RAM       {size(check_memory(config, info))} available",
+        lambda: f"RAM       {size(min(check_memory(c, info) for c in stages))} available",
     ]
 
 
-def check_surroundings(config: Config, info: TeacherInfo, prompts: Sequence[str] = ()) -> list[str]:
+def check_surroundings(
+    stages: Sequence[Config], info: TeacherInfo, prompts: Sequence[str] = ()
+) -> list[str]:
     """What was found, in lines. Raises UsageError at the first obstacle."""
-    lines = [check() for check in checks(config, info, prompts)]
+    lines = [check() for check in checks(stages, info, prompts)]
     return [line for line in lines if line is not None]
 
 
 def examine_surroundings(
-    config: Config, info: TeacherInfo, prompts: Sequence[str] = ()
+    stages: Sequence[Config], info: TeacherInfo, prompts: Sequence[str] = ()
 ) -> tuple[list[str], list[str]]:
     """(what was found, everything that stands against a run here), in lines."""
     lines: list[str] = []
     obstacles: list[str] = []
-    for check in checks(config, info, prompts):
+    for check in checks(stages, info, prompts):
         try:
             line = check()
         except UsageError as error:
@@ -154,9 +157,10 @@ def check_begin(config: Config, info: TeacherInfo) -> str | None:
 # ------------------------------------------------------------------------------- versions and room
 
 
-def check_disk(config: Config, info: TeacherInfo) -> str:
+def check_disk(stages: Sequence[Config], info: TeacherInfo) -> str:
     """Free room, in words. Raises UsageError where this run may write more than that."""
-    needed = sum(disk_needs(config, info, trace(shape_of(config, info))).values())
+    config = stages[-1]
+    needed = sum(disk_needs(stages, info, trace(shape_of(config, info))).values())
     output_dir = Path(config.output_dir).resolve()
     place = next(p for p in (output_dir, *output_dir.parents) if p.exists())
     if not place.is_dir() or not os.access(place, os.W_OK):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,29 +43,45 @@ class UpdateWork:
     updates: int
 
 
-def sample_work(config: Config, info: TeacherInfo) -> list[SampleWork]:
-    """The samples that training reads, and those that it is checked and previewed with."""
+def sample_work(stages: Sequence[Config], info: TeacherInfo) -> list[SampleWork]:
+    """The samples that training reads, and those that it is checked and previewed with.
+
+    The teacher's samples are shared by all stages; each stage hands over its own student's.
+    """
+    rows: dict[tuple[str, SampleSpec], frozenset[int]] = {}
+    for config in stages:
+        for owner, spec, chosen in _reads(config):
+            rows[owner, spec] = rows.get((owner, spec), frozenset()) | chosen
+    config = stages[0]
+    solved = solved_before(config, info)
+    work = []
+    for (owner, spec), chosen in rows.items():
+        left = len(chosen)
+        if spec.kind == "trajectories" and owner == TRAINING:
+            left -= min(solved, left)
+        work.append(SampleWork(spec, left, evaluations(config, info, spec)))
+    return work
+
+
+TRAINING = "training"
+
+
+def _reads(config: Config) -> Iterator[tuple[str, SampleSpec, frozenset[int]]]:
+    """(for what, set, samples) of everything that one stage reads. The student's own samples are
+    its stage's alone.
+    """
     has_high = student_of(config, "high") is not None or "high" in config.experts
     micro_batches = config.gradient_accumulation_steps * processes(config)
-    rows: dict[SampleSpec, frozenset[int]] = {}
-    checks: dict[tuple[str, SampleSpec], int] = {}
     for expert in config.experts:
         specs = recipe_of(config).samples(config, expert, has_high)
         read = make_method(config, expert).rows_read(micro_batches)
-        for purpose, chosen in read.items():
-            spec = specs[purpose]
-            rows[spec] = rows.get(spec, frozenset()) | chosen
+        asked = [(TRAINING, specs[purpose], chosen) for purpose, chosen in read.items()]
         for purpose, count in _check_counts(config).items():
             for spec in _check_specs(config, expert, has_high, count):
-                checks[purpose, spec] = count
-    solved = solved_before(config, info)
-    work = []
-    for spec, chosen in rows.items():
-        left = len(chosen) - (min(solved, len(chosen)) if spec.kind == "trajectories" else 0)
-        work.append(SampleWork(spec, left, evaluations(config, info, spec)))
-    for (_, spec), count in checks.items():
-        work.append(SampleWork(spec, count, evaluations(config, info, spec)))
-    return work
+                asked.append((purpose, spec, frozenset(range(count))))
+        for purpose, spec, chosen in asked:
+            stage = f" of {config.method}" if spec.sampler == "student" else ""
+            yield purpose + stage, spec, chosen
 
 
 def _check_counts(config: Config) -> dict[str, int]:
@@ -100,10 +117,14 @@ def evaluations(config: Config, info: TeacherInfo, spec: SampleSpec) -> int:
     return total
 
 
-def solve_flops(config: Config, info: TeacherInfo, cost: Trace) -> float:
-    """Operations to solve all samples, over all processes."""
-    forward = cost.forward_flops / config.train_batch_size  # of one sample
-    return sum(work.rows * work.evaluations * forward for work in sample_work(config, info))
+def solve_flops(stages: Sequence[Config], info: TeacherInfo, cost: Trace) -> float:
+    """Operations to solve all samples, over all processes.
+
+    Args:
+        cost: of the first stage.
+    """
+    forward = cost.forward_flops / stages[0].train_batch_size  # of one sample
+    return sum(work.rows * work.evaluations * forward for work in sample_work(stages, info))
 
 
 def check_flops(config: Config, info: TeacherInfo, cost: Trace) -> float:
@@ -144,22 +165,21 @@ def solved_before(config: Config, info: TeacherInfo) -> int:
     return round(total / each)
 
 
-def disk_needs(config: Config, info: TeacherInfo, cost: Trace) -> dict[str, float]:
-    """Bytes that this run writes below --output_dir, by kind."""
-    roles = len(recipe_of(config).roles(config))
-    limit = config.checkpoints_total_limit
-    checkpoints = 1 + (limit or config.max_train_steps // config.checkpointing_steps)
-    tensors = roles * (1 + ADAM_MOMENTS) + (config.ema_decay > 0)
+def disk_needs(stages: Sequence[Config], info: TeacherInfo, cost: Trace) -> dict[str, float]:
+    """Bytes that this run writes below --output_dir, by kind.
+
+    Args:
+        cost: of any stage.
+    """
+    config = stages[-1]
     adapter = FP32 * cost.adapter
     latents = FP32 * shape_of(config, info).latent_values
+    exported = sum(len(c.experts) * (1 if c.lora_dtype == "float32" else 0.5) for c in stages)
+    stored = sum(work.rows * len(work.spec.stored) for work in sample_work(stages, info))
     needs = {
-        "for checkpoints": checkpoints * len(config.experts) * tensors * adapter,
-        "for the exported LoRA files": len(config.experts)
-        * cost.adapter
-        * float(FP32 if config.lora_dtype == "float32" else FP32 / 2),
-        "for solved samples": float(
-            sum(work.rows * len(work.spec.stored) for work in sample_work(config, info)) * latents
-        ),
+        "for checkpoints": float(sum(map(_checkpoint_tensors, stages)) * adapter),
+        "for the exported LoRA files": float(exported * adapter),
+        "for solved samples": float(stored * latents),
     }
     if config.save_merged:
         needs["for the merged pipeline"] = len(info.experts) * cost.base_bytes
@@ -169,3 +189,11 @@ def disk_needs(config: Config, info: TeacherInfo, cost: Trace) -> dict[str, floa
             size = matrix * cost.matrices + BF16 * rest
             needs[f"for --export {name}"] = float(len(info.experts) * size)
     return needs
+
+
+def _checkpoint_tensors(config: Config) -> int:
+    """Sets of one role's tensors in all checkpoints of one stage."""
+    limit = config.checkpoints_total_limit
+    checkpoints = 1 + (limit or config.max_train_steps // config.checkpointing_steps)
+    roles = len(recipe_of(config).roles(config))
+    return checkpoints * len(config.experts) * (roles * (1 + ADAM_MOMENTS) + (config.ema_decay > 0))

@@ -11,9 +11,8 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,25 +32,27 @@ from wan_distill.maths.sigmas import Expert, expert_sigmas
 from wan_distill.model.denoiser import Denoiser
 from wan_distill.model.loading import decode
 from wan_distill.model.student_files import load_student
+from wan_distill.results.comparison import (
+    gap_closed,
+    interval_95,
+    standard_error,
+    world_measures,
+)
 from wan_distill.results.samplers import Sampler, Samplers, samplers
 from wan_distill.system.console import progress_bar
 from wan_distill.system.files import DamagedFile, read_hashed, write_atomically, write_hashed
 from wan_distill.system.pictures import contact_sheet
 
 COMPONENTS = 64
-# Clips per row that are decoded, for motion and luminance; the latents' measures use all.
-PICTURES = 96
+PICTURES = 96  # clips per row that are decoded; the latents' measures use all
 COMPARED = 4  # prompts in the contact sheet
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """The samples of one row."""
+class Drawn(NamedTuple):
+    """The samples of one row: latents [N, C, F, H, W] and the seconds that each took."""
 
     latents: Tensor
-    """[N, C, F, H, W]."""
     seconds: float
-    """per sample"""
 
 
 def _counter(bar: tqdm, evaluations: int) -> Callable[[int], None]:
@@ -125,7 +126,7 @@ class Evaluation:
 
     def cache_file(self, row: Sampler) -> Path:
         text = json.dumps(self.key(row), sort_keys=True)
-        return self.run.folder.evaluation_cache(hashlib.sha256(text.encode()).hexdigest()[:16])
+        return self.run.caches.evaluation_cache(hashlib.sha256(text.encode()).hexdigest()[:16])
 
     def _sample(self, row: Sampler) -> Tensor:
         key = ("evaluation", self.config.eval_seed, row.noise)
@@ -186,34 +187,41 @@ class Evaluation:
         reference = drawn[rows.independent].latents
         paired = drawn[rows.paired].latents
         project = principal_components(torch.cat([reference, paired]), COMPONENTS)
+        floor = frechet_distance(project(paired), project(reference))
         vae = self.run.teacher.load_vae()
         base = picture_statistics(decode(vae, paired[:PICTURES]))
         table: dict[Sampler, dict[str, Any]] = {}
         for row in rows.table:
             latents = drawn[row].latents
-            pictures = picture_statistics(decode(vae, latents[:PICTURES]))
+            clips = decode(vae, latents[:PICTURES])
+            pictures = picture_statistics(clips)
             difference = (latents - paired).square().flatten(1).mean(1).sqrt()
+            distance = frechet_distance(project(latents), project(reference))
             table[row] = dict(
                 sampler=row.name,
                 steps=row.steps,
                 evaluations=row.evaluations(self.config),
-                frechet=frechet_distance(project(latents), project(reference)),
+                frechet=distance,
+                excess=distance / floor,
+                **world_measures(self.run.info.world, clips, self.prompts),
                 paired_distance=float(difference.mean()),
                 motion=pictures["motion"] / base["motion"],
                 diversity=diversity(latents, self.distinct) / diversity(paired, self.distinct),
                 luminance_drift=pictures["luminance"] - base["luminance"],
                 seconds_per_sample=drawn[row].seconds,
             )
-        floor = table[rows.paired]["frechet"]
         worst = table[rows.few_unguided]["frechet"]
         closed = {
-            row.steps: 1 - (table[row]["frechet"] - floor) / (worst - floor)
-            for row in rows.students
+            row.steps: gap_closed(table[row]["frechet"], floor, worst) for row in rows.students
         }
+        best = rows.students[-1]
+        sets = [project(drawn[row].latents) for row in (best, rows.paired, rows.few_unguided)]
+        error = standard_error(sets, project(reference))
         return dict(
             rows=list(table.values()),
             floor=floor,
             gap_closed=closed[self.config.grid_steps],
+            gap_closed_interval=interval_95(closed[best.steps], error),
             gap_closed_by_steps={str(n): value for n, value in closed.items()},
             samples=len(self.prompts),
             prompts=self.distinct,

@@ -62,7 +62,7 @@ def page_values(folder: RunFolder, config: Config, info: TeacherInfo) -> dict[st
         source=info.source,
         steps=" or ".join(map(str, config.sampling_steps)),
         teacher_steps=config.teacher_steps,
-        method=config.method,
+        method=config.method_title,
         updates={line["expert"]: line["step"] for line in lines},
         quality=quality(evaluation, config.grid_steps) if evaluation else None,
         sentence=(evaluation or {}).get("sentence"),

@@ -16,7 +16,7 @@ from wan_distill.model.loading import load_transformer, load_vae
 from wan_distill.model.part_files import of_teacher
 from wan_distill.model.student_files import load_student, read_metadata
 from wan_distill.results.student import has_teacher_beneath
-from wan_distill.settings.config import WAN_NEGATIVE_PROMPT, Config
+from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
 from wan_distill.umt5.text import load_text
 
@@ -111,7 +111,7 @@ def sample_teacher(
     """
     wan = info.sampling_defaults
     call: dict[str, Any] = dict(clip, num_inference_steps=TEACHER_STEPS)
-    call["negative_prompt"] = "" if info.embedded else WAN_NEGATIVE_PROMPT
+    call["negative_prompt"] = wan["negative_prompt"]
     call["guidance_scale"] = wan["guidance_scale"]
     if len(info.experts) == 2:
         call["guidance_scale_2"] = wan["guidance_scale_2"]

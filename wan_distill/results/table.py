@@ -10,6 +10,9 @@ COLUMNS = {
     "sampler": ("sampler", "{}"),
     "evaluations": ("evals", "{}"),
     "frechet": ("Fréchet", "{:.2f}"),
+    "excess": ("excess", "{:.3f}"),
+    "obeys": ("obeys", "{:.3f}"),
+    "steadiness": ("steady", "{:.3f}"),
     "paired_distance": ("paired", "{:.3f}"),
     "motion": ("motion", "{:.3f}"),
     "saturation": ("saturation", "{:.3f}"),
@@ -34,6 +37,9 @@ def summary(result: dict[str, Any]) -> str:
     closed = ", ".join(
         f"{value:.3f} in {n} steps" for n, value in result["gap_closed_by_steps"].items()
     )
+    if "gap_closed_interval" in result:  # not in files of earlier versions
+        low, high = result["gap_closed_interval"]
+        closed += f", 95 % interval {low:.3f} to {high:.3f}"
     return (
         f"gap closed: {closed} (1 = as close to the teacher as the teacher is to itself, 0 = its "
         f"own {BASELINE_STEPS} unguided steps; floor {result['floor']:.2f}; {result['samples']} "

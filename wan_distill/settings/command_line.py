@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from wan_distill.errors import UsageError
 from wan_distill.settings.config import Config
 from wan_distill.settings.flags import START, path, paths, text
-from wan_distill.settings.recipes import RECIPES
+from wan_distill.settings.recipes import RECIPES, STAGES
 from wan_distill.settings.yaml_file import YES, as_arguments, load_yaml
 
 DESCRIPTION = (
@@ -94,7 +94,7 @@ def _options(field: dataclasses.Field, kind: type) -> dict[str, Any]:
         options["action"] = argparse.BooleanOptionalAction
     else:
         parse = field.metadata["parse"]
-        choices = tuple(RECIPES) if field.name == "method" else field.metadata["choices"]
+        choices = (*RECIPES, *STAGES) if field.name == "method" else field.metadata["choices"]
         plain = text if kind is str and not choices and field.name not in MAY_BE_EMPTY else kind
         options |= dict(type=parse or plain, choices=choices)
         if not options["choices"]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from wan_distill.maths.sigmas import Expert, insert_sigmas, sigma_grid, steps_of
@@ -54,6 +55,20 @@ class Config(OperationSettings, LearningSettings, JobSettings):  # fields begin 
         return ("high", "low") if low else ("high",)
 
     @property
+    def is_second_stage(self) -> bool:
+        """Whether this refines the student of an earlier stage of the same job."""
+        begins_with = self.init_student_from
+        return begins_with is not None and Path(begins_with).parent == Path(self.output_dir)
+
+    @property
+    def method_title(self) -> str:
+        """The methods that made the student, in order."""
+        if self.init_student_from is None:
+            return self.method
+        earlier = Path(self.init_student_from).name if self.is_second_stage else "warm start"
+        return f"{earlier}+{self.method}"
+
+    @property
     def whole_student(self) -> bool:
         """Whether all weights of a shallower student are trained, instead of adapters."""
         return self.student_layers is not None
@@ -65,8 +80,21 @@ class Config(OperationSettings, LearningSettings, JobSettings):  # fields begin 
     # ------------------------------------------------------------------------------ the teacher
 
     def teacher_sigmas(self) -> tuple[float, ...]:
-        """The teacher's solver grid, with the student's sigmas among its points."""
-        return insert_sigmas(self.sigmas(), sigma_grid(self.teacher_steps, self.teacher_shift))
+        """The teacher's own sampling, which students are judged by, with the student's sigmas among
+        its points.
+        """
+        return insert_sigmas(self.sigmas(), self.teacher_grid)
+
+    @property
+    def teacher_grid(self) -> tuple[float, ...]:
+        return sigma_grid(self.teacher_steps, self.teacher_shift)
+
+    def solver_sigmas(self, visited: tuple[float, ...]) -> tuple[float, ...]:
+        """The points at which training samples are solved, with those of `visited` among them."""
+        grid = self.teacher_grid
+        if self.teacher_solver != "euler":
+            grid = sigma_grid(self.solver_steps, self.flow_shift)
+        return insert_sigmas(visited, grid)
 
     def guidance(self, expert: Expert) -> float:
         """The teacher's guidance scale while `expert` denoises."""

@@ -12,7 +12,7 @@ from typing import Any
 from wan_distill.errors import FileError, UsageError
 from wan_distill.maths.sigmas import Expert
 from wan_distill.settings.assets import EMBEDDED_TEACHER, download, is_offline
-from wan_distill.settings.config import Config
+from wan_distill.settings.config import WAN_NEGATIVE_PROMPT, Config
 from wan_distill.settings.fingerprints import fingerprint_part
 from wan_distill.settings.pipelines import (
     boundary_ratio_of,
@@ -29,6 +29,10 @@ TWO_EXPERTS = dict(teacher_shift=12.0, guidance_scale=4.0, guidance_scale_2=3.0)
 ONE_EXPERT = dict(teacher_shift=5.0, guidance_scale=5.0, guidance_scale_2=5.0)
 TEACHER_PARTS = ("transformer", "transformer_2", "vae")
 TEXT_PARTS = ("text_encoder", "tokenizer")
+CLIP = dict(height=480, width=832, num_frames=81, max_sequence_length=512)  # Wan's smaller size
+WAN_TEXT_WIDTH = 4096  # of UMT5-XXL, the encoder that Wan's negative prompt was written for
+WORLD = "world.json"  # in the folders of tiny teachers: what their clips show
+WORLD_TEXT_LENGTH = 16  # tokens of their captions
 # Enough of a hub repository to describe it; weights are downloaded part by part, when needed.
 SKELETON = ["model_index.json", "*/config.json", "scheduler/*", "tokenizer/*", "*/*.index.json"]
 
@@ -47,6 +51,7 @@ class TeacherInfo:
         transformer, vae: their `config.json`.
         variant: of the weight files, for parts that have files of it.
         changes: experts that are replaced, and LoRAs that are merged.
+        world: what the clips of a tiny teacher show (`world.json`); None: of any other teacher.
     """
 
     source: str
@@ -59,6 +64,7 @@ class TeacherInfo:
     vae: dict[str, Any]
     variant: str | None = None
     changes: TeacherChanges = field(default_factory=TeacherChanges)
+    world: dict[str, Any] | None = None
 
     @property
     def is_local(self) -> bool:
@@ -71,9 +77,23 @@ class TeacherInfo:
         return self.folder.name
 
     @property
-    def sampling_defaults(self) -> dict[str, float]:
-        """`teacher_shift`, `guidance_scale` and `guidance_scale_2` as Wan itself samples."""
-        return dict(ONE_EXPERT if self.boundary_ratio is None else TWO_EXPERTS)
+    def sampling_defaults(self) -> dict[str, Any]:
+        """How the teacher is sampled: shift, guidance and negative prompt as Wan does it, and the
+        clip and the text length that it was trained with.
+        """
+        values: dict[str, Any] = dict(ONE_EXPERT if self.boundary_ratio is None else TWO_EXPERTS)
+        wan_text = self.transformer["text_dim"] == WAN_TEXT_WIDTH
+        values["negative_prompt"] = WAN_NEGATIVE_PROMPT if wan_text else ""
+        if self.world is None:
+            return values | CLIP
+        sizes = dict(zip(("num_frames", "height", "width"), self.world_sizes, strict=True))
+        return values | sizes | dict(max_sequence_length=WORLD_TEXT_LENGTH)
+
+    @property
+    def world_sizes(self) -> tuple[int, int, int]:
+        """Frames, height and width of a tiny teacher's clips."""
+        assert self.world is not None
+        return self.world["frames"], self.world["height"], self.world["width"]
 
     @property
     def experts(self) -> tuple[Expert, ...]:
@@ -164,6 +184,7 @@ def read_teacher(config: Config) -> TeacherInfo:
         vae=vae,
         variant=config.variant,
         changes=read_changes(config, ("high", "low") if boundary else ("high",), transformer),
+        world=_read_json(folder / WORLD, source) if (folder / WORLD).is_file() else None,
     )
 
 

@@ -45,9 +45,17 @@ class JobSettings:
         free=True,
         parse=path,
     )
+    samples_dir: str = flag(
+        None,
+        "where prompt embeddings and solved samples are kept, so that runs can share them "
+        "(default: --output_dir)",
+        START,
+        free=True,
+    )
     method: str = flag(
         None,
-        "objective the student is trained with",
+        "objective the student is trained with; trajectory+dmd = a regression, then its refinement "
+        "(default: that; dmd where --init_student_from is given)",
         START,
     )
     sampling_steps: tuple[int, ...] = flag(
@@ -57,7 +65,10 @@ class JobSettings:
         parse=step_counts,
     )
     max_train_steps: int = flag(
-        None, "optimizer updates of the student, per expert", START, free=True
+        None,
+        "optimizer updates of the student, per expert (trajectory+dmd: of the first stage)",
+        START,
+        free=True,
     )
     height: int = flag(None, "pixels, divisible by 16", START)
     width: int = flag(None, "pixels, divisible by 16", START)
@@ -143,7 +154,19 @@ class JobSettings:
     teacher_transformer_2: str | None = flag(
         None, "the same for the low expert", TEACHER, parse=path, free=True
     )
-    teacher_steps: int = flag(40, "solver steps of the guided teacher (Wan2.2: 40)", TEACHER)
+    teacher_steps: int = flag(
+        40, "Euler steps of the guided teacher that students are judged by (Wan2.2: 40)", TEACHER
+    )
+    teacher_solver: str = flag(
+        "ab2",
+        "how the teacher's samples to learn from are solved: ab2 = Adams-Bashforth of order 2, in "
+        "--solver_steps; euler = as the samples that students are judged by",
+        TEACHER,
+        choices=("ab2", "euler"),
+    )
+    solver_steps: int = flag(
+        16, "--teacher_solver ab2: steps, at the student's --flow_shift", TEACHER
+    )
     teacher_shift: float = flag(
         None, "shift of the teacher's sigmas (Wan2.2 T2V-A14B: 12)", TEACHER
     )

@@ -11,9 +11,33 @@ from wan_distill.settings.flags import CONSISTENCY, DMD, OPTIMISER, TRAJECTORY, 
 class LearningSettings:
     """How the student learns."""
 
-    train_batch_size: int = flag(None, "samples per micro-batch and process", OPTIMISER)
-    gradient_accumulation_steps: int = flag(1, "micro-batches per update", OPTIMISER, free=True)
-    learning_rate: float = flag(None, "peak learning rate of the student", OPTIMISER)
+    train_batch_size: int = flag(
+        None,
+        "samples per micro-batch and process (default: as many as --method wants per update, in "
+        "micro-batches of about 4096 tokens)",
+        OPTIMISER,
+    )
+    gradient_accumulation_steps: int = flag(
+        None,
+        "micro-batches per update and process (default: what is missing to that number; 1 where "
+        "--train_batch_size is given)",
+        OPTIMISER,
+        free=True,
+    )
+    learning_rate: float = flag(
+        None,
+        "peak learning rate of the student (trajectory+dmd: of the first stage)",
+        OPTIMISER,
+    )
+    refine_steps: int = flag(
+        None,
+        "trajectory+dmd: updates of the second stage, per expert",
+        OPTIMISER,
+        free=True,
+    )
+    refine_learning_rate: float = flag(
+        None, "trajectory+dmd: peak learning rate of the second stage", OPTIMISER
+    )
     lr_scheduler: str = flag(
         None,
         "learning-rate schedule",

@@ -6,7 +6,7 @@ To add a method, write its recipe here, name it in `RECIPES`, and write its clas
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,8 +20,10 @@ from wan_distill.settings.defaults import (
     SHORT_TRAJECTORY,
     TRAJECTORY,
     Default,
+    sized,
 )
 from wan_distill.settings.sample_specs import SampleSpec, anchors, handovers, trajectories
+from wan_distill.settings.scale import Scale
 
 Role = Literal["teacher", "student", "fake_score", "real_score"]
 
@@ -44,7 +46,9 @@ class Recipe:
     """One method in plain values. The defaults below suit a method with a single role."""
 
     defaults: Mapping[str, Default]
-    """setting -> its default for the embedded teacher and for real ones, and the reason"""
+    """setting -> its default, and the reason"""
+    batch: Callable[[Scale], int] = staticmethod(sized(32, 16))
+    """samples of one update, over all devices"""
     levers: tuple[dict[str, Any], ...] = ()
     """changes of this method's settings that lower its memory"""
     needs_teacher = True
@@ -52,7 +56,7 @@ class Recipe:
     reasons: Mapping[str, str] = {}
     """setting -> reason, for the settings that the plan explains to users of this method"""
 
-    def adjusted(self, config: Config, embedded: bool) -> dict[str, Any]:
+    def adjusted(self, config: Config) -> Mapping[str, Default]:
         """Defaults that depend on what else was asked for; they replace those of `defaults`."""
         return {}
 
@@ -92,9 +96,8 @@ class TrajectoryRecipe(Recipe):
     def notes(self, config: Config) -> list[str]:
         return []
 
-    def adjusted(self, config: Config, embedded: bool) -> dict[str, Any]:
-        short = embedded and max(config.sampling_steps) <= 2
-        return dict(SHORT_TRAJECTORY) if short else {}
+    def adjusted(self, config: Config) -> Mapping[str, Default]:
+        return SHORT_TRAJECTORY if max(config.sampling_steps) <= 2 else {}
 
     def samples(self, config: Config, expert: Expert, distilled: bool) -> dict[str, SampleSpec]:
         return {"trajectories": trajectories(config)}
@@ -121,11 +124,12 @@ class DMDRecipe(Recipe):
     """Phased distribution matching with a critic."""
 
     defaults = DMD
+    batch = staticmethod(sized(16, 16))  # rollouts and scores take more memory than a regression
     levers = ({"real_score": "guided"},)
     reasons = DMD_REASONS
 
-    def adjusted(self, config: Config, embedded: bool) -> dict[str, Any]:
-        return dict(DMD_WARM_START[embedded]) if config.init_student_from else {}
+    def adjusted(self, config: Config) -> Mapping[str, Default]:
+        return DMD_WARM_START if config.init_student_from else {}
 
     def roles(self, config: Config) -> tuple[Role, ...]:
         if config.real_score == "samples":
@@ -178,6 +182,10 @@ RECIPES: dict[str, Recipe] = {
     "trajectory": TrajectoryRecipe(),
     "consistency": ConsistencyRecipe(),
 }
+
+TWO_STAGES = "trajectory+dmd"
+STAGES: dict[str, tuple[str, ...]] = {TWO_STAGES: ("trajectory", "dmd")}
+"""--method -> the methods of its stages; each begins with the student of the one before"""
 
 
 def recipe_of(config: Config) -> Recipe:

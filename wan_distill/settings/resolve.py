@@ -3,43 +3,107 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from wan_distill.settings.checks import check_all
+from wan_distill.errors import UsageError
+from wan_distill.layout import RunFolder
+from wan_distill.settings.checks import check_all, check_clip
 from wan_distill.settings.config import Config
-from wan_distill.settings.defaults import EVERY_METHOD, WHOLE_STUDENT
+from wan_distill.settings.defaults import WHOLE_STUDENT, Default
 from wan_distill.settings.description import TeacherInfo
-from wan_distill.settings.recipes import recipe_of
+from wan_distill.settings.recipes import STAGES, TWO_STAGES, recipe_of
+from wan_distill.settings.scale import Scale, scale_of
 
 STEPS = (4,)
 
 
-def resolve(config: Config, teacher: TeacherInfo) -> Config:
-    """`config` with every None filled in. Raises UsageError where the result cannot work."""
-    config = _fill(config, {"sampling_steps": STEPS, "boundary_ratio": teacher.boundary_ratio})
-    config = _fill(config, teacher.sampling_defaults)
-    config = _fill(config, {"method": _pick(EVERY_METHOD, teacher.embedded)["method"]})
-    if "diffusers" in config.export:
-        config = _fill(config, {"save_merged": True})
-    recipe = recipe_of(config)
-    chosen = _pick(recipe.defaults, teacher.embedded)
-    chosen |= recipe.adjusted(config, teacher.embedded)
-    if config.whole_student:
-        chosen |= _pick(WHOLE_STUDENT, teacher.embedded)
-    config = _fill(config, chosen)
-    # Finer than the base that it is added to would not show.
-    exact = config.mixed_precision == "no"
-    config = _fill(config, {"lora_dtype": "float32" if exact else "bf16"})
+def resolve_stages(config: Config, teacher: TeacherInfo) -> tuple[Config, ...]:
+    """The resolved settings of each stage of a job, in order: each begins with the student that the
+    one before left, and the last one's output folder is the job's.
+
+    Raises UsageError where the result cannot work.
+    """
+    config = _fill(config, {"sampling_steps": STEPS})
+    config = _fill(config, {"method": default_method(config)})
+    methods = STAGES.get(config.method, (config.method,))
     steps = "-".join(map(str, config.sampling_steps))
     name = f"{teacher.name}-{config.method}-{steps}steps"
     config = _fill(config, {"output_dir": str(Path("outputs") / name)})
+    if len(methods) == 1:
+        return (_resolve_one(config, teacher),)
+    if config.student_layers is not None:
+        raise UsageError(
+            f"--student_layers {config.student_layers}: --method {config.method} needs the teacher "
+            "beneath the student; use --method trajectory"
+        )
+    first, second = methods
+    begun = RunFolder(Path(config.output_dir)).stage(first)
+    before: dict[str, Any] = dict(
+        method=first,
+        output_dir=str(begun.path),
+        samples_dir=config.samples_dir or config.output_dir,
+        save_merged=False,
+        evaluate=False,
+        export=(),
+        lora_dtype="float32",
+    )
+    after: dict[str, Any] = dict(
+        method=second,
+        init_student_from=str(begun.path),
+        max_train_steps=config.refine_steps,
+        learning_rate=config.refine_learning_rate,
+    )
+    return tuple(
+        _resolve_one(dataclasses.replace(config, **changes), teacher) for changes in (before, after)
+    )
+
+
+def resolve(config: Config, teacher: TeacherInfo) -> Config:
+    """The resolved settings of a job's last stage. Raises UsageError where they cannot work."""
+    return resolve_stages(config, teacher)[-1]
+
+
+def default_method(config: Config) -> str:
+    """The best that is known: a regression and then a refinement of it. What begins with a student
+    is refined; a shallower student has no teacher beneath it to be refined with; in one step
+    matching does harm.
+    """
+    if config.init_student_from is not None:
+        return "dmd"
+    if config.student_layers is not None or config.grid_steps == 1:
+        return "trajectory"
+    return TWO_STAGES
+
+
+def _resolve_one(config: Config, teacher: TeacherInfo) -> Config:
+    """`config`, whose method has a single stage, with every None filled in."""
+    config = _fill(config, {"boundary_ratio": teacher.boundary_ratio})
+    config = _fill(config, teacher.sampling_defaults)
+    check_clip(config, teacher.side_multiple)  # the scale is of whole patches
+    if "diffusers" in config.export:
+        config = _fill(config, {"save_merged": True})
+    scale = scale_of(config, teacher)
+    recipe = recipe_of(config)
+    if config.train_batch_size is None and config.gradient_accumulation_steps is None:
+        micro, count = scale.batch(recipe.batch(scale))
+        config = _fill(config, {"train_batch_size": micro, "gradient_accumulation_steps": count})
+    rules = {**recipe.defaults, **recipe.adjusted(config)}
+    if config.whole_student:
+        rules |= WHOLE_STUDENT
+    config = _fill(config, _values(rules, scale))
+    # Finer than the base that it is added to would not show.
+    exact = config.mixed_precision == "no"
+    config = _fill(config, {"lora_dtype": "float32" if exact else "bf16"})
+    micro, _ = scale.batch(recipe.batch(scale))
+    config = _fill(config, {"train_batch_size": micro, "gradient_accumulation_steps": 1})
     check_all(config, teacher)
     return config
 
 
-def _pick(defaults: Any, embedded: bool) -> dict[str, Any]:
-    return {k: v.embedded if embedded else v.real for k, v in defaults.items()}
+def _values(rules: Mapping[str, Default], scale: Scale) -> dict[str, Any]:
+    return {name: default.value(scale) for name, default in rules.items()}
 
 
 def _fill(config: Config, values: dict[str, Any]) -> Config:

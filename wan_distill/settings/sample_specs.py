@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from wan_distill.layout import RunFolder
-from wan_distill.maths.sigmas import Expert, handover, insert_sigmas, sigma_grid
+from wan_distill.maths.sigmas import Expert, handover
 from wan_distill.settings.config import Config
 
 SampleKind = Literal["trajectories", "anchors", "handovers", "evaluation"]
@@ -32,26 +32,40 @@ class SampleSpec:
     """How many samples there are to draw from; only those that are read get solved."""
     noise: Literal["training", "evaluation"] = "training"
     """Whose noise they begin with: the evaluation's is never trained on."""
+    solver: str = "euler"
+    """A name in `maths.flow.SOLVERS`."""
 
     def key(self) -> dict[str, Any]:
         """The plain values that tell this set from others."""
-        key = dict(sampler=self.sampler, sigmas=list(self.sigmas), stored=list(self.stored))
-        return key if self.noise == "training" else key | dict(noise=self.noise)
+        key: dict[str, Any] = dict(
+            sampler=self.sampler, sigmas=list(self.sigmas), stored=list(self.stored)
+        )
+        if self.noise != "training":
+            key |= dict(noise=self.noise)
+        return key if self.solver == "euler" else key | dict(solver=self.solver)
 
 
 def trajectories(config: Config, count: int | None = None) -> SampleSpec:
     """The guided teacher at every student sigma."""
     count = config.num_trajectories if count is None else count
-    sigmas = config.teacher_sigmas()
-    return SampleSpec("trajectories", "teacher", sigmas, config.sigmas()[1:], count)
+    return SampleSpec(
+        "trajectories",
+        "teacher",
+        config.solver_sigmas(config.sigmas()),
+        config.sigmas()[1:],
+        count,
+        solver=config.teacher_solver,
+    )
 
 
 def anchors(config: Config) -> SampleSpec:
     """The guided teacher at the student's second sigma, for the diversity loss."""
     second = config.sigmas()[1]
-    sigmas = config.teacher_sigmas()
+    sigmas = config.solver_sigmas(config.sigmas())
     until = sigmas[: sigmas.index(second) + 1]
-    return SampleSpec("anchors", "teacher", until, (second,), config.num_trajectories)
+    count = config.num_trajectories
+    solver = config.teacher_solver
+    return SampleSpec("anchors", "teacher", until, (second,), count, solver=solver)
 
 
 def handovers(
@@ -70,8 +84,9 @@ def handovers(
         return SampleSpec("handovers", "student", until, (end,), count)
     if complete:
         return trajectories(config, count)
-    sigmas = insert_sigmas((end,), sigma_grid(config.teacher_steps, config.teacher_shift))
-    return SampleSpec("handovers", "teacher", sigmas[: sigmas.index(end) + 1], (end,), count)
+    sigmas = config.solver_sigmas((end,))
+    until = sigmas[: sigmas.index(end) + 1]
+    return SampleSpec("handovers", "teacher", until, (end,), count, solver=config.teacher_solver)
 
 
 def student_of(config: Config, expert: Expert) -> Path | None:

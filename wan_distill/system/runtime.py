@@ -154,13 +154,13 @@ class Runtime:
         """
         return self.is_main or self.joint
 
-    def micro_batch(self, step: int, micro: int) -> int:
-        """Global index of this process' micro-batch number `micro` of update `step`.
+    def micro_batch(self, step: int, micro: int, count: int) -> int:
+        """Global index of this process' micro-batch number `micro`, of `count`, of update `step`.
 
         However the same number of micro-batches is split into processes and accumulation, an update
         works on the same indices.
         """
-        first = (step * self.config.gradient_accumulation_steps + micro) * self.sample_groups
+        first = (step * count + micro) * self.sample_groups
         return first + self.sample_rank
 
     def say(self, *lines: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,28 @@ from torch import Tensor
 
 from wan_distill.errors import UsageError, one_line
 from wan_distill.layout import RunFolder
+from wan_distill.methods import make_method
 from wan_distill.settings.config import Config
 from wan_distill.system.files import write_atomically
 from wan_distill.system.runtime import Runtime
 
 
 class Tracker:
-    """The tracker that `--report_to` names, through accelerate; metrics of both experts on one
-    axis.
+    """The tracker that `--report_to` names, through accelerate; metrics of all stages and experts
+    on one axis.
     """
 
-    def __init__(self, config: Config, runtime: Runtime):
+    def __init__(self, stages: Sequence[Config], runtime: Runtime):
+        config = stages[-1]
         self.tracker = None
+        self.staged = len(stages) > 1
+        self.before: dict[tuple[str, str], int] = {}
+        """Updates of all roles that come before those of a method and expert."""
+        total = 0
+        for stage in stages:
+            for expert in stage.experts:
+                self.before[stage.method, expert] = total
+                total += make_method(stage, expert).updates(stage.max_train_steps)
         if config.report_to == "none" or not runtime.is_main:
             return
         kind = LOGGER_TYPE_TO_CLASS[config.report_to]
@@ -42,15 +53,13 @@ class Tracker:
         }
         self.tracker.store_init_configuration(settings)
 
-    def log(self, line: dict, offset: int) -> None:
-        """One line of metrics.jsonl; `offset` is the number of updates that came before this
-        expert's.
-        """
+    def log(self, line: dict, stage: Config) -> None:
+        """One line of metrics.jsonl of one stage."""
         if self.tracker:
-            values = {
-                f"{line['expert']}/{k}": v for k, v in line.items() if k not in ("expert", "step")
-            }
-            self.tracker.log(values, step=offset + line["step"])
+            expert = line["expert"]
+            prefix = f"{stage.method}/{expert}" if self.staged else expert
+            values = {f"{prefix}/{k}": v for k, v in line.items() if k not in ("expert", "step")}
+            self.tracker.log(values, step=self.before[stage.method, expert] + line["step"])
 
     def finish(self) -> None:
         if self.tracker:

@@ -1,21 +1,23 @@
-"""How long a run takes, stage by stage: operations, seconds, dollars."""
+"""How long a job takes, part by part: operations, seconds, dollars."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from wan_distill.maths.sigmas import Expert, expert_sigmas
 from wan_distill.planning.hardware import Hardware
-from wan_distill.planning.trace import Trace
+from wan_distill.planning.memory import shape_of
+from wan_distill.planning.trace import Trace, trace
 from wan_distill.planning.work import check_flops, solve_flops, update_work
 from wan_distill.settings.config import BASELINE_STEPS, Config
 from wan_distill.settings.description import TeacherInfo
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One part of a run."""
+class Part:
+    """One part of a job."""
 
     name: str
     flops: float
@@ -28,23 +30,32 @@ class Stage:
         return self.flops / hardware.rate / (hardware.count if self.parallel else 1)
 
 
-def stages(config: Config, info: TeacherInfo, cost: Trace, prompts: int) -> list[Stage]:
-    """All stages of a run on `prompts` prompts, in their order."""
+def parts(configs: Sequence[Config], info: TeacherInfo, prompts: int) -> list[Part]:
+    """All parts of a job on `prompts` prompts, in their order.
+
+    Args:
+        configs: of its stages.
+    """
+    last = configs[-1]
+    costs = [trace(shape_of(config, info)) for config in configs]
     found = [
-        Stage("text encoder", prompts * encoder_flops(info, config.max_sequence_length), False),
-        Stage("solving samples", solve_flops(config, info, cost), True),
+        Part("text encoder", prompts * encoder_flops(info, last.max_sequence_length), False),
+        Part("solving samples", solve_flops(configs, info, costs[0]), True),
     ]
     # Data-parallel processes make the same number of updates, each on its own samples.
-    shared = config.context_parallel
-    work = update_work(config, cost)
-    for expert in config.experts:
-        flops = sum(w.flops * w.updates for w in work if w.expert == expert)
-        found.append(Stage(f"{expert} expert", flops, shared))
-    found.append(Stage("checks and previews", check_flops(config, info, cost), shared))
-    if config.evaluate:
-        shared = config.evaluation == "pairs"
-        found.append(Stage("evaluation", evaluation_flops(config, info, cost), shared))
-    return [stage for stage in found if stage.flops > 0]
+    shared = last.context_parallel
+    for config, cost in zip(configs, costs, strict=True):
+        work = update_work(config, cost)
+        for expert in config.experts:
+            flops = sum(w.flops * w.updates for w in work if w.expert == expert)
+            stage = f", {config.method}" if len(configs) > 1 else ""
+            found.append(Part(f"{expert} expert{stage}", flops, shared))
+    looks = sum(check_flops(c, info, cost) for c, cost in zip(configs, costs, strict=True))
+    found.append(Part("checks and previews", looks, shared))
+    if last.evaluate:
+        shared = last.evaluation == "pairs"
+        found.append(Part("evaluation", evaluation_flops(last, info, costs[-1]), shared))
+    return [part for part in found if part.flops > 0]
 
 
 def encoder_flops(info: TeacherInfo, tokens: int) -> float:

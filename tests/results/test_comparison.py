@@ -1,0 +1,51 @@
+"""The gap closed, its interval, and what clips of tiny teachers show."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from wan_distill.maths.tiny_world import World
+from wan_distill.results.comparison import gap_closed, interval_95, standard_error, world_measures
+
+
+def test_the_gap_is_closed_at_the_floor_and_open_at_the_worst():
+    assert (gap_closed(2.0, 2.0, 10.0), gap_closed(10.0, 2.0, 10.0)) == (1.0, 0.0)
+    assert gap_closed(4.0, 2.0, 10.0) == 0.75
+
+
+def test_the_error_is_the_spread_over_other_samples():
+    """The jackknife of one set against the spread over 40 sets of the same distributions."""
+    rng = torch.Generator().manual_seed(0)
+
+    def sets(shift: float = 0.6, worst: float = 3.0, count: int = 128, width: int = 4):
+        draws = torch.randn(4, count, width, generator=rng, dtype=torch.float64)
+        return [draws[0] + shift, draws[1], draws[2] + worst], draws[3]
+
+    from wan_distill.maths.distances import frechet_distance
+
+    drawn = [sets() for _ in range(40)]
+    closed = [gap_closed(*(frechet_distance(s, ref) for s in three)) for three, ref in drawn]
+    spread = float(torch.tensor(closed).std())
+    errors = torch.tensor([standard_error(*each) for each in drawn])
+    assert float(errors.median()) == pytest.approx(spread, rel=0.35)
+
+
+def test_the_interval_is_two_standard_errors_wide():
+    assert interval_95(0.9, 0.1) == pytest.approx([0.704, 1.096])
+
+
+def test_clips_of_a_tiny_teacher_are_judged_by_their_captions():
+    world = World()
+    captions = world.training_captions[:4]
+    clips = (world.render(captions, torch.Generator().manual_seed(0)) + 1) / 2
+    frames = clips.permute(0, 2, 3, 4, 1)  # [N, F, H, W, 3], as clips are decoded
+    values = dataclasses.asdict(world)
+    found = world_measures(values, frames, captions)
+    assert found["obeys"] == 1.0 and found["steadiness"] > 0.8
+    assert world_measures(values, frames.flip(1), captions)["obeys"] == 0.0
+    assert world_measures(values, frames, [*captions[:3], "a dog"])["obeys"] == 1.0
+    assert world_measures(None, frames, captions) == {}
+    assert world_measures(values, frames, ["a dog"] * 4) == {}

@@ -1,0 +1,161 @@
+"""A job's stages and the rules by which their settings follow from the teacher."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from wan_distill.errors import UsageError
+from wan_distill.settings import defaults
+from wan_distill.settings.assets import EMBEDDED_TEACHER
+from wan_distill.settings.command_line import parse_args
+from wan_distill.settings.config import Config
+from wan_distill.settings.description import read_teacher
+from wan_distill.settings.recipes import RECIPES
+from wan_distill.settings.resolve import resolve_stages
+from wan_distill.settings.scale import Scale
+
+EMBEDDED = Scale(width=128, parameters=6e5, tokens=80, devices=1)
+A14B = Scale(width=5120, parameters=14e9, tokens=32_760, devices=1)
+# The only settings that may differ between teachers of one width and one length of clips.
+SIZES_AND_COUNTS = {
+    "max_train_steps",
+    "ema_start",
+    "num_trajectories",
+    "eval_samples",
+    "evaluation",
+    "sample_batch_size",
+    "checkpointing_steps",
+    "validation_steps",
+    "logging_steps",
+    "monitor_steps",
+    "monitor_samples",
+    "critic_warmup_steps",
+    "critic_updates",
+    "mixed_precision",
+    "gradient_checkpointing",
+    "save_merged",
+}
+
+
+def stages(*flags: str) -> tuple[Config, ...]:
+    config = parse_args(list(flags))
+    return resolve_stages(config, read_teacher(config))
+
+
+# -------------------------------------------------------------------------------------- the stages
+
+
+def test_a_job_is_a_regression_and_then_its_refinement():
+    first, second = stages("--output_dir=out")
+    assert (first.method, second.method) == ("trajectory", "dmd")
+    assert Path(first.output_dir) == Path("out/trajectory") and second.output_dir == "out"
+    assert Path(second.init_student_from or "") == Path(first.output_dir)
+    assert first.samples_dir == "out" and second.samples_dir is None  # one store
+    assert second.is_second_stage and not first.is_second_stage
+    assert (first.method_title, second.method_title) == ("trajectory", "trajectory+dmd")
+    assert not first.evaluate and not first.save_merged and second.evaluate
+
+
+def test_a_samples_folder_is_both_stages():
+    assert {stage.samples_dir for stage in stages("--samples_dir=shared")} == {"shared"}
+
+
+def test_each_stage_has_its_own_updates_and_rate():
+    first, second = stages("--max_train_steps=7", "--learning_rate=1e-3")
+    assert (first.max_train_steps, second.max_train_steps) == (7, 45)
+    assert (first.learning_rate, second.learning_rate) == (1e-3, 1e-4)
+    first, second = stages("--refine_steps=3", "--refine_learning_rate=2e-5")
+    assert (first.max_train_steps, second.max_train_steps) == (600, 3)
+    assert (first.learning_rate, second.learning_rate) == (2e-3, 2e-5)
+
+
+def test_what_is_given_otherwise_holds_for_both_stages():
+    assert {stage.rank for stage in stages("--rank=8")} == {8}
+    assert {stage.train_batch_size for stage in stages("--train_batch_size=4")} == {4}
+    assert {s.gradient_accumulation_steps for s in stages("--train_batch_size=4")} == {1}
+
+
+@pytest.mark.parametrize(
+    "flag, method",
+    [
+        ("--method=trajectory", "trajectory"),
+        ("--method=consistency", "consistency"),
+        ("--sampling_steps=1", "trajectory"),
+        ("--student_layers=2", "trajectory"),
+        ("--init_student_from=x", "dmd"),
+    ],
+)
+def test_where_refining_makes_no_sense_there_is_one_stage(flag, method):
+    (only,) = stages(flag)
+    assert only.method == method
+
+
+def test_a_shallower_student_is_not_refined():
+    with pytest.raises(UsageError, match=r"--student_layers 2: --method trajectory\+dmd needs"):
+        stages("--student_layers=2", "--method=trajectory+dmd")
+
+
+# --------------------------------------------------------------------------------------- the rules
+
+
+def every_rule() -> list[tuple[str, str, defaults.Default]]:
+    tables: dict[str, Any] = {name: recipe.defaults for name, recipe in RECIPES.items()}
+    tables["dmd, warm start"] = defaults.DMD_WARM_START
+    tables["trajectory, short"] = defaults.SHORT_TRAJECTORY
+    tables["whole student"] = defaults.WHOLE_STUDENT
+    return [(title, name, rule) for title, table in tables.items() for name, rule in table.items()]
+
+
+def test_only_sizes_and_counts_and_rates_depend_on_the_teacher():
+    """A rate follows the width alone: 1 / width, whatever else the teacher is."""
+    same_width = Scale(width=128, parameters=14e9, tokens=32_760, devices=1)
+    for title, name, rule in every_rule():
+        assert rule.reason, f"{title}: {name}"
+        if name in SIZES_AND_COUNTS:
+            continue
+        assert rule.value(EMBEDDED) == rule.value(same_width), f"{title}: {name}"
+        if rule.value(EMBEDDED) != rule.value(A14B):
+            assert name.endswith("learning_rate"), f"{title}: {name}"
+            assert rule.value(A14B) == pytest.approx(rule.value(EMBEDDED) / 40, rel=0.01)
+
+
+def test_a14bs_rate_is_the_published_one():
+    """5e-5 to 1e-4 for LoRA of rank 64 (docs/methods.md)."""
+    assert RECIPES["trajectory"].defaults["learning_rate"].value(A14B) == 5e-5
+
+
+@pytest.mark.parametrize(
+    "tokens, devices, total, wanted",
+    [
+        (80, 1, 32, (32, 1)),  # the embedded teacher: at once
+        (180, 1, 32, (16, 2)),
+        (32_760, 1, 16, (1, 16)),  # A14B on one card
+        (32_760, 8, 16, (1, 2)),  # and on 8: the same 16 samples
+        (32_760, 64, 16, (1, 1)),  # more cards than samples: one each
+    ],
+)
+def test_an_update_has_the_same_samples_on_any_number_of_devices(tokens, devices, total, wanted):
+    assert Scale(128, 6e5, tokens, devices).batch(total) == wanted
+
+
+def test_several_processes_share_the_batch(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    first, second = stages()
+    assert (first.train_batch_size, first.gradient_accumulation_steps) == (8, 1)
+    assert second.train_batch_size == 4
+    planned, _ = stages("--dry_run", "--gpu=h100:2")
+    assert planned.train_batch_size == 16
+
+
+def test_nothing_depends_on_whether_the_teacher_is_the_embedded_one(tmp_path):
+    """A copy of it elsewhere gets the same settings."""
+    copy = shutil.copytree(EMBEDDED_TEACHER, tmp_path / "tiny_wan22")
+    config = parse_args([f"--teacher_path={copy}"])
+    info = read_teacher(config)
+    assert not info.embedded
+    for mine, own in zip(resolve_stages(config, info), stages(), strict=True):
+        assert mine.to_json() | dict(teacher_path=None) == own.to_json()

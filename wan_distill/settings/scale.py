@@ -1,0 +1,85 @@
+"""What of a teacher and its clips the defaults depend on."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+
+from wan_distill.settings.config import Config
+from wan_distill.settings.description import TeacherInfo
+
+# An evaluation of more operations is too slow for the counts that suit a CPU.
+LARGE = 1e10
+FLOAT32_LIMIT = 4e9  # bytes of one expert's float32 weights, beyond which they are kept in bf16
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The size of one teacher and of its clips."""
+
+    width: int
+    """channels of the transformer (A14B: 5120)"""
+    parameters: float
+    """of one expert, matrices only (A14B: 14e9)"""
+    tokens: int
+    """of one clip (A14B, 81 frames of 480x832: 32,760)"""
+    devices: int
+    """processes that share a batch"""
+
+    @property
+    def is_large(self) -> bool:
+        """Whether one evaluation of one clip is beyond a CPU."""
+        return 2 * self.parameters * self.tokens > LARGE
+
+    @property
+    def fits_float32(self) -> bool:
+        return 4 * self.parameters < FLOAT32_LIMIT
+
+    def by_width(self, value: float) -> float:
+        """A rate that is `value` at the embedded teacher's width and falls as 1 / width.
+
+        Adam moves every weight by about the rate, whatever the gradient's size; the sum over a
+        layer's inputs then moves by rate x width. (Yang et al., Tensor Programs V,
+        arXiv 2203.03466, table 3: hidden weights under Adam.)
+        """
+        return float(f"{value * REFERENCE_WIDTH / self.width:.3g}")
+
+    def at_once(self, most: int, tokens: int) -> int:
+        """The largest power of 2 of samples that are at most `most` and `tokens`; at least 1."""
+        room = min(float(most), tokens / self.tokens)
+        return 2 ** max(0, math.floor(math.log2(room)))
+
+    def batch(self, total: int) -> tuple[int, int]:
+        """(samples per micro-batch and device, micro-batches per update), so that an update has
+        about `total` samples over all devices: exactly where both are powers of 2.
+        """
+        share = max(1, total // self.devices)
+        at_once = self.at_once(share, TOKENS_AT_ONCE)
+        return at_once, share // at_once
+
+
+REFERENCE_WIDTH = 128  # the embedded teacher's
+TOKENS_AT_ONCE = 4096  # of a micro-batch: enough to keep the arithmetic busy
+
+
+def scale_of(config: Config, teacher: TeacherInfo) -> Scale:
+    """The scale of `teacher`, for the clip of `config`, whose sizes must be resolved."""
+    shape = teacher.transformer
+    width = shape["num_attention_heads"] * shape["attention_head_dim"]
+    _, frames, height, cross = teacher.latent_shape(config)
+    patch = shape["patch_size"]
+    tokens = max(1, frames // patch[0] * (height // patch[1]) * (cross // patch[2]))
+    # Two attentions of four matrices each, two matrices of the feed-forward.
+    block = 8 * width**2 + 2 * width * shape["ffn_dim"]
+    return Scale(width, shape["num_layers"] * block, tokens, _shares(config))
+
+
+def _shares(config: Config) -> int:
+    """Devices that have samples of their own: those that `--gpu` names, or this run's."""
+    if config.context_parallel:
+        return 1
+    if config.gpu is None:
+        return int(os.environ.get("WORLD_SIZE", 1))
+    _, _, count = config.gpu.partition(":")
+    return int(count) if count.isdecimal() and int(count) else 1
