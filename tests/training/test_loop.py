@@ -24,7 +24,7 @@ from wan_distill.training.monitor import Monitor
 
 
 def distil(run: Run, expert: str = "high", shown=()) -> None:
-    train_distillation.distil(run, expert, list(shown), Tracker(run.config, run.runtime))
+    train_distillation.distil(run, expert, list(shown), Tracker((run.config,), run.runtime))
 
 
 def update(run: Run, step: int, lesson: Lesson, role: str = "student") -> Metrics:

@@ -18,7 +18,7 @@ SHARED = ("trajectories", "handovers", "anchors", "prompts")
 
 def files_after(run) -> set[str]:
     """The files that training one expert leaves, stored samples and embeddings aside."""
-    tracker = Tracker(run.config, run.runtime)
+    tracker = Tracker((run.config,), run.runtime)
     train_distillation.distil(run, "high", ["a red circle"], tracker)
     root: Path = run.folder.path
     files = {file.relative_to(root) for file in root.rglob("*") if file.is_file()}
