@@ -80,7 +80,7 @@ def readme(
     if config.save_merged and not repository:
         listed.append(
             f"- `{files.merged.name}/`: the complete pipeline, adapters merged in (needs diffusers "
-            "0.39 or newer)"
+            "0.39 or newer, which says that it ignores `dmd2_config`: vLLM-Omni's steps)"
         )
     parts = [
         f"# {info.name}, distilled to {steps} steps",
