@@ -65,19 +65,25 @@ def kinds(inputs: dict[str, Any]) -> dict[str, str]:
     return {k: v[0] if isinstance(v[0], str) else "COMBO" for k, v in inputs.items()}
 
 
-def comfyui_nodes(checkout: str, workflow: Workflow) -> dict[str, Any]:
-    """Validates the workflow as ComfyUI does before it runs one; gives its nodes' inputs."""
+def start_comfyui(checkout: str) -> None:
+    """Makes its modules importable, on the CPU, with all of its own nodes."""
     sys.argv = ["main.py"]
     sys.path.insert(0, checkout)
     sys.meta_path.insert(0, Absent())
     import comfy.cli_args
 
     comfy.cli_args.args.cpu = True
+    import nodes
+
+    asyncio.run(nodes.init_builtin_extra_nodes())
+
+
+def comfyui_nodes(workflow: Workflow) -> dict[str, Any]:
+    """Validates the workflow as ComfyUI does before it runs one; gives its nodes' inputs."""
     import execution
     import folder_paths
     import nodes
 
-    asyncio.run(nodes.init_builtin_extra_nodes())
     files = [n["inputs"][k] for n in workflow.values() for k in FILE_INPUTS if k in n["inputs"]]
     folder_paths.get_filename_list = lambda folder: files
     valid, error, _, of_nodes = asyncio.run(execution.validate_prompt("0", workflow, None))
@@ -154,7 +160,8 @@ def main() -> None:
     config = config_of(info)
     workflow = comfyui_workflow(config, info, ("high", "low"))
     other = wrapper_workflow(config, info, ("high", "low"))
-    table = comfyui_nodes(comfyui, workflow) | wrapper_nodes(wrapper, other)
+    start_comfyui(comfyui)
+    table = comfyui_nodes(workflow) | wrapper_nodes(wrapper, other)
     used = {
         (node["class_type"], name)
         for node in (*workflow.values(), *other.values())
