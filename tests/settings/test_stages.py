@@ -60,6 +60,13 @@ def test_a_job_is_a_regression_and_then_its_refinement():
     assert not first.evaluate and not first.save_merged and second.evaluate
 
 
+def test_scores_begin_with_the_first_stages_student_and_files_are_the_second_ones():
+    first, second = stages("--critic_from_student", "--export=comfyui", "--mixed_precision=bf16")
+    assert (first.critic_from_student, second.critic_from_student) == (False, True)
+    assert (first.export, second.export) == ((), ("comfyui",))
+    assert (first.lora_dtype, second.lora_dtype) == ("float32", "bf16")
+
+
 def test_a_samples_folder_is_both_stages():
     assert {stage.samples_dir for stage in stages("--samples_dir=shared")} == {"shared"}
 

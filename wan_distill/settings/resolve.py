@@ -48,6 +48,7 @@ def resolve_stages(config: Config, teacher: TeacherInfo) -> tuple[Config, ...]:
         evaluate=False,
         export=(),
         lora_dtype="float32",
+        critic_from_student=False,
     )
     after: dict[str, Any] = dict(
         method=second,
