@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -16,6 +17,9 @@ from umt5_layouts import EMBED, SHARED, write_layout
 
 import test_umt5_weights as script
 import train_distillation
+from wan_distill.model.loading import Teacher
+from wan_distill.settings.description import read_teacher
+from wan_distill.system.runtime import Runtime
 
 
 @pytest.mark.parametrize(
@@ -175,3 +179,33 @@ def test_training_on_an_undecidable_teacher_is_refused_before_anything_is_traine
     assert train_distillation.main(arguments) == 2
     assert "both look healthy" in capsys.readouterr().err
     assert not list((tmp_path / "out").rglob("*.safetensors"))
+
+
+def test_stored_embeddings_are_of_this_encoder_and_this_tokenizer(
+    random_teacher, small_config, tmp_path
+):
+    """Each change makes new ones, in the same output folder; nothing else does."""
+    folder = shutil.copytree(random_teacher, tmp_path / "teacher")
+    config = small_config(teacher_path=str(folder))
+    stored = Path(config.output_dir) / "prompts"
+
+    def encode(**changes: object) -> int:
+        changed = dataclasses.replace(config, **changes)
+        runtime = Runtime(changed)
+        teacher = Teacher(read_teacher(changed), changed, runtime)
+        train_distillation.encode_prompts(changed, teacher, ["a red ball", ""], runtime)
+        return len(list(stored.glob("*.safetensors")))
+
+    assert encode() == 2
+    (folder / "tokenizer" / ".DS_Store").write_bytes(b"Bud1")
+    assert encode(seed=7) == 2
+    settings = folder / "tokenizer" / "tokenizer_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"model_max_length": 99}))
+    assert encode() == 4
+    file = folder / "text_encoder" / "model.safetensors"
+    tensors = load_file(file)
+    name = "encoder.block.0.layer.1.DenseReluDense.wo.weight"
+    save_file(tensors | {name: 1.5 * tensors[name]}, file, {"format": "pt"})
+    assert encode() == 6
+    assert encode(max_sequence_length=10) == 8
+    assert encode(mixed_precision="bf16") == 10

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from diffusers.pipelines.wan.pipeline_wan import prompt_clean
@@ -16,6 +17,7 @@ from sentencepiece import SentencePieceProcessor
 from transformers import PreTrainedTokenizerBase, T5TokenizerFast
 
 from wan_distill.errors import TextEncoderError, one_line
+from wan_distill.settings.fingerprints import TOKENIZER_FILES
 from wan_distill.settings.reading import AGAIN, check_vocabulary, read_json
 
 VOCABULARIES = ("tokenizer.json", "spiece.model")  # transformers reads the first that is there
@@ -32,23 +34,34 @@ SAME_TEACHER = "give the tokenizer and the text encoder of one model"
 def load_tokenizer(folder: Path, rows: int) -> PreTrainedTokenizerBase:
     """The tokenizer in `folder`, verified to be one for a token table of `rows` rows.
 
-    Raises TextEncoderError where it has no vocabulary, a damaged one, or another model's.
+    Raises FileError where it has no vocabulary, a damaged one, or another model's.
     """
-    here = [folder / name for name in VOCABULARIES if (folder / name).is_file()]
-    if not here:
+    files = [file for name in TOKENIZER_FILES if (file := folder / name).is_file()]
+    states = tuple((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+    return _load(folder.absolute(), rows, states)
+
+
+@lru_cache(maxsize=2)  # UMT5's takes seconds, and one run asks for it several times
+def _load(
+    folder: Path, rows: int, states: tuple[tuple[str, int, int], ...]
+) -> PreTrainedTokenizerBase:
+    """As `load_tokenizer`; `states` are those of the files that are read."""
+    names = [name for name, _, _ in states]
+    vocabulary = next((folder / name for name in VOCABULARIES if name in names), None)
+    if vocabulary is None:
         links = [name for name in VOCABULARIES if (folder / name).is_symlink()]
         why = f"{links[0]} is a link to nothing" if links else f"no {' or '.join(VOCABULARIES)}"
         raise TextEncoderError(
             f"{folder}: holds no vocabulary ({why}), so every word would be unknown",
             "download the tokenizer's files too",
         )
-    for file in folder.glob("*.json"):
-        if file.name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
-            read_json(file)
-    check_vocabulary(here[0])
+    for name in names:
+        if name.endswith(".json"):
+            read_json(folder / name)
+    check_vocabulary(vocabulary)
     try:
-        if here[0].suffix == ".model":
-            SentencePieceProcessor(model_file=str(here[0]))
+        if vocabulary.suffix == ".model":
+            SentencePieceProcessor(model_file=str(vocabulary))
         tokenizer = T5TokenizerFast.from_pretrained(str(folder))
     except Exception as error:  # damaged vocabularies fail in any way
         raise TextEncoderError(f"{folder}: does not load ({one_line(error)})", AGAIN) from error
