@@ -185,6 +185,53 @@ def test_a_fine_tuned_folder_replaces_an_expert(small_config, tmp_path):
         assert_same(load(config, "low"), tuned.state_dict(), 0)
 
 
+ORIGINAL = dict(
+    _class_name="WanModel",
+    model_type="t2v",
+    dim=24,
+    num_heads=2,
+    ffn_dim=32,
+    freq_dim=16,
+    in_dim=16,
+    out_dim=16,
+    num_layers=1,
+)
+
+
+def write_original(folder: Path, transformer: WanTransformer3DModel, **changes) -> Path:
+    """As Wan's own repositories hold an expert: two shards, of which one has no block."""
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(ORIGINAL | changes))
+    tensors = in_original_names(transformer)
+    first = {name: tensor for name, tensor in tensors.items() if name.startswith("blocks.")}
+    shards = [first, {name: t for name, t in tensors.items() if name not in first}]
+    where = {}
+    for number, shard in enumerate(shards, start=1):
+        file = f"diffusion_pytorch_model-0000{number}-of-00002.safetensors"
+        save_file(shard, folder / file)
+        where |= dict.fromkeys(shard, file)
+    index = dict(metadata=dict(total_size=1), weight_map=where)
+    (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+    return folder
+
+
+def test_the_original_folder_replaces_an_expert(small_config, tmp_path):
+    tuned = random_transformer(7)
+    folder = write_original(tmp_path / "high_noise_model", tuned)
+    config = small_config(teacher_transformer=str(folder))
+    info = read_teacher(config)
+    check_changes(info, config)
+    assert_same(load(config), tuned.state_dict(), 0)
+    assert info.fingerprint() != read_teacher(small_config()).fingerprint()
+    for name, value, said in (
+        ("model_type", "i2v", "its model_type is i2v; give a t2v model"),
+        ("num_heads", 3, "its num_heads is 3, the pipeline's is 2"),
+    ):
+        other = write_original(tmp_path / name, tuned, **{name: value})
+        with pytest.raises(UsageError, match=said):
+            small_config(teacher_transformer=str(other))
+
+
 # --------------------------------------------------------------------------------------- identity
 
 

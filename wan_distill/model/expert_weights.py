@@ -37,14 +37,13 @@ class ExpertWeights(Mapping[str, Tensor]):
         self._loras = [(LoraFile(lora.header), lora.strength) for lora in loras]
         self._places: dict[str, tuple[safe_open, str]] = {}
         self._scales: dict[str, str] = {}
-        for file in files:
-            tensors = safe_open(file, framework="pt", device=str(device or "cpu"))
-            names = list(tensors.keys())
-            for stored, name in diffusers_names(names).items():
-                self._places[name] = (tensors, stored)
-            for name in names:
-                if name.endswith(SCALES):
-                    self._scales[name.rpartition(".")[0] + ".weight"] = name
+        opened = [safe_open(file, framework="pt", device=str(device or "cpu")) for file in files]
+        shards = {name: tensors for tensors in opened for name in list(tensors.keys())}
+        for stored, name in diffusers_names(shards).items():
+            self._places[name] = (shards[stored], stored)
+        for name in shards:
+            if name.endswith(SCALES):
+                self._scales[name.rpartition(".")[0] + ".weight"] = name
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
@@ -68,7 +67,11 @@ class ExpertWeights(Mapping[str, Tensor]):
 
 
 def diffusers_names(names: Iterable[str]) -> dict[str, str]:
-    """Name in the file -> diffusers' name, of the tensors that are weights."""
+    """Stored name -> diffusers' name, of the tensors that are weights.
+
+    Args:
+        names: all of an expert, since a shard alone may not show whose names they are.
+    """
     plain = {}
     for name in names:
         if not name.endswith((*SCALES, *BESIDE)):

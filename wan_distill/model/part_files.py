@@ -18,7 +18,7 @@ from wan_distill.model.weight_names import ONE_CHECKPOINT, explain_names
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
 from wan_distill.settings.reading import AGAIN, check_pickle, read_header, read_json
-from wan_distill.settings.teacher_changes import EXPERT_FLAG
+from wan_distill.settings.teacher_changes import EXPERT_FLAG, is_original
 from wan_distill.settings.weight_files import refuse_pickles, variant_or_none, weight_files
 from wan_distill.umt5.inspect import check_class, inspect_text_encoder
 from wan_distill.umt5.tables import EMBED, SHARED
@@ -53,7 +53,8 @@ def expert_files(info: TeacherInfo, config: Config, expert: Expert) -> tuple[Pat
     if replaced.is_file():
         return info.folder / part, [replaced]
     try:
-        return replaced, _files_in(replaced, config)
+        described = info.folder / part if is_original(replaced) else replaced
+        return described, _files_in(replaced, config)
     except FileError as error:
         raise UsageError(f"{EXPERT_FLAG[expert]} {error}") from error
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from diffusers import WanTransformer3DModel
 
@@ -42,24 +44,22 @@ def transformer_shapes(info: TeacherInfo) -> Shapes:
 def _check_expert(info: TeacherInfo, config: Config, expert: Expert, wanted: Shapes) -> None:
     path, flag = info.changes.experts[expert], EXPERT_FLAG[expert]
     _, files = expert_files(info, config, expert)
-    found: Shapes = {}
+    header: dict[str, Any] = {}
     try:
         for file in files:
-            header, _ = read_header(file)
-            header.pop("__metadata__", None)
-            names = diffusers_names(header)
-            found |= {
-                names[name]: about["shape"] for name, about in header.items() if name in names
-            }
+            header |= read_header(file)[0]
     except FileError as error:
         raise UsageError(f"{flag} {error}") from error
+    header.pop("__metadata__", None)
+    names = diffusers_names(header)
+    found = {names[name]: header[name]["shape"] for name in names}
     for name in sorted(wanted.keys() | found.keys()):
         if wanted.get(name) != found.get(name):
             raise UsageError(
                 f"{flag} {path}: {name} is {found.get(name, 'missing')}, this teacher's is "
                 f"{wanted.get(name, 'no such tensor')}; give a transformer of the same model, as a "
-                "folder in diffusers' layout or as bf16 or scaled fp8 .safetensors of ComfyUI or "
-                "the original Wan"
+                "folder of diffusers or the original Wan, or as bf16 or scaled fp8 .safetensors "
+                "of ComfyUI"
             )
 
 

@@ -146,7 +146,7 @@ class JobSettings:
     teacher_transformer: str | None = flag(
         None,
         "high expert (or the only one) in place of the pipeline's: a fine-tuned transformer's "
-        "folder, or a .safetensors file of ComfyUI or of the original Wan, also scaled fp8",
+        "folder (of diffusers or the original Wan), or a .safetensors file, also scaled fp8",
         TEACHER,
         parse=path,
         free=True,

@@ -17,6 +17,7 @@ from wan_distill.settings.fingerprints import fingerprint_file, fingerprint_part
 from wan_distill.settings.lora_headers import LoraHeader
 from wan_distill.settings.lora_sources import find_loras
 from wan_distill.settings.reading import read_json
+from wan_distill.settings.weight_files import ORIGINAL_CLASS
 
 LORA_FLAG = "--teacher_lora"
 EXPERT_FLAG: dict[Expert, str] = {"high": "--teacher_transformer", "low": "--teacher_transformer_2"}
@@ -32,6 +33,16 @@ SAME = (
     "ffn_dim",
     "num_layers",
 )
+
+# The same in the config.json of Wan's own code, as far as it is there.
+ORIGINAL_NAMES = {
+    "num_heads": "num_attention_heads",
+    "in_dim": "in_channels",
+    "out_dim": "out_channels",
+    "ffn_dim": "ffn_dim",
+    "freq_dim": "freq_dim",
+    "num_layers": "num_layers",
+}
 
 
 @dataclass(frozen=True)
@@ -158,10 +169,25 @@ def _expert_files(path: Path, flag: str, transformer: dict[str, Any]) -> Path:
             f"{flag} {path}: {error}; give a transformer's folder in diffusers' layout, or a "
             ".safetensors file"
         ) from error
-    for name in SAME:
-        if config.get(name) != transformer.get(name):
+    names = {name: name for name in SAME}
+    if is_original(folder):
+        names = ORIGINAL_NAMES
+        if config.get("model_type") != "t2v":
             raise UsageError(
-                f"{flag} {path}: its {name} is {config.get(name)}, the pipeline's is "
-                f"{transformer.get(name)}; give a fine-tuned transformer of this teacher"
+                f"{flag} {path}: its model_type is {config.get('model_type')}; give a t2v model"
+            )
+    for theirs, ours in names.items():
+        if config.get(theirs) != transformer.get(ours):
+            raise UsageError(
+                f"{flag} {path}: its {theirs} is {config.get(theirs)}, the pipeline's is "
+                f"{transformer.get(ours)}; give a fine-tuned transformer of this teacher"
             )
     return folder
+
+
+def is_original(folder: Path) -> bool:
+    """Whether an expert's folder is one of Wan's own code, whose config.json has other names.
+
+    Raises FileError where it has none.
+    """
+    return read_json(folder / "config.json").get("_class_name") == ORIGINAL_CLASS

@@ -18,6 +18,7 @@ from wan_distill.settings.reading import AGAIN, read_json
 TRANSFORMERS_FILES = ("model.safetensors", "pytorch_model.bin")
 FORMATS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf")
 DIFFUSERS_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+ORIGINAL_CLASS = "WanModel"  # of Wan's own code, in whose repositories files have diffusers' names
 _VARIANT_NAME = re.compile(
     r"(?:diffusion_pytorch_|pytorch_)?model\."
     r"(?:(?P<file>[^.]+?)(?:-\d+-of-\d+)?\.(?:safetensors|bin)"
@@ -66,7 +67,9 @@ def variant_or_none(folder: Path, variant: str | None) -> str | None:
 
 
 def _is_for_transformers(folder: Path, config: dict[str, Any]) -> bool:
-    """Whether transformers loads `folder`; diffusers does otherwise."""
+    """Whether transformers loads `folder`; diffusers, or Wan's own code, does otherwise."""
+    if config.get("_class_name") == ORIGINAL_CLASS:  # its model_type is t2v
+        return False
     if "model_type" in config or "_class_name" in config:  # each library writes one of them
         return "model_type" in config
     return not any(folder.glob("diffusion_pytorch_model*"))
