@@ -106,6 +106,7 @@ def run(config: Config) -> int:
     runtime = Runtime(config)
     with lock_file(folder.lock, runtime.is_main):
         results.check_output(config)
+        results.check_evaluated(config, info)
         return carry_out(stages, info, prompts, held_out, surroundings, runtime)
 
 

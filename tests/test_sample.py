@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -26,6 +27,7 @@ from wan_distill.model.student_files import (
     schedule_metadata,
 )
 from wan_distill.results import sampling
+from wan_distill.results.evaluated import check_evaluated
 from wan_distill.results.student import check_teacher, teacher_config
 from wan_distill.settings.assets import EMBEDDED_TEACHER
 from wan_distill.settings.config import WAN_NEGATIVE_PROMPT, Config
@@ -265,6 +267,29 @@ def test_a_hub_teacher_is_the_commit_that_was_trained_on(random_teacher, tmp_pat
     other = read_teacher(Config(teacher_path=str(newest.folder)))
     with pytest.raises(UsageError, match="not known to be the same"):
         check_teacher(other, metadata, allow_other=False)
+
+
+def test_only_a_student_of_this_teacher_and_schedule_is_evaluated(random_teacher, tmp_path):
+    out = tmp_path / "out"
+    settings = dict(SMALL, method="trajectory", output_dir=str(out), evaluate_only=True)
+    config = Config(**settings, teacher_path=str(random_teacher))
+    info = read_teacher(config)
+    config = resolve(config, info)
+    check_evaluated(config, info)  # that there is no student is said later
+    out.mkdir()
+    weights = {"blocks.0.attn1.to_q.lora_A.student.weight": torch.zeros(1, 1)}
+    save_lora(out / LORA_FILE["high"], weights, config, info, "high")
+    check_evaluated(config, info)
+    shifted = dataclasses.replace(config, flow_shift=7.0)
+    with pytest.raises(UsageError, match=r"flow_shift was 5\.0, is 7\.0.*--allow_config_change"):
+        check_evaluated(shifted, info)
+    check_evaluated(dataclasses.replace(shifted, allow_config_change=True), info)
+    check_evaluated(dataclasses.replace(shifted, evaluate_only=False), info)
+    other = shutil.copytree(random_teacher, tmp_path / "other")
+    file = other / "vae" / "diffusion_pytorch_model.safetensors"
+    save_file({k: v + 1 for k, v in load_file(file).items()}, file, {"format": "pt"})
+    with pytest.raises(UsageError, match=r"\(other: vae\).*--allow_config_change"):
+        check_evaluated(config, read_teacher(Config(teacher_path=str(other))))
 
 
 def test_the_embedded_teacher_is_found_from_another_machine():

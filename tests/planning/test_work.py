@@ -120,3 +120,11 @@ def test_evaluations_of_a_sample_are_two_where_guidance_is_on(small_config):
     assert work.evaluations(config, info, spec) == 2 * steps
     plain = dataclasses.replace(config, guidance_scale=1.0, guidance_scale_2=1.0)
     assert work.evaluations(plain, info, spec) == steps
+
+
+def test_an_update_takes_all_of_its_micro_batches(small_config):
+    config = small_config(method="dmd")
+    twice = dataclasses.replace(config, gradient_accumulation_steps=2)
+    cost = trace(shape_of(config, read_teacher(config)))
+    for one, two in zip(work.update_work(config, cost), work.update_work(twice, cost), strict=True):
+        assert two.flops == pytest.approx(2 * one.flops) and two.updates == one.updates

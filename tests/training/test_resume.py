@@ -157,10 +157,11 @@ def test_a_run_is_known_by_its_teacher_prompts_and_batch(make_run, monkeypatch):
         identity(run.config, run.info, run.prompts, 4),
         identity(run.config, run.info, run.prompts[:2], 3),
         identity(run.config, run.info, run.prompts[::-1], 3),
+        identity(run.config, run.info, ["\n".join(run.prompts)], 3),
     ]
     monkeypatch.setattr(TeacherInfo, "fingerprint", lambda self, parts=(): "other files")
     others.append(identity(run.config, run.info, run.prompts, 3))
-    assert len({json.dumps(found) for found in [usual, *others]}) == 5
+    assert len({json.dumps(found) for found in [usual, *others]}) == 6
 
 
 def test_a_damaged_checkpoint_refuses_nothing(small_config):

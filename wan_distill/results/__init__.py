@@ -1,5 +1,6 @@
 """What a run leaves behind, and how good it is."""
 
+from wan_distill.results.evaluated import check_evaluated
 from wan_distill.results.evaluation import Evaluation
 from wan_distill.results.export import export_student
 from wan_distill.results.hub import check_hub, push
@@ -13,6 +14,7 @@ __all__ = [
     "Evaluation",
     "PairedEvaluation",
     "as_markdown",
+    "check_evaluated",
     "check_hub",
     "check_output",
     "describe_results",

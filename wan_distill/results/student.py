@@ -73,7 +73,7 @@ def read_schedule(files: list[Path]) -> dict[str, Any]:
 
     Raises UsageError where one is none of this tool's, or contradicts another.
     """
-    schedules = [_read_one(file) for file in files]
+    schedules = [read_one(file) for file in files]
     first = schedules[0]
     made_from = dict(first.get("teacher_files") or {})
     experts = [first["expert"]]
@@ -98,7 +98,8 @@ def read_schedule(files: list[Path]) -> dict[str, Any]:
     return first | {"teacher_files": made_from}
 
 
-def _read_one(file: Path) -> dict[str, Any]:
+def read_one(file: Path) -> dict[str, Any]:
+    """The metadata of one file. Raises UsageError where a sampler could not work with it."""
     schedule = read_metadata(file)
     lacking = [name for name in NEEDED if name not in schedule]
     if lacking:
@@ -169,9 +170,17 @@ def check_prompts(info: TeacherInfo, length: int, prompts: list[str]) -> None:
             print(f"--prompt {prompt[:40]!r}...: {remark}", file=sys.stderr)
 
 
-def check_teacher(info: TeacherInfo, student: dict[str, Any], allow_other: bool) -> None:
+def check_teacher(
+    info: TeacherInfo,
+    student: dict[str, Any],
+    allow_other: bool,
+    flag: str = "--allow_other_teacher",
+) -> None:
     """Raises UsageError where the LoRAs were made for another teacher than the one at hand, or it
     is not known to be the same.
+
+    Args:
+        flag: the one that sets `allow_other`.
     """
     if allow_other:
         return
@@ -191,8 +200,7 @@ def check_teacher(info: TeacherInfo, student: dict[str, Any], allow_other: bool)
     hint = f" with --variant {variant}" if variant and variant != info.variant else ""
     raise UsageError(
         f"--teacher_path {info.source}: this student was made from {made_from}, and these files "
-        f"are not known to be the same ({why}); give that one{hint}, or --allow_other_teacher to "
-        "try it anyway"
+        f"are not known to be the same ({why}); give that one{hint}, or {flag} to try it anyway"
     )
 
 

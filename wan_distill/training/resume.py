@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ def identity(
     return {
         "the teacher's files": info.fingerprint(),
         "the text encoder's and the tokenizer's files": info.fingerprint(TEXT_PARTS),
-        "the prompts": hashlib.sha256("\n".join(prompts).encode()).hexdigest()[:16],
+        "the prompts": hashlib.sha256(json.dumps(prompts).encode()).hexdigest()[:16],
         "processes x gradient_accumulation_steps": sample_groups
         * config.gradient_accumulation_steps,
     }

@@ -1,0 +1,31 @@
+"""Whether the student that is measured is this run's."""
+
+from __future__ import annotations
+
+from wan_distill.errors import UsageError
+from wan_distill.layout import student_file
+from wan_distill.results.student import SAME_SCHEDULE, check_teacher, read_one
+from wan_distill.settings.config import Config
+from wan_distill.settings.description import TeacherInfo
+
+
+def check_evaluated(config: Config, info: TeacherInfo) -> None:
+    """Raises UsageError where `--evaluate_only` would measure a student on another teacher, or on
+    another schedule, than it was made for.
+    """
+    for expert in config.experts if config.evaluate_only else ():
+        file = student_file(config.output_dir, expert)
+        if not file.exists() or config.allow_config_change:
+            continue
+        student, settings = read_one(file), config.to_json()
+        check_teacher(info, student, False, "--allow_config_change")
+        differing = [
+            f"{name} was {student[name]}, is {settings[name]}"
+            for name in SAME_SCHEDULE
+            if name != "teacher" and student[name] != settings[name]
+        ]
+        if differing:
+            raise UsageError(
+                f"{file}: was trained with other settings ({'; '.join(differing)}); set them back, "
+                "or give --allow_config_change"
+            )
