@@ -401,6 +401,12 @@ MUTATIONS = [
         "tests/system/test_files.py::test_one_run_at_a_time_writes_into_a_folder",
     ),
     Mutation(
+        "wan_distill/system/pictures.py",
+        'temporary = file.with_name(f".{file.stem}.partial.mp4")',
+        "temporary = file",
+        "tests/results/test_pictures.py::test_a_video_appears_once_it_is_complete",
+    ),
+    Mutation(
         "wan_distill/system/runtime.py",
         "total /= self.sample_groups",
         "total /= 1",
@@ -1523,6 +1529,12 @@ MUTATIONS = [
         "tests/test_sample.py::test_the_teacher_is_found_as_the_run_found_it",
     ),
     Mutation(
+        "wan_distill/results/student.py",
+        'is_same &= info.changes.fingerprints() == student.get("teacher_changes", {})',
+        "pass",
+        "tests/test_sample.py::test_a_hub_teacher_is_the_commit_that_was_trained_on",
+    ),
+    Mutation(
         "wan_distill/layout.py",
         '    "*/checkpoint-*",\n',
         "",
@@ -1569,5 +1581,17 @@ MUTATIONS = [
         "index = runtime.micro_batch(drawn, micro, accumulation)",
         "index = runtime.micro_batch(drawn, 0, accumulation)",
         "tests/training/test_loop.py::test_no_two_micro_batches_ranks_or_updates_share_their_draws",
+    ),
+    Mutation(
+        "train_distillation.py",
+        "        results.check_output(config)\n",
+        "",
+        "tests/results/test_merged.py::test_a_run_does_not_begin_where_it_would_overwrite",
+    ),
+    Mutation(
+        "train_distillation.py",
+        "    with lock_file(folder.lock, runtime.is_main):\n",
+        "    if True:\n",
+        "tests/results/test_merged.py::test_a_run_does_not_begin_where_it_would_overwrite",
     ),
 ]

@@ -262,6 +262,9 @@ def test_a_hub_teacher_is_the_commit_that_was_trained_on(random_teacher, tmp_pat
     with pytest.raises(UsageError, match=r"at commit a{40}.*\(other: transformer, transformer_2\)"):
         check_teacher(newest, metadata, allow_other=False)
     check_teacher(newest, metadata, allow_other=True)
+    changed = metadata | {"teacher_changes": {"high": "a LoRA"}, "teacher_files": {}}
+    with pytest.raises(UsageError, match="not known to be the same"):
+        check_teacher(found, changed, allow_other=False)
     # The same files in a folder are the same teacher.
     check_teacher(read_teacher(Config(teacher_path=str(made.folder))), metadata, False)
     other = read_teacher(Config(teacher_path=str(newest.folder)))

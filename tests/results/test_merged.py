@@ -12,16 +12,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import tiny_flags
 from diffusers import WanPipeline, WanTransformer3DModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from written_students import write_student
 
+import train_distillation
 from wan_distill.errors import ExportError, UsageError
+from wan_distill.layout import RunFolder
 from wan_distill.model.student_files import load_student
 from wan_distill.results import merged
 from wan_distill.results.export import export_student
 from wan_distill.results.merged import check_output, copy_part, probe, save_merged
+from wan_distill.system.files import lock_file
 
 
 @pytest.fixture
@@ -191,6 +195,20 @@ def test_what_the_user_put_there_is_never_replaced(exported, change):
     with pytest.raises(ExportError, match="was changed since"):
         save_merged(run)
     assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
+
+
+def test_a_run_does_not_begin_where_it_would_overwrite(random_teacher, tmp_path, capsys):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "README.md").write_text("# My project")
+    flags = tiny_flags(random_teacher, out, method="trajectory")
+    assert train_distillation.main(flags) == 2
+    assert "README.md that this tool did not write" in capsys.readouterr().err
+    (out / "README.md").unlink()
+    with lock_file(RunFolder(out).lock, True):
+        assert train_distillation.main(flags) == 2
+    assert "another run is writing into it" in capsys.readouterr().err
+    assert [entry.name for entry in out.iterdir()] == [".lock"]
 
 
 def test_a_readme_of_the_users_is_not_replaced(make_run):

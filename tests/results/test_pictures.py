@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy
 import pytest
 import torch
@@ -83,3 +85,14 @@ def test_installed_fonts_are_those_that_load_plain_ones_first(tmp_path, monkeypa
     monkeypatch.setattr(pictures, "FONT_FOLDERS", (str(tmp_path), str(tmp_path / "nowhere")))
     opened = [font.path for font in pictures.installed_fonts()]
     assert [str(path) for path in opened] == [str(tmp_path / n) for n in ("b.ttf", "a-Bold.ttf")]
+
+
+def test_a_video_appears_once_it_is_complete(tmp_path, monkeypatch):
+    def torn(frames, file, **options):
+        Path(file).write_bytes(b"half a video")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pictures, "export_to_video", torn)
+    with pytest.raises(OSError, match="space"):
+        pictures.write_video(tmp_path / "clip.mp4", numpy.zeros((2, 16, 16, 3)), 8)
+    assert not (tmp_path / "clip.mp4").exists()

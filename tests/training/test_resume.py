@@ -30,6 +30,8 @@ MAY_CHANGE = {
     "output_dir",
     "max_train_steps",
     "dry_run",
+    "refine_steps",
+    "samples_dir",
     "expert",
     "cache_dir",
     "verbose_loading",
