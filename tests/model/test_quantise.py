@@ -44,6 +44,13 @@ def loaded(
     return load_streamed(folder, weights, kind, dtype, torch.device("cpu"), **changes)
 
 
+def test_weights_are_read_for_one_of_several_processes_on_a_cpu(folder: Path) -> None:
+    """Their device is called cpu:0 there."""
+    alone = ExpertWeights(weight_files(folder))
+    numbered = ExpertWeights(weight_files(folder), device=torch.device("cpu", 0))
+    assert all(torch.equal(numbered[name], tensor) for name, tensor in alone.items())
+
+
 def stored_layer(kind: str, offload: bool, inputs: int = 8, outputs: int = 6) -> StoredLinear:
     return StoredLinear(torch.nn.Linear(inputs, outputs), kind, torch.float32, offload)
 

@@ -37,7 +37,9 @@ class ExpertWeights(Mapping[str, Tensor]):
         self._loras = [(LoraFile(lora.header), lora.strength) for lora in loras]
         self._places: dict[str, tuple[safe_open, str]] = {}
         self._scales: dict[str, str] = {}
-        opened = [safe_open(file, framework="pt", device=str(device or "cpu")) for file in files]
+        # safetensors does not know the `cpu:0` of several processes on a CPU.
+        place = "cpu" if device is None or device.type == "cpu" else str(device)
+        opened = [safe_open(file, framework="pt", device=place) for file in files]
         shards = {name: tensors for tensors in opened for name in list(tensors.keys())}
         for stored, name in diffusers_names(shards).items():
             self._places[name] = (shards[stored], stored)
