@@ -136,6 +136,8 @@ def test_a_table_may_be_padded_a_little(folder):
     assert len(load_tokenizer(folder, ROWS + 4)) == ROWS
     with pytest.raises(TextEncoderError, match="433 entries"):
         load_tokenizer(folder, ROWS + 5)
+    with pytest.raises(TextEncoderError, match=r"ids up to 432, .* only 432 rows"):
+        load_tokenizer(folder, ROWS - 1)
 
 
 def test_an_encoder_without_a_size_is_refused(pipeline):
