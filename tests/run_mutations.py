@@ -15,6 +15,7 @@ import importlib
 import io
 import os
 import pkgutil
+import re
 import shutil
 import signal
 import sys
@@ -76,7 +77,7 @@ def import_everything() -> None:
             del sys.modules[name]
 
 
-def start(folder: Path, tests: Sequence[str], log: Path) -> int:
+def start(folder: Path, tests: Sequence[str], log: Path, more: Sequence[str] = ("-x",)) -> int:
     """Runs `tests` of the copy in `folder` in a fork, which it returns; output goes to `log`."""
     pid = os.fork()
     if pid:
@@ -93,16 +94,16 @@ def start(folder: Path, tests: Sequence[str], log: Path) -> int:
         os.environ["PYTHONPATH"] = str(folder)
         import pytest
 
-        plain = ["-o", "addopts=", "-q", "-x", "-p", "no:cacheprovider", "-n0"]
+        plain = ["-o", "addopts=", "-q", *more, "-p", "no:cacheprovider", "-n0"]
         temporary = f"--basetemp={log.with_suffix('.files')}"
         code = int(pytest.main([*plain, "-m", "journey or not journey", temporary, *tests]))
     finally:
         os._exit(code)
 
 
-def wait(pid: int) -> int | None:
-    """The exit code of a fork; None where it took too long, and was ended."""
-    until = time.monotonic() + SECONDS
+def wait(pid: int, seconds: float = SECONDS) -> int | None:
+    """The exit code of a fork; None where it took longer than `seconds`, and was ended."""
+    until = time.monotonic() + seconds
     while time.monotonic() < until:
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:
@@ -142,14 +143,17 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         folder = copy_repository(Path(temporary) / "copy")
         log = Path(temporary) / "unchanged.log"
-        if wait(start(folder, sorted({m.test for m in chosen}), log)) != PASSED:
-            print(
-                log.read_text(errors="replace")[-3000:], "these fail without any change", sep="\n"
-            )
-            return 1
+        wait(start(folder, sorted({m.test for m in chosen}), log, []), 3600)
+        text = log.read_text(errors="replace")
+        failing = set(re.findall(r"^(?:FAILED|ERROR) ([^\s\[]+)", text, re.MULTILINE))
+        for test in sorted(failing):
+            print(f"fails without any change: {test}", flush=True)
         outcomes = []
         for mutation in chosen:
-            outcomes.append(try_out(mutation, folder))
+            if mutation.test in failing:
+                outcomes.append(Outcome(mutation, "its test fails without it", ""))
+            else:
+                outcomes.append(try_out(mutation, folder))
             if outcomes[-1].verdict != "noticed":
                 print(f"{outcomes[-1].verdict}: {mutation}", flush=True)
     noticed = sum(outcome.verdict == "noticed" for outcome in outcomes)

@@ -46,6 +46,7 @@ DECIDE = dict(
     guidance_scale=4.5,
     guidance_scale_2=3.5,
     teacher_steps=7,
+    teacher_solver="ab2",
     teacher_shift=11.0,
     flow_shift=6.0,
     sampling_steps=(2, 4, 8),

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import math
 import weakref
 
 import pytest
 import torch
 
-from wan_distill.data import solving
+from wan_distill.data import batches, solving
 from wan_distill.data.rollout import carry
 from wan_distill.data.samples import SampleRequest, SampleStore
 from wan_distill.data.solving import solve_missing
@@ -18,6 +20,7 @@ from wan_distill.model.loading import Teacher
 from wan_distill.results.evaluation import Evaluation
 from wan_distill.results.samplers import samplers
 from wan_distill.settings.sample_specs import SampleSpec, anchors, trajectories
+from wan_distill.system.files import write_hashed
 
 
 def files_of(store: SampleStore) -> list[str]:
@@ -143,6 +146,42 @@ def test_a_stop_keeps_what_is_solved_and_the_rest_follows(make_run, monkeypatch)
     assert stops == 3  # after four batches nothing is left
     assert carried == [(expert, row) for expert in ("high", "low") for row in range(4)]
     assert files_of(store) == names(range(4))  # and no half of any
+
+
+def test_a_kill_between_the_files_of_a_batch_changes_no_batch_that_follows(make_run, monkeypatch):
+    """Each write of a file is once the last one: the same batches are solved as without a kill."""
+
+    class Killed(BaseException):
+        pass
+
+    def solve(name: str, writes: int) -> tuple[dict[str, bytes], int]:
+        """What is stored after a kill before write number `writes` and a second run; and how many
+        writes the first run made.
+        """
+        run = make_run(method="trajectory", sample_batch_size=2, num_trajectories=3)
+        config = dataclasses.replace(run.config, output_dir=str(run.folder.path / name))
+        store = SampleStore(dataclasses.replace(run, config=config), trajectories(config))
+        request, done = SampleRequest(store, frozenset(range(3))), []
+
+        def dying(file, tensors):
+            if len(done) == writes:
+                raise Killed
+            done.append(file)
+            write_hashed(file, tensors)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(batches, "write_hashed", dying)
+            with contextlib.suppress(Killed):
+                solve_missing(store.run, [request])
+        solve_missing(store.run, [request])
+        assert files_of(store) == names(range(3))
+        stored = {row: store.at([row], [0.0]).numpy().tobytes() for row in range(3)}
+        return stored, len(done)
+
+    undisturbed, total = solve("undisturbed", 10**9)
+    assert total == 2 * (2 + 1 + 1)  # of two experts: a batch of two, and one alone
+    for writes in range(total):
+        assert solve(f"killed-{writes}", writes)[0] == undisturbed, writes
 
 
 def test_latents_that_are_not_finite_are_not_stored(make_run, monkeypatch):

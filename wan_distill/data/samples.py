@@ -125,6 +125,15 @@ class SampleStore:
         """Latents at the boundary, while the low expert's part is still to come."""
         return self.folder / f"{row:06d}.handed-over.safetensors"
 
+    def handed_over_rows(self) -> list[int]:
+        """The samples of which such a file is there."""
+        files = self.folder.glob("*.handed-over.safetensors")
+        return sorted(int(name) for f in files if (name := f.name.split(".")[0]).isdecimal())
+
+    def batch_file(self, first_row: int) -> Path:
+        """All files of a batch in one, while they are written: see `solving.finish_batches`."""
+        return self.folder / f".batch-{first_row:06d}.unsplit"
+
     def is_solved(self, row: int) -> bool:
         """Whether a sample is here. One that the run named by `--init_student_from` has is taken
         over.

@@ -7,11 +7,13 @@ that a single expert is in memory at a time.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from wan_distill.data.batches import Named, finish_batches, store_batch
 from wan_distill.data.rollout import Latents, carry
 from wan_distill.data.run import Run
 from wan_distill.data.samples import SampleRequest, SampleStore
@@ -20,7 +22,7 @@ from wan_distill.maths.sigmas import Expert, expert_sigmas
 from wan_distill.model.denoiser import Denoiser, nonfinite_weight
 from wan_distill.model.student_files import load_student
 from wan_distill.system.console import progress_bar
-from wan_distill.system.files import DamagedFile, read_hashed, write_hashed
+from wan_distill.system.files import DamagedFile, read_hashed
 
 
 def solve_missing(run: Run, requests: Iterable[SampleRequest]) -> None:
@@ -64,6 +66,7 @@ def _own_share(run: Run, store: SampleStore, rows: list[int]) -> list[int]:
     differently in batches of other sizes. Divided by their place among all rows: dividing the
     missing ones would race, since processes list the folder at different times.
     """
+    finish_batches(store)
     size = run.config.sample_batch_size
     batches = [rows[i : i + size] for i in range(0, len(rows), size)]
     mine = batches[run.runtime.sample_rank :: run.runtime.sample_groups]
@@ -128,19 +131,17 @@ def _solve_batch(
         raise NonFiniteError(_complaint(store, rows, expert, denoiser))
     if run.runtime.context_parallel and not run.runtime.is_main:
         return
-    store.create()
+    contents: dict[Path, Named] = {}
     for j, row in enumerate(rows):
         passed = [reached[sigma][j] for sigma in sigmas[1:] if sigma in store.spec.stored]
-        done = torch.stack([*begun[j][1], *passed]) if begun[j][1] or passed else None
+        done = [*begun[j][1], *passed]
+        latents_stored = {"latents": torch.stack(done)} if done else {}
         if sigmas[-1] > store.spec.sigmas[-1]:
-            unfinished = {"here": reached[sigmas[-1]][j]}
-            write_hashed(
-                store.handed_over(row), unfinished | ({} if done is None else {"latents": done})
-            )
+            contents[store.handed_over(row)] = {"here": reached[sigmas[-1]][j]} | latents_stored
         else:
-            assert done is not None  # the last solver point is a stored one
-            write_hashed(store.file(row), {"latents": done})
-            store.handed_over(row).unlink(missing_ok=True)
+            assert done  # the last solver point is a stored one
+            contents[store.file(row)] = latents_stored
+    store_batch(store, rows, contents)
 
 
 def _begin(store: SampleStore, row: int, sigma: float) -> tuple[Tensor, list[Tensor]]:
