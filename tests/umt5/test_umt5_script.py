@@ -124,6 +124,33 @@ def test_the_script_checks_the_tokenizer_too(random_teacher, tmp_path, capsys):
     assert "not checked" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        (dict(vocab_size=500), "do not fit its config.json"),
+        (dict(d_model=16), "do not fit its config.json"),
+        (dict(d_ff="wide"), "do not fit its config.json"),
+        (dict(num_layers=3), "the file lacks 10 tensors, encoder.block.2"),
+    ],
+)
+def test_a_configuration_of_another_encoder_is_no_traceback(changes, reason, tmp_path, capsys):
+    folder = write_layout("shared only", tmp_path / "encoder")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    assert script.main(["--teacher_path", str(folder), "--json"]) == 1
+    verdict = json.loads(capsys.readouterr().out)
+    assert verdict["verdict"] == "BROKEN" and reason in verdict["reason"]
+
+
+def test_a_wrapped_encoder_is_named_as_such(tmp_path, capsys):
+    folder = write_layout("shared only", tmp_path / "encoder")
+    (file,) = folder.glob("*.safetensors")
+    wrapped = {f"_orig_mod.{name}": tensor for name, tensor in load_file(file).items()}
+    save_file(wrapped, file, {"format": "pt"})
+    assert script.main(["--teacher_path", str(folder)]) == 1
+    assert "names of a compiled model (_orig_mod.)" in capsys.readouterr().out
+
+
 def test_a_file_that_cannot_be_read_is_no_traceback(tmp_path, monkeypatch, capsys):
     def fail(*_, **__) -> None:
         raise OSError(5, "Input/output error", "some/file")

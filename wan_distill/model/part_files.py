@@ -14,12 +14,12 @@ from transformers import UMT5Config, UMT5EncoderModel
 
 from wan_distill.errors import FileError, UsageError, one_line
 from wan_distill.maths.sigmas import SUBFOLDER, Expert
-from wan_distill.model.weight_names import ONE_CHECKPOINT, explain_names
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
 from wan_distill.settings.reading import AGAIN, check_pickle, read_header, read_json
 from wan_distill.settings.teacher_changes import EXPERT_FLAG, is_original
 from wan_distill.settings.weight_files import refuse_pickles, variant_or_none, weight_files
+from wan_distill.settings.weight_names import ONE_CHECKPOINT, explain_names
 from wan_distill.umt5.inspect import check_class, inspect_text_encoder
 from wan_distill.umt5.tables import EMBED, SHARED
 
@@ -87,7 +87,9 @@ def check_part(info: TeacherInfo, config: Config, part: str) -> Header:
     try:
         header = _headers(files)
         if part == "text_encoder":
-            _check_encoder(info.folder / part, config, header)
+            variant = variant_or_none(info.folder / part, config.variant)
+            inspection = inspect_text_encoder(info.folder / part, variant)
+            check_class(inspection, "UMT5EncoderModel")
     except FileError as error:
         raise UsageError(of_teacher(info, error)) from error
     if header:
@@ -119,14 +121,6 @@ def _headers(files: Iterable[Path]) -> Header:
             raise FileError(reason, AGAIN)
         tensors |= header
     return tensors
-
-
-def _check_encoder(folder: Path, config: Config, header: Header) -> None:
-    """Raises FileError where a text encoder is none of UMT5, or lacks its table."""
-    inspection = inspect_text_encoder(folder, variant_or_none(folder, config.variant))
-    if not inspection.tables and (shown := explain_names(header, [SHARED])):
-        raise FileError(f"{folder}: {shown[0]}", shown[1])
-    check_class(inspection, "UMT5EncoderModel")
 
 
 def _check_shapes(info: TeacherInfo, part: str, header: Header) -> None:

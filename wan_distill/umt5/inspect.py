@@ -8,8 +8,9 @@ from pathlib import Path
 
 from wan_distill.errors import TextEncoderError
 from wan_distill.settings.assets import download
-from wan_distill.settings.reading import read_json
+from wan_distill.settings.reading import read_header, read_json
 from wan_distill.settings.weight_files import weight_files
+from wan_distill.settings.weight_names import explain_names
 from wan_distill.umt5.tables import EMBED, SHARED, StoredTable, equal_tables, tables_in
 
 
@@ -104,6 +105,10 @@ def check_class(inspection: Inspection, loaded: str) -> None:
             "load UMT5's files with UMT5EncoderModel",
         )
     if not inspection.tables:
+        files = [file for file in inspection.files if file.suffix == ".safetensors"]
+        stored = {name for file in files for name in read_header(file)[0]}
+        if shown := explain_names(stored, [SHARED]):
+            raise TextEncoderError(f"{inspection.folder}: {shown[0]}", shown[1])
         raise TextEncoderError(
             f"{inspection.folder}: holds neither {SHARED} nor {EMBED}",
             "get the original checkpoint",

@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import UMT5EncoderModel
 
-from wan_distill.errors import FileError, TextEncoderError
+from wan_distill.errors import FileError, TextEncoderError, one_line
 from wan_distill.settings.weight_files import refuse_pickles, variant_or_none
+from wan_distill.settings.weight_names import ONE_CHECKPOINT
 from wan_distill.system.files import write_tensors
 from wan_distill.umt5.evidence import ORIGINAL, compare_pickled, trusted_key
 from wan_distill.umt5.inspect import (
@@ -132,10 +133,16 @@ def load_text_encoder(
     check_class(inspection, "UMT5EncoderModel")
     if not allow_pickle:
         refuse_pickles(inspection.files)
-    with silence_tied_weight_report(verbose):
-        encoder = UMT5EncoderModel.from_pretrained(
-            inspection.folder, dtype=dtype, variant=inspection.variant, **options
-        )
+    try:
+        with silence_tied_weight_report(verbose):
+            encoder = UMT5EncoderModel.from_pretrained(
+                inspection.folder, dtype=dtype, variant=inspection.variant, **options
+            )
+    except OSError:
+        raise
+    except Exception as error:  # a wrong value makes loaders fail in any way
+        reason = f"its weights do not fit its config.json ({one_line(error)[:150]})"
+        raise TextEncoderError(f"{inspection.folder}: {reason}", ONE_CHECKPOINT) from error
     return encoder.eval(), verify_or_repair(encoder, inspection)
 
 

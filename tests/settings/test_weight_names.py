@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from wan_distill.errors import UsageError
-from wan_distill.model.weight_names import explain_names
 from wan_distill.planning.teacher_files import check_files
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import read_teacher
+from wan_distill.settings.weight_names import explain_names
 
 Weights = dict[str, Tensor]
 
