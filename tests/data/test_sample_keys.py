@@ -48,6 +48,7 @@ DECIDE = dict(
     teacher_steps=7,
     teacher_solver="ab2",
     teacher_shift=11.0,
+    teacher_solver="ab2",
     flow_shift=6.0,
     sampling_steps=(2, 4, 8),
 )
@@ -60,6 +61,12 @@ def test_a_setting_is_in_the_name_exactly_if_samples_depend_on_it(make_run, name
     assert getattr(changed.config, name) != getattr(run.config, name)
     assert (name_of(changed) != name_of(run)) == (name in DECIDE)
     assert name_of(with_settings(changed, **vars(run.config))) == name_of(run)
+
+
+def test_the_solvers_steps_are_in_the_name_where_it_has_its_own(make_run):
+    run = make_run(method="trajectory", teacher_solver="ab2")
+    assert name_of(with_settings(run, solver_steps=12)) != name_of(run)
+    assert name_of(with_settings(run, teacher_steps=12)) == name_of(run)
 
 
 def another(value):

@@ -45,6 +45,9 @@ SHORT = [
     "--eval_samples=8",
     "--monitor_samples=4",
     "--checkpointing_steps=3",
+    "--refine_steps=2",
+    "--critic_warmup_steps=2",
+    "--critic_updates=1",
 ]
 PROMPT = "a small red circle moving left"
 Experts = dict[Expert, WanTransformer3DModel]
@@ -155,11 +158,25 @@ def test_everything_promised_is_left_behind(distilled):
         "comparison.png",
         "evaluation.json",
     } <= names
-    text = (distilled / "metrics.jsonl").read_text(encoding="utf-8")
-    lines = [json.loads(line) for line in text.splitlines()]
-    assert {line["expert"] for line in lines} == {"high", "low"}
-    assert all(line["student_gradient_norm"] > 0 for line in lines)
+    for stage in (distilled / "trajectory", distilled):
+        text = (stage / "metrics.jsonl").read_text(encoding="utf-8")
+        lines = [json.loads(line) for line in text.splitlines()]
+        assert {line["expert"] for line in lines} == {"high", "low"}
+        norms = [line["student_gradient_norm"] for line in lines if "student_loss" in line]
+        assert norms and min(norms) > 0
     assert Image.open(distilled / "comparison.png").width > 300
+
+
+def test_both_stages_share_one_store_of_samples(distilled):
+    """The second stage solves none of the teacher's samples anew."""
+    assert len(list((distilled / "trajectories").glob("*"))) >= 1
+    assert not any(
+        (distilled / "trajectory" / kind).exists() for kind in ("trajectories", "prompts")
+    )
+    for expert, file in LORA_FILE.items():
+        first, second = distilled / "trajectory" / file, distilled / file
+        assert read_metadata(first)["method"] == "trajectory"
+        assert read_metadata(second)["method"] == "trajectory+dmd", expert
 
 
 def test_evaluation_has_the_table(distilled):
@@ -175,6 +192,9 @@ def test_evaluation_has_the_table(distilled):
         assert {
             "steps",
             "frechet",
+            "excess",
+            "obeys",
+            "steadiness",
             "paired_distance",
             "motion",
             "diversity",

@@ -45,13 +45,6 @@ class JobSettings:
         free=True,
         parse=path,
     )
-    samples_dir: str = flag(
-        None,
-        "where prompt embeddings and solved samples are kept, so that runs can share them "
-        "(default: --output_dir)",
-        START,
-        free=True,
-    )
     method: str = flag(
         None,
         "objective the student is trained with; trajectory+dmd = a regression, then its refinement "

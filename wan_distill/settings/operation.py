@@ -73,6 +73,14 @@ class OperationSettings:
         free=True,
     )
 
+    samples_dir: str | None = flag(
+        None,
+        "where prompt embeddings and solved samples are kept, so that runs can share them "
+        "(default: --output_dir)",
+        OUTPUT,
+        parse=path,
+        free=True,
+    )
     checkpointing_steps: int = flag(None, "student updates between checkpoints", OUTPUT, free=True)
     checkpoints_total_limit: int | None = flag(2, "checkpoints kept per expert", OUTPUT, free=True)
     resume_from_checkpoint: str = flag(
