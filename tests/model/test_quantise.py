@@ -242,7 +242,13 @@ def test_fp8_products_are_for_devices_that_have_them_and_never_for_gradients(
         fast = layer(x)
     assert len(multiplied) == 1
     assert (fast - weights_only).norm() / weights_only.norm() < 0.05
-    layer.kind, layer.dtype = "fp8", torch.float32
-    with torch.no_grad():
-        layer(x)
+    for unfit in (dict(dtype=torch.float32), dict(kind="int8"), dict(out_features=24)):
+        other = stored_layer("fp8", offload=False, inputs=32, outputs=16)
+        other.dtype = torch.bfloat16
+        for name, value in unfit.items():
+            setattr(other, name, value)
+        other.fill(torch.randn(other.out_features, 32))
+        other.bias = torch.nn.Parameter(torch.randn(other.out_features), requires_grad=False)
+        with torch.no_grad():
+            other(x)
     assert len(multiplied) == 1

@@ -97,13 +97,18 @@ class StoredLinear(nn.Linear):
         bits = {"bf16": 8 * self.dtype.itemsize, "nf4": 4}.get(self.kind, 8)
         return self.in_features * self.out_features * bits // 8
 
+    @property
+    def fits_fp8_product(self) -> bool:
+        """Whether the kernel takes it: sizes of 16 values, bf16 beside fp8."""
+        sizes_fit = self.in_features % 16 == 0 and self.out_features % 16 == 0
+        return self.kind == "fp8" and self.dtype == torch.bfloat16 and sizes_fit
+
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(self.dtype)
         shape = (self.out_features, self.in_features)
         x = x.to(self.dtype)
         codes = self.codes if self.fetched is None else self.fetched
-        exact = self.kind != "fp8" or torch.is_grad_enabled() or self.dtype != torch.bfloat16
-        if not exact and has_fp8_products(x.device):
+        if self.fits_fp8_product and not torch.is_grad_enabled() and has_fp8_products(x.device):
             return fp8_product(x, codes, self.scale, bias)
         product: Tensor = _Product.apply(x, codes, self.scale, bias, self.kind, shape, self.levels)
         return product
