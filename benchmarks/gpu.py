@@ -178,7 +178,9 @@ def measure_all(rehearsal: bool, minutes: float, leave_out: Iterable[str]) -> Me
     short = full if rehearsal else SHORT_CLIP
 
     def update(clip: Settings, changes: Settings) -> Callable[[Path], dict[str, Any]]:
-        settings = clip | dict(gradient_checkpointing=True) | changes
+        # Of one micro-batch: the others of an update are like it.
+        always = dict(gradient_checkpointing=True, gradient_accumulation_steps=1)
+        settings = clip | always | changes
         return lambda folder: figures(model, settings, folder)
 
     def run(flags: list[str]) -> Callable[[Path], dict[str, Any]]:

@@ -29,6 +29,7 @@ SETTINGS = (
     "width",
     "num_frames",
     "train_batch_size",
+    "gradient_accumulation_steps",
     "rank",
     "mixed_precision",
     "gradient_checkpointing",
@@ -89,6 +90,7 @@ def main() -> None:
     parser.add_argument("--model", choices=MODELS, default="tiny")
     parser.add_argument("--method", choices=methods, default="trajectory")
     parser.add_argument("--updates", type=int, default=12)
+    parser.add_argument("--gradient_accumulation_steps", type=int, default=1)
     for name in ("height", "width", "num_frames", "train_batch_size", "rank", "score_draws"):
         parser.add_argument(f"--{name}", type=int)
     parser.add_argument("--diversity_weight", type=float)

@@ -41,7 +41,7 @@ def test_every_update_and_flag_is_measured_without_a_compiler(tmp_path):
     for part in measured.values():
         assert all(seconds > 0 for seconds in part["seconds_per_update"].values())
         assert part["seconds_per_evaluation"] > 0 and part["predicted_peak_bytes"] > 1e6
-    assert set(measured["dmd"]["seconds_per_update"]) == {"student", "fake_score"}
+    assert set(measured["dmd"]["seconds_per_update"]) >= {"student", "fake_score"}
     assert not result["failures"]
 
 
