@@ -182,6 +182,9 @@ class NoProgress:
 def run_case(settings: dict[str, Any], fault: str | None, folder: Path) -> None:
     """One update of each role of each expert."""
     blocks = settings.pop("blocks", 2)
+    # As for the whole A14B; defaults for models of so few blocks are other ones.
+    whole: dict[str, Any] = dict(mixed_precision="bf16", gradient_checkpointing=True)
+    settings = whole | dict(train_batch_size=1, gradient_accumulation_steps=1) | settings
     info = teacher_of(A14B | dict(num_layers=blocks), folder)
     config = config_of(info, output_dir=str(folder / "out"), **settings)
     runtime = Runtime(config)

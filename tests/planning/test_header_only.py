@@ -39,7 +39,7 @@ def test_a_folder_of_headers_is_planned_with_default_flags(a14b, tmp_path, capsy
     plan, _ = planned(str(a14b), tmp_path / "plan.json")
     assert plan["fits"] and 40e9 < plan["peak_bytes"] <= 70e9
     assert plan["host_bytes"]["while the text encoder loads"] == pytest.approx(11.4e9, rel=0.01)
-    assert plan["cards"]["l40s"].startswith("--base_precision nf4 --num_frames 81")
+    assert "--num_frames 81" in plan["cards"]["l40s"]  # 48 GB hold the full clip
     said = capsys.readouterr()
     assert "whole by their headers" in said.out and "Host      11.4 GB of memory" in said.out
     assert "the text encoder's table 256384 rows" in said.err  # the tokenizer is not A14B's

@@ -57,7 +57,8 @@ def test_predicted_peak_and_work_of_a_middling_model_are_those_of_real_updates(
 def test_a_guided_score_is_evaluated_while_the_students_graph_is_in_memory(tmp_path):
     """Both halves of it in one forward. On larger clips that is more than a backward pass needs."""
     info = teacher_of(MIDDLE | dict(num_layers=2), tmp_path)
-    changes = dict(method="dmd", gradient_checkpointing=False, height=160, width=160)
+    changes = dict(method="dmd", real_score="guided", gradient_checkpointing=False)
+    changes |= dict(height=160, width=160)
     config = config_of(info, **MIDDLE_CLIP | changes)
     need = estimate(config, info)
     assert need.activations > 1.2 * need.trace.activations
@@ -160,7 +161,9 @@ def test_every_role_has_an_adapter_and_two_moments_for_it(a14b):
         need = estimate(dataclasses.replace(config, real_score=real_score), a14b)
         assert need.adapters == roles * adapter and need.optimizer == 2 * roles * adapter
         assert need.average == adapter
-    small = estimate(dataclasses.replace(config, use_8bit_adam=True, ema_decay=0.0), a14b)
+    small = estimate(
+        dataclasses.replace(config, real_score="guided", use_8bit_adam=True, ema_decay=0.0), a14b
+    )
     assert small.optimizer == 2 * 2 * adapter / 4 and small.average == 0
 
 

@@ -17,7 +17,8 @@ from wan_distill.planning.memory import shape_of
 def test_the_graph_is_what_autograd_says_it_saves(tmp_path):
     """Independent of the ledger: autograd's own hooks get every tensor kept for backward."""
     info = teacher_of(MIDDLE, tmp_path)
-    config = config_of(info, method="trajectory", gradient_checkpointing=False, **MIDDLE_CLIP)
+    changes = dict(method="trajectory", gradient_checkpointing=False, train_batch_size=1)
+    config = config_of(info, **MIDDLE_CLIP | changes)
     shape = shape_of(config, info)
     model = WanTransformer3DModel(**dict(shape.transformer)).requires_grad_(False)
     add_adapter(model, "student", rank=8, alpha=8, layers=config.lora_layers, seed=0)
