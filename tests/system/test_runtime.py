@@ -164,7 +164,8 @@ def test_any_split_of_an_update_works_on_the_same_micro_batches(
         runtime.sample_groups = processes
         found = []
         for runtime.sample_rank in range(processes):
-            found += [runtime.micro_batch(step, micro) for micro in range(accumulation)]
+            micros = range(accumulation)
+            found += [runtime.micro_batch(step, micro, accumulation) for micro in micros]
         return sorted(found)
 
     assert indices(1, 4, 3) == indices(2, 2, 3) == indices(4, 1, 3) == [12, 13, 14, 15]
