@@ -46,7 +46,6 @@ DECIDE = dict(
     guidance_scale=4.5,
     guidance_scale_2=3.5,
     teacher_steps=7,
-    teacher_solver="ab2",
     teacher_shift=11.0,
     teacher_solver="ab2",
     flow_shift=6.0,
