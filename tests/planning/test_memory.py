@@ -155,7 +155,7 @@ def test_the_processes_of_a_launcher_count_too(a14b, monkeypatch):
 
 
 def test_every_role_has_an_adapter_and_two_moments_for_it(a14b):
-    config = config_of(a14b)
+    config = config_of(a14b, method="dmd")
     adapter = 4 * estimate(config, a14b).trace.adapter
     for real_score, roles in (("guided", 2), ("samples", 3)):
         need = estimate(dataclasses.replace(config, real_score=real_score), a14b)

@@ -39,6 +39,7 @@ MIDDLE = A14B | dict(
     num_attention_heads=4, attention_head_dim=64, ffn_dim=1024, num_layers=4, text_dim=64
 )
 MIDDLE_CLIP = dict(
+    train_batch_size=1,
     height=64,
     width=64,
     num_frames=17,

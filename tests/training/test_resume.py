@@ -22,6 +22,8 @@ from wan_distill.training.resume import FREE, Progress, check_resume, identity
 # and the prompts' paths may change because their contents are compared, and the micro-batches of an
 # update because their number is.
 MAY_CHANGE = {
+    "samples_dir",
+    "refine_steps",
     "teacher_lora",
     "teacher_transformer",
     "teacher_transformer_2",
@@ -30,8 +32,6 @@ MAY_CHANGE = {
     "output_dir",
     "max_train_steps",
     "dry_run",
-    "refine_steps",
-    "samples_dir",
     "expert",
     "cache_dir",
     "verbose_loading",

@@ -62,11 +62,10 @@ class Config(OperationSettings, LearningSettings, JobSettings):  # fields begin 
 
     @property
     def method_title(self) -> str:
-        """The methods that made the student, in order."""
-        if self.init_student_from is None:
+        """The methods of this job that made the student, in order."""
+        if not self.is_second_stage:
             return self.method
-        earlier = Path(self.init_student_from).name if self.is_second_stage else "warm start"
-        return f"{earlier}+{self.method}"
+        return f"{Path(self.init_student_from or '').name}+{self.method}"
 
     @property
     def whole_student(self) -> bool:
