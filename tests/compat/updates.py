@@ -19,7 +19,7 @@ from random_teachers import write_pipeline
 
 import train_distillation
 
-DEFAULTS = dict(mixed_precision=None, negative_prompt=None, train_batch_size=None)
+DEFAULTS = dict(mixed_precision="bf16", negative_prompt=None, train_batch_size=None)
 METHODS = ("dmd", "trajectory")
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "accelerate")
 

@@ -21,11 +21,12 @@ import train_distillation
 from wan_distill.layout import LORA_FILE
 from wan_distill.training.metrics import read_lines
 
-# What tiny_flags sets and users do not.
+# What tiny_flags sets and users do not; and what the defaults decide by size, as they do for A14B.
 AS_USERS_DO = dict(
-    mixed_precision=None,
+    mixed_precision="bf16",
+    gradient_checkpointing=True,
     negative_prompt=None,
-    evaluation=None,
+    evaluation="pairs",
     eval_samples=2,
     evaluate=None,
     save_merged=None,
@@ -49,7 +50,7 @@ RUNS = {
     "offload": dict(method="dmd", offload=True),
     "8-bit Adam": dict(method="dmd", use_8bit_adam=True),
     "compile": dict(method="dmd", compile=True),
-    "kept attention": dict(method="dmd", gradient_checkpointing=True, keep_attention=True),
+    "kept attention": dict(method="dmd", keep_attention=True),
     "deterministic": dict(method="dmd", deterministic=True),
 }
 SHORT = ("trajectory", "default")
