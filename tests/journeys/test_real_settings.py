@@ -75,12 +75,11 @@ def test_a_run_as_users_make_it_ends_well_loads_and_goes_on(
     strangers_teacher: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # A block that falls back to run uncompiled raises, instead of being named in a warning.
-    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
     out = tmp_path / "out"
-    assert train_distillation.main(flags(strangers_teacher, out, **RUNS[name])) == 0
+    # A block that falls back to run uncompiled raises, instead of being named in a warning.
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        assert train_distillation.main(flags(strangers_teacher, out, **RUNS[name])) == 0
     lines = read_lines(out / "metrics.jsonl")
     assert {line["expert"] for line in lines} == {"high", "low"}
     assert all(math.isfinite(line["student_loss"]) for line in lines)
@@ -126,7 +125,7 @@ def test_two_processes_do_in_bf16_what_one_does(
     shard: bool, strangers_teacher: Path, tmp_path: Path
 ) -> None:
     changes = {name: AS_USERS_DO[name] for name in ("mixed_precision", "negative_prompt")}
-    changes |= dict(evaluate=True, evaluation=None, eval_samples=2)
+    changes |= dict(evaluate=True, evaluation="pairs", eval_samples=2)
     worst = compare(
         strangers_teacher, tmp_path, "trajectory", only_two=dict(shard=shard), **changes
     )
