@@ -38,7 +38,7 @@ def load_tokenizer(folder: Path, rows: int) -> PreTrainedTokenizerBase:
     """
     files = [file for name in TOKENIZER_FILES if (file := folder / name).is_file()]
     states = tuple((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
-    return _load(folder.absolute(), rows, states)
+    return _load(folder, rows, states)
 
 
 @lru_cache(maxsize=2)  # UMT5's takes seconds, and one run asks for it several times
