@@ -20,7 +20,10 @@ DOCUMENTS = [
     *(REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md")),
     *sorted((REPOSITORY / "docs").glob("*.md")),
 ]
-OTHER_PROGRAMS = {  # flags of pip, ruff, torchrun, accelerate, Slurm and tests/compat/run_matrix.py
+# Flags of pip, ruff, torchrun, accelerate, Slurm, tests/compat/run_matrix.py and
+# scripts/make_tiny_teacher.py.
+OTHER_PROGRAMS = {
+    "--member",
     "--check",
     "--write_docs",
     "--index-url",
