@@ -13,7 +13,7 @@ from conftest import SMALL
 import train_distillation
 from wan_distill.layout import RunFolder
 from wan_distill.results.charts import HEIGHT, WIDTH, chart
-from wan_distill.results.page import health, write_page
+from wan_distill.results.page import health, lines_of_job, write_page
 from wan_distill.settings.description import read_teacher
 
 HOSTILE = '"><script>alert(1)'
@@ -217,3 +217,17 @@ def test_no_word_of_a_chart_is_cut(make_page, tmp_path, high, low):
         x, width = float(attributes["x"]), CHARACTER * len(words)
         begin = x - width if attributes.get("text-anchor") == "end" else x
         assert begin >= 0 and begin + width <= WIDTH, words
+
+
+def test_the_curves_of_a_second_stage_go_on_where_the_first_ended(tmp_path):
+    folder = RunFolder(tmp_path)
+    for place, steps in ((folder.stage("trajectory"), (10, 20)), (folder, (7, 14))):
+        place.path.mkdir(exist_ok=True)
+        lines = [
+            dict(expert="high", step=n, student_updates=n // 2, student_loss=0.1) for n in steps
+        ]
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        place.metrics.write_text(text, encoding="utf-8")
+    found = lines_of_job(folder)
+    assert [line["step"] for line in found] == [10, 20, 27, 34]
+    assert [line["student_updates"] for line in found] == [5, 10, 13, 17]

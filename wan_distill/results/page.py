@@ -25,6 +25,7 @@ from wan_distill.results.snippet import snippet
 from wan_distill.results.table import cells
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
+from wan_distill.settings.recipes import STAGES
 from wan_distill.system.files import write_atomically
 from wan_distill.training.metrics import read_lines
 from wan_distill.training.monitor import warnings
@@ -55,7 +56,7 @@ def write_page(folder: Path, config: Config, info: TeacherInfo) -> None:
 
 def page_values(folder: RunFolder, config: Config, info: TeacherInfo) -> dict[str, Any]:
     """Every value that `page.html` names."""
-    lines = read_lines(folder.metrics)
+    lines = lines_of_job(folder)
     evaluation = json.loads(_text(folder.evaluation) or "null")
     return dict(
         name=info.name,
@@ -75,6 +76,26 @@ def page_values(folder: RunFolder, config: Config, info: TeacherInfo) -> dict[st
         plan=_text(folder.plan),
         versions=versions(),
     )
+
+
+def lines_of_job(folder: RunFolder) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl of all stages. A later stage's updates are counted on from those
+    of the one before.
+    """
+    lines: list[dict[str, Any]] = []
+    for methods in STAGES.values():
+        for method in methods[:-1]:
+            lines += read_lines(folder.stage(method).metrics)
+    before: dict[str, tuple[int, int]] = {}
+    for line in lines:
+        before[line["expert"]] = (line["step"], line.get("student_updates", 0))
+    for line in read_lines(folder.metrics):
+        step, updates = before.get(line["expert"], (0, 0))
+        later = dict(step=step + line["step"])
+        if "student_updates" in line:
+            later |= dict(student_updates=updates + line["student_updates"])
+        lines.append(line | later)
+    return lines
 
 
 def versions() -> str:
