@@ -83,7 +83,7 @@ def read_only(teacher: Path, root: Path, tally: Counter[str]) -> None:
         tally["read-only folder: NOT SHOWN, a tmpfs cannot be mounted here"] += 1
         return
     code = run(flags(teacher, place / "out", method="trajectory"), log)
-    one_line = code == 2 and "cannot be written" in log.read_text()
+    one_line = code == 2 and log.read_text().splitlines()[-1].startswith("error: --output_dir")
     tally["a read-only folder reported in one line" if one_line else f"LOST: {log}"] += 1
     if is_root:
         subprocess.run(["umount", str(place)], check=True)
