@@ -166,7 +166,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def check_numbers(args: argparse.Namespace) -> None:
-    """Raises UsageError for a number outside its range."""
+    """Raises UsageError for a flag without a value, and for a number outside its range."""
+    for name, value in vars(args).items():
+        if value == []:  # argparse's way with `--steps=--`
+            raise UsageError(f"--{name} --: is no value; give one, or leave it out")
     for name in ("samples", "steps", "height", "width", "num_frames", "fps"):
         value = getattr(args, name)
         if value is not None and value < 1:

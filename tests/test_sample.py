@@ -411,6 +411,7 @@ def test_files_of_two_students_are_refused(student, change, reason, capsys):
     [
         (["--steps=3"], "--steps 3: this student was trained for 2 or 4 steps"),
         (["--steps=0"], "--steps 0: must be greater than 0"),
+        (["--steps=--"], "--steps --: is no value"),
         (["--fps=0"], "--fps 0: must be greater than 0"),
         (["--samples=0"], "--samples 0: must be greater than 0"),
         (["--height=40"], "--height 40: Wan's patches need a multiple of 16; use 32 or 48"),
