@@ -72,12 +72,22 @@ def test_a_samples_folder_is_both_stages():
 
 
 def test_each_stage_has_its_own_updates_and_rate():
-    first, second = stages("--max_train_steps=7", "--learning_rate=1e-3")
-    assert (first.max_train_steps, second.max_train_steps) == (7, 45)
+    first, second = stages("--max_train_steps=1200", "--learning_rate=1e-3")
+    assert (first.max_train_steps, second.max_train_steps) == (1200, 45)
     assert (first.learning_rate, second.learning_rate) == (1e-3, 1e-4)
     first, second = stages("--refine_steps=3", "--refine_learning_rate=2e-5")
     assert (first.max_train_steps, second.max_train_steps) == (600, 3)
     assert (first.learning_rate, second.learning_rate) == (2e-3, 2e-5)
+
+
+def test_a_short_trial_is_short_in_both_stages():
+    first, second = stages("--max_train_steps=200")
+    assert (first.max_train_steps, second.max_train_steps) == (200, 15)
+    assert second.critic_warmup_steps == 67
+    first, second = stages("--max_train_steps=2")
+    assert (second.max_train_steps, second.critic_warmup_steps) == (1, 1)
+    _, second = stages("--max_train_steps=2", "--refine_steps=9", "--critic_warmup_steps=8")
+    assert (second.max_train_steps, second.critic_warmup_steps) == (9, 8)
 
 
 def test_what_is_given_otherwise_holds_for_both_stages():

@@ -31,7 +31,8 @@ class LearningSettings:
     )
     refine_steps: int = flag(
         None,
-        "trajectory+dmd: updates of the second stage, per expert",
+        "trajectory+dmd: updates of the second stage, per expert (default: in proportion to those "
+        "of the first)",
         OPTIMISER,
         free=True,
     )

@@ -56,9 +56,29 @@ def resolve_stages(config: Config, teacher: TeacherInfo) -> tuple[Config, ...]:
         max_train_steps=config.refine_steps,
         learning_rate=config.refine_learning_rate,
     )
-    return tuple(
-        _resolve_one(dataclasses.replace(config, **changes), teacher) for changes in (before, after)
+    usual = _resolve_one(
+        dataclasses.replace(config, **before | dict(max_train_steps=None)), teacher
     )
+    begun_with = _resolve_one(dataclasses.replace(config, **before), teacher)
+    refined = _resolve_one(dataclasses.replace(config, **after), teacher)
+    share = begun_with.max_train_steps / usual.max_train_steps
+    return begun_with, _shorten(refined, config, share) if share < 1 else refined
+
+
+def _shorten(refined: Config, given: Config, share: float) -> Config:
+    """The second stage of a job whose first one is shorter than usual: a trial of a few updates is
+    one in both stages. What the user gave stays.
+    """
+    counts = {
+        "max_train_steps": given.refine_steps,
+        "critic_warmup_steps": given.critic_warmup_steps,
+    }
+    shorter = {
+        name: max(1, round(share * getattr(refined, name)))
+        for name, chosen in counts.items()
+        if chosen is None
+    }
+    return dataclasses.replace(refined, **shorter)
 
 
 def resolve(config: Config, teacher: TeacherInfo) -> Config:
