@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """A prompt in, a video out, with a distilled student; its schedule is read from the student itself.
 
-python sample.py --student outputs/tiny_wan22-trajectory+dmd-4steps --prompt "a red ball moves right"
+python sample.py --student outputs/tiny_wan22-trajectory+dmd-4steps --prompt "a red ball"
 python sample.py --student high_noise_lora.safetensors,low_noise_lora.safetensors --prompt "..."
 """
 
