@@ -107,9 +107,10 @@ def _resolve_one(config: Config, teacher: TeacherInfo) -> Config:
         config = _fill(config, {"save_merged": True})
     scale = scale_of(config, teacher)
     recipe = recipe_of(config)
-    if config.train_batch_size is None and config.gradient_accumulation_steps is None:
-        micro, count = scale.batch(recipe.batch(scale))
-        config = _fill(config, {"train_batch_size": micro, "gradient_accumulation_steps": count})
+    micro, count = scale.batch(recipe.batch(scale))
+    if config.train_batch_size is not None:
+        count = 1  # as many samples as the user says
+    config = _fill(config, {"train_batch_size": micro, "gradient_accumulation_steps": count})
     rules = {**recipe.defaults, **recipe.adjusted(config)}
     if config.whole_student:
         rules |= WHOLE_STUDENT
@@ -117,8 +118,6 @@ def _resolve_one(config: Config, teacher: TeacherInfo) -> Config:
     # Finer than the base that it is added to would not show.
     exact = config.mixed_precision == "no"
     config = _fill(config, {"lora_dtype": "float32" if exact else "bf16"})
-    micro, _ = scale.batch(recipe.batch(scale))
-    config = _fill(config, {"train_batch_size": micro, "gradient_accumulation_steps": 1})
     check_all(config, teacher)
     return config
 
