@@ -16,6 +16,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 # Tensors are tiny: several threads would only wait for each other. For subprocesses too.
 os.environ["OMP_NUM_THREADS"] = "1"
+# No test depends on the network; one that asks the hub is told at once that there is none.
+os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"
 
 from wan_distill.layout import RunFolder
 from wan_distill.settings.config import Config

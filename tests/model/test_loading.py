@@ -110,7 +110,7 @@ def test_compiling_keeps_a_graph_for_each_role(
 @pytest.mark.parametrize(
     ("precision", "backend"),
     [
-        ("int8", "aot_eager"),
+        pytest.param("int8", "aot_eager", marks=pytest.mark.journey),  # compiling takes seconds
         pytest.param("bf16", "inductor", marks=pytest.mark.long),
     ],
 )

@@ -310,6 +310,7 @@ def test_what_does_not_fit_is_refused(styles, small_config, tmp_path):
 # -------------------------------------------------------------------------------------- a whole run
 
 
+@pytest.mark.journey  # as long as a whole run
 def test_a_run_distils_the_changed_teacher_and_says_so(
     styles, random_teacher, tmp_path, capsys, monkeypatch
 ):

@@ -20,6 +20,7 @@ ROWS = re.findall(
 DEFAULTS = parse_args([]).to_json()
 
 
+@pytest.mark.journey  # as long as a whole run
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0])
 def test_the_documented_peaks_are_the_predicted_ones(row, tmp_path):
     settings, guided, samples = row

@@ -10,10 +10,13 @@ from pathlib import Path
 import pytest
 import safetensors
 from header_only import write_a14b
+from huggingface_hub import HfApi
 
 import train_distillation
 from wan_distill.planning import trace
 from wan_distill.settings.description import SKELETON
+
+pytestmark = pytest.mark.journey  # plans at A14B's size: as long as a whole run
 
 
 @pytest.fixture(scope="module")
@@ -71,11 +74,13 @@ def test_a_hub_id_is_planned_from_what_describes_it(a14b, tmp_path, monkeypatch,
         return str(snapshot)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", arrive)
+    names = [str(file.relative_to(a14b)) for file in a14b.rglob("*.*")]
+    monkeypatch.setattr(HfApi, "list_repo_files", lambda *_, **__: names)
     monkeypatch.chdir(tmp_path)
     plan, _ = planned("Wan-AI/Wan2.2-T2V-A14B-Diffusers", tmp_path / "plan.json")
     assert plan["fits"] and not list(snapshot.rglob("*.safetensors"))
     said = capsys.readouterr()
-    assert "on the hub; downloaded when needed" in said.out
+    assert "on the hub, 4 files of weights; downloaded when needed" in said.out
     assert "114 GB" in said.out + said.err  # or an obstacle, where the disk is too small
 
 

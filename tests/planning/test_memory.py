@@ -21,6 +21,8 @@ from wan_distill.settings.description import read_teacher
 from wan_distill.settings.resolve import resolve
 from wan_distill.system.runtime import Runtime
 
+# A14B's updates on fake tensors, and real ones: as long as a whole run.
+pytestmark = pytest.mark.journey
 METHODS = {
     "trajectory": dict(method="trajectory"),
     "consistency": dict(method="consistency"),

@@ -32,6 +32,7 @@ def a_fixed_rate(monkeypatch):
     monkeypatch.setattr(hardware, "matrix_rate", lambda *given: 1e11)
 
 
+@pytest.mark.journey  # as long as a whole run
 def test_a14b_is_described_in_words(a14b):
     text = plan.describe_needs((config_of(a14b),), a14b)
     for words in ("32760 tokens", "14.3B parameters", "Fits ", "checkpoints", "solved samples"):
@@ -39,6 +40,7 @@ def test_a14b_is_described_in_words(a14b):
     assert re.search(r"h200 +--base_precision bf16 --num_frames 81", text)
 
 
+@pytest.mark.journey  # as long as a whole run
 def test_what_fits_never_promises_more_than_the_card_has(a14b):
     fits = levers.what_fits(config_of(a14b), a14b)
     assert list(fits) == list(levers.CARDS) and all(fits.values())

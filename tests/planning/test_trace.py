@@ -13,6 +13,9 @@ from wan_distill.model.adapters import add_adapter
 from wan_distill.planning import trace
 from wan_distill.planning.memory import shape_of
 
+# A14B's updates on fake tensors: as long as a whole run.
+pytestmark = pytest.mark.journey
+
 
 def test_the_graph_is_what_autograd_says_it_saves(tmp_path):
     """Independent of the ledger: autograd's own hooks get every tensor kept for backward."""

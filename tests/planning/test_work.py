@@ -28,6 +28,7 @@ def planned(flags: list[str]):
     return config, info, trace(shape_of(config, info))
 
 
+@pytest.mark.journey  # as long as a whole run
 @pytest.mark.parametrize(
     "changes",
     [

@@ -18,6 +18,7 @@ from wan_distill.layout import LORA_FILE, RunFolder
 from wan_distill.results.hub import model_card, shown_clips
 from wan_distill.settings.description import read_teacher
 
+pytestmark = pytest.mark.journey  # they share a whole run
 TOKEN = "hf_secretsecretsecret"
 PUSH = ("--push_to_hub", "--hub_model_id=student-of-mine", f"--hub_token={TOKEN}")
 

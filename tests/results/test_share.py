@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 import train_distillation
 from wan_distill.results import merged
 
+pytestmark = pytest.mark.journey  # they share a whole run
 HAS_TENSORBOARD = importlib.util.find_spec("tensorboard") is not None
 
 

@@ -180,6 +180,7 @@ def test_the_output_folder_is_named_after_teacher_method_and_steps():
     assert Path(given.output_dir) == Path("outputs") / "tiny_wan22-dmd-2-8steps"
 
 
+@pytest.mark.journey  # as long as a whole run
 def test_the_dry_run_prints_the_plan(capsys):
     assert train_distillation.main(["--dry_run", "--sampling_steps", "2,4"]) == 0
     plan = capsys.readouterr().out

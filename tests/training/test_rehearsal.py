@@ -49,6 +49,7 @@ def test_a_clip_is_decoded_where_clips_will_be_shown(make_run, monkeypatch):
     assert decoded == [(1, *run.latent_shape)]
 
 
+@pytest.mark.journey  # as long as a whole run
 def test_memory_that_runs_out_ends_the_run_before_anything_is_solved(
     small_config, tmp_path, monkeypatch, capsys
 ):

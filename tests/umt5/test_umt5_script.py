@@ -193,6 +193,7 @@ def poisoned_pipeline(
     ]
 
 
+@pytest.mark.journey  # as long as a whole run
 def test_training_on_a_poisoned_teacher_repairs_it_and_says_so(tmp_path, capsys):
     arguments = poisoned_pipeline(tmp_path, lambda table: torch.full_like(table, float("nan")))
     assert train_distillation.main(arguments) == 0
