@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from wan_distill.model.denoiser import Denoiser
-from wan_distill.model.loading import GRAPHS_PER_BLOCK, Teacher, decode
+from wan_distill.model.loading import GRAPHS_PER_BLOCK, Teacher, decode, decodes_in_tiles
 from wan_distill.model.quantise import StoredLinear
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import read_teacher
@@ -264,3 +264,11 @@ def test_loading_takes_at_most_one_shard_beyond_what_stays(tmp_path: Path) -> No
         stays, beyond = receiver.recv()
         assert beyond < max(shards), (precision, offload, beyond)
         assert stays < 1.1 * share * sum(shards), (precision, offload, stays)
+
+
+@pytest.mark.parametrize(("memory", "tiled"), [(25.7e9, True), (85e9, False)])
+def test_a_small_card_decodes_clips_in_tiles(monkeypatch, memory: float, tiled: bool) -> None:
+    card = SimpleNamespace(total_memory=memory)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    assert decodes_in_tiles(torch.device("cuda")) is tiled
+    assert not decodes_in_tiles(torch.device("cpu"))

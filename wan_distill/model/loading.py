@@ -24,6 +24,7 @@ from wan_distill.system.runtime import Runtime
 # Each role needs graphs of its own, with and without gradients: three adapters make 11 per block.
 # Beyond torch's limit of 8, blocks run uncompiled, and only a warning says so.
 GRAPHS_PER_BLOCK = 32
+TILED_BELOW = 40e9  # bytes of a device's memory
 
 
 class Teacher:
@@ -104,7 +105,10 @@ class Teacher:
     def load_vae(self) -> AutoencoderKLWan:
         """The frozen VAE, in float32: it is small, and bf16 shows as banding."""
         self.fetch("vae")
-        return load_vae(self.info, self.config).to(self.runtime.device)
+        vae = load_vae(self.info, self.config).to(self.runtime.device)
+        if decodes_in_tiles(self.runtime.device):
+            vae.enable_tiling()
+        return vae
 
 
 def load_transformer(
@@ -129,6 +133,15 @@ def load_vae(info: TeacherInfo, config: Config) -> AutoencoderKLWan:
     options = loader_options(info, config, "vae")
     vae = AutoencoderKLWan.from_pretrained(**options, dtype=torch.float32)
     return vae.requires_grad_(False).eval()
+
+
+def decodes_in_tiles(device: torch.device) -> bool:
+    """Whether a card is so small that the VAE decodes a clip piece by piece (8 GB for one of
+    81x480x832 at once): below 40 GB. Clips of up to 256 pixels are one piece.
+    """
+    if device.type != "cuda":
+        return False
+    return torch.cuda.get_device_properties(device).total_memory < TILED_BELOW
 
 
 def make_ready(transformer: WanTransformer3DModel, config: Config, runtime: Runtime) -> None:

@@ -24,6 +24,7 @@ from wan_distill.maths.distances import diversity, picture_statistics, sharpness
 from wan_distill.maths.sigmas import sigma_grid
 from wan_distill.model.loading import decode
 from wan_distill.planning.work import evaluations
+from wan_distill.results.optical_flow import flow_magnitude, is_available
 from wan_distill.settings.config import BASELINE_STEPS, Config
 from wan_distill.settings.sample_specs import SampleSpec
 from wan_distill.system.files import write_atomically
@@ -32,7 +33,7 @@ from wan_distill.system.pictures import contact_sheet, write_video
 SEEDS = 2  # per prompt: the fewest that show whether samples differ
 COMPARED = 4  # clips in the contact sheet
 FRAMES = 6  # of each of those clips
-RATIOS = ("motion", "saturation", "sharpness")
+RATIOS = ("motion", "optical_flow", "saturation", "sharpness")  # those that were measured
 
 
 @dataclass(frozen=True)
@@ -123,8 +124,7 @@ class PairedEvaluation:
             beside: dict[str, Tensor] = {}
             for name, clips in latents.items():
                 frames = decode(vae, clips[i][None], 1)
-                values = picture_statistics(frames) | dict(sharpness=sharpness(frames))
-                statistics[name].append(values)
+                statistics[name].append(_statistics(frames))
                 if i < COMPARED:
                     chosen = torch.linspace(0, frames.shape[1] - 1, FRAMES).round().long()
                     shown[name].append(frames[0, chosen])
@@ -158,10 +158,16 @@ class PairedEvaluation:
             steps=row.steps,
             evaluations=evaluations(self.run.config, self.run.info, row.spec),
             paired_distance=sum(distances) / len(distances),
-            **{name: _mean(own, name) / _mean(base, name) for name in RATIOS},
+            **{name: _mean(own, name) / _mean(base, name) for name in RATIOS if name in base[0]},
             luminance_drift=_mean(own, "luminance") - _mean(base, "luminance"),
             diversity=diversity(torch.stack(latents[row.name]), count) / spread,
         )
+
+
+def _statistics(frames: Tensor) -> dict[str, float]:
+    """Of one decoded clip [1, F, H, W, 3]."""
+    values = picture_statistics(frames) | dict(sharpness=sharpness(frames))
+    return values | dict(optical_flow=flow_magnitude(frames[0])) if is_available() else values
 
 
 def _mean(clips: list[dict[str, float]], name: str) -> float:

@@ -15,6 +15,7 @@ COLUMNS = {
     "steadiness": ("steady", "{:.3f}"),
     "paired_distance": ("paired", "{:.3f}"),
     "motion": ("motion", "{:.3f}"),
+    "optical_flow": ("flow", "{:.3f}"),
     "saturation": ("saturation", "{:.3f}"),
     "sharpness": ("sharpness", "{:.3f}"),
     "diversity": ("diversity", "{:.3f}"),
