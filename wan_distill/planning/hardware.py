@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass
 
@@ -79,13 +78,6 @@ def parse_gpu(text: str) -> tuple[Gpu, int]:
             "for several"
         )
     return GPUS[match[1]], count
-
-
-def processes(config: Config) -> int:
-    """Number of processes that a plan is made for: one per GPU."""
-    if config.gpu is not None:
-        return parse_gpu(config.gpu)[1]
-    return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def hardware_of(config: Config) -> Hardware:

@@ -6,11 +6,11 @@ import json
 from dataclasses import dataclass
 
 from wan_distill.planning.decoding import decoding_bytes
-from wan_distill.planning.hardware import processes
 from wan_distill.planning.trace import Shape, Trace, trace
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
 from wan_distill.settings.recipes import recipe_of
+from wan_distill.settings.scale import processes
 from wan_distill.system.runtime import DTYPES
 
 FP32 = 4

@@ -9,13 +9,13 @@ from pathlib import Path
 from wan_distill.layout import RunFolder
 from wan_distill.maths.sigmas import Expert, expert_sigmas
 from wan_distill.methods import make_method
-from wan_distill.planning.hardware import processes
 from wan_distill.planning.memory import ADAM_MOMENTS, FP32, shape_of
 from wan_distill.planning.trace import Trace
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
 from wan_distill.settings.recipes import Role, recipe_of
 from wan_distill.settings.sample_specs import SampleSpec, handovers, student_of, trajectories
+from wan_distill.settings.scale import processes
 from wan_distill.training.previews import SHOWN, validation_prompts
 
 BF16 = 2  # bytes of a number

@@ -72,13 +72,12 @@ def scale_of(config: Config, teacher: TeacherInfo) -> Scale:
     tokens = max(1, frames // patch[0] * (height // patch[1]) * (cross // patch[2]))
     # Two attentions of four matrices each, two matrices of the feed-forward.
     block = 8 * width**2 + 2 * width * shape["ffn_dim"]
-    return Scale(width, shape["num_layers"] * block, tokens, _shares(config))
+    shares = 1 if config.context_parallel else processes(config)
+    return Scale(width, shape["num_layers"] * block, tokens, shares)
 
 
-def _shares(config: Config) -> int:
-    """Devices that have samples of their own: those that `--gpu` names, or this run's."""
-    if config.context_parallel:
-        return 1
+def processes(config: Config) -> int:
+    """One per device: those that `--gpu` names, or this run's."""
     if config.gpu is None:
         return int(os.environ.get("WORLD_SIZE", 1))
     _, _, count = config.gpu.partition(":")
