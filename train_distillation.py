@@ -39,7 +39,7 @@ if TYPE_CHECKING:  # torch is imported once the settings are known to be right
     from diffusers import WanPipeline
     from torch import Tensor
 
-    from wan_distill.data import Inputs, PromptEmbeddings, Run
+    from wan_distill.data import Inputs, Prompt, PromptEmbeddings, Run
     from wan_distill.maths.sigmas import Expert
     from wan_distill.methods import Method
     from wan_distill.model import Denoiser, Teacher
@@ -97,7 +97,8 @@ def run(config: Config) -> int:
         results.check_hub(config)
     if config.dry_run:
         return planning.print_plan(stages, info, prompts, held_out)
-    surroundings = planning.check_surroundings(stages, info, [*prompts, *held_out])
+    texts = [data.text_of(prompt) for prompt in (*prompts, *held_out)]
+    surroundings = planning.check_surroundings(stages, info, texts)
 
     if not config.verbose_loading:
         model.hide_loading_bars()
@@ -113,8 +114,8 @@ def run(config: Config) -> int:
 def carry_out(
     stages: Sequence[Config],
     info: TeacherInfo,
-    prompts: Sequence[str],
-    held_out: Sequence[str],
+    prompts: Sequence[Prompt],
+    held_out: Sequence[Prompt],
     surroundings: Sequence[str],
     runtime: Runtime,
 ) -> int:
@@ -135,7 +136,8 @@ def carry_out(
     # 2. The teacher's text encoder: loaded quietly, verified against its file, used once, freed.
     teacher = model.Teacher(info, config, runtime)
     shown = training.validation_prompts(config, held_out)
-    encoded = [*prompts, *held_out, *shown, config.negative_prompt]
+    encoded = [data.text_of(prompt) for prompt in (*prompts, *held_out, *shown)]
+    encoded.append(config.negative_prompt)
     embeddings, verdict = encode_prompts(config, teacher, encoded, runtime)
 
     # 3. Stage by stage, one expert after the other learns its own steps.
@@ -271,7 +273,7 @@ def encode_one(pipeline: WanPipeline, length: int, runtime: Runtime, prompt: str
 # --------------------------------------------------------------------------------- the training
 
 
-def distil(run: Run, expert: Expert, shown: Sequence[str], tracker: Tracker) -> None:
+def distil(run: Run, expert: Expert, shown: Sequence[Prompt], tracker: Tracker) -> None:
     """Trains one expert's student and writes it. Raises Stopped after a signal, with everything
     saved.
     """

@@ -98,7 +98,7 @@ def _evaluation(bench: Bench) -> float:
     """Seconds of the teacher's velocity of one clip."""
     shape = bench.info.latent_shape(bench.config)
     x = torch.randn(1, *shape, device=bench.device)
-    prompt = bench.inputs.run.embeddings.batch(["a prompt"])
+    prompt = bench.inputs.run.condition(["a prompt"])
     started = bench._time()
     bench.denoiser.velocity(x, torch.tensor([0.95]), prompt, role="teacher")
     return bench._time() - started

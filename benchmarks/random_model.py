@@ -18,6 +18,7 @@ from wan_distill.data.embeddings import PromptEmbeddings
 from wan_distill.data.run import Run
 from wan_distill.data.samples import Inputs, SampleStore
 from wan_distill.errors import NonFiniteError
+from wan_distill.model.condition import Condition
 from wan_distill.model.denoiser import Denoiser
 from wan_distill.model.loading import Teacher, make_ready
 from wan_distill.model.offload import BlockFetcher, HostPool
@@ -131,8 +132,8 @@ class RandomStore(SampleStore):
         shape = (len(rows), *self.run.latent_shape)
         return torch.randn(shape, device=self.run.runtime.device)
 
-    def prompt(self, rows: Iterable[int]) -> Tensor:
-        return self.run.embeddings.batch(self.prompts_of(rows))
+    def condition(self, rows: Iterable[int]) -> Condition:
+        return self.run.condition(self.prompts_of(rows))
 
 
 def random_inputs(config: Config, info: TeacherInfo, runtime: Runtime) -> Inputs:

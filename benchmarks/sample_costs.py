@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 from diffusers import WanTransformer3DModel
@@ -66,7 +67,7 @@ class Meter:
         meter = self
 
         def forward(
-            self: Denoiser, transformer: WanTransformer3DModel, x: Tensor, *inputs: Tensor
+            self: Denoiser, transformer: WanTransformer3DModel, x: Tensor, *inputs: Any
         ) -> Tensor:
             meter.forwards += len(x)
             return meter._real_forward(self, transformer, x, *inputs)

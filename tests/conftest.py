@@ -88,6 +88,14 @@ def random_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_pipeline(tmp_path_factory.mktemp("teachers") / "random")
 
 
+@pytest.fixture(scope="session")
+def random_picture_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A two-expert image-to-video pipeline folder. Do not write to it."""
+    from random_teachers import write_pipeline
+
+    return write_pipeline(tmp_path_factory.mktemp("teachers") / "random-i2v", picture=True)
+
+
 # ------------------------------------------------------------------------------------------- runs
 
 

@@ -18,12 +18,18 @@ from wan_distill.settings.assets import EMBEDDED_TEACHER
 TEXT_DIM = 16
 
 
-def random_transformer(seed: int, channels: int = 16, layers: int = 1) -> WanTransformer3DModel:
+def random_transformer(
+    seed: int, channels: int = 16, layers: int = 1, picture: bool = False
+) -> WanTransformer3DModel:
+    """
+    Args:
+        picture: it takes a first frame's mask and latents too, as Wan2.2-I2V-A14B's do.
+    """
     torch.manual_seed(seed)
     model = WanTransformer3DModel(
         num_attention_heads=2,
         attention_head_dim=12,
-        in_channels=channels,
+        in_channels=2 * channels + 4 if picture else channels,
         out_channels=channels,
         text_dim=TEXT_DIM,
         freq_dim=16,
@@ -41,8 +47,11 @@ def write_pipeline(
     expand_timesteps: bool = False,
     channels: int = 16,
     layers: int = 1,
+    picture: bool = False,
 ) -> Path:
-    """A `WanPipeline` folder laid out like the hosted ones, with random weights."""
+    """A `WanPipeline` folder laid out like the hosted ones, with random weights; with `picture` a
+    `WanImageToVideoPipeline`.
+    """
     tokenizer = EMBEDDED_TEACHER / "tokenizer"
     shutil.copytree(tokenizer, folder / "tokenizer")
     torch.manual_seed(0)
@@ -70,9 +79,9 @@ def write_pipeline(
         "architectures": ["UMT5EncoderModel"],
     }
     (folder / "text_encoder" / "config.json").write_text(json.dumps(config))
-    random_transformer(1, channels, layers).save_pretrained(folder / "transformer")
+    random_transformer(1, channels, layers, picture).save_pretrained(folder / "transformer")
     if two_experts:
-        random_transformer(2, channels, layers).save_pretrained(folder / "transformer_2")
+        random_transformer(2, channels, layers, picture).save_pretrained(folder / "transformer_2")
     vae = AutoencoderKLWan(
         base_dim=4,
         z_dim=channels,
@@ -86,10 +95,10 @@ def write_pipeline(
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
     ).save_pretrained(folder / "scheduler")
     index = {
-        "_class_name": "WanPipeline",
+        "_class_name": "WanImageToVideoPipeline" if picture else "WanPipeline",
         "_diffusers_version": "0.42.1",
         "expand_timesteps": expand_timesteps,
-        "boundary_ratio": 0.875 if two_experts else None,
+        "boundary_ratio": (0.9 if picture else 0.875) if two_experts else None,
         "scheduler": ["diffusers", "UniPCMultistepScheduler"],
         "text_encoder": ["transformers", "UMT5EncoderModel"],
         "tokenizer": ["transformers", "T5TokenizerFast"],
@@ -97,5 +106,7 @@ def write_pipeline(
         "vae": ["diffusers", "AutoencoderKLWan"],
         "transformer_2": ["diffusers", "WanTransformer3DModel"] if two_experts else [None, None],
     }
+    if picture:
+        index |= {"image_encoder": [None, None], "image_processor": [None, None]}
     (folder / "model_index.json").write_text(json.dumps(index, indent=2))
     return folder

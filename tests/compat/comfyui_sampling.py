@@ -24,6 +24,7 @@ from wan_shapes import config_of, teacher_of
 from wan_distill.maths import flow
 from wan_distill.maths.sigmas import Expert
 from wan_distill.model.adapters import adapter_parameters, add_adapter
+from wan_distill.model.condition import Condition
 from wan_distill.model.denoiser import Denoiser
 from wan_distill.model.student_files import to_original_names
 from wan_distill.results.workflow_nodes import base_file
@@ -106,7 +107,7 @@ def main() -> None:
         denoiser = Denoiser(experts, config.boundary_ratio)
         for role in ("student", "teacher"):
             ours = flow.sample(
-                lambda x, sigma, role=role: denoiser.velocity(x, sigma, text, role=role),
+                lambda x, sigma, role=role: denoiser.velocity(x, sigma, Condition(text), role=role),
                 noise,
                 config.sigmas(),
             )

@@ -11,6 +11,7 @@ from conftest import PROMPTS
 from wan_distill.data.rollout import carry, velocity_of
 from wan_distill.maths.flow import euler_step, sigma_batch
 from wan_distill.model.adapters import make_roles
+from wan_distill.model.condition import Condition
 
 SIGMAS = (1.0, 0.97, 0.9375, 5 / 6)
 
@@ -47,15 +48,15 @@ def test_latents_are_those_of_euler_steps_in_batches(setup, guided):
     for row in range(3):
         batch, reached = batches[row // 2]
         assert set(reached) == {1.0, 0.9375, 5 / 6}  # the last one always
-        x, prompt = latents[row : row + 1], run.embeddings.batch([PROMPTS[row]])
+        x, condition = latents[row : row + 1], run.condition([PROMPTS[row]])
         for sigma, after in itertools.pairwise(SIGMAS):
             if sigma in reached:
                 torch.testing.assert_close(reached[sigma][row - batch.start], x[0])
             now = sigma_batch(sigma, x)
             with torch.no_grad():
-                velocity = denoiser.velocity(x, now, prompt, role="teacher")
+                velocity = denoiser.velocity(x, now, condition, role="teacher")
                 if guided:
-                    without = denoiser.velocity(x, now, run.negative, role="teacher")
+                    without = denoiser.velocity(x, now, Condition(run.negative), role="teacher")
                     velocity = without + 4 * (velocity - without)
             x = euler_step(x, velocity, now, sigma_batch(after, x))
         torch.testing.assert_close(reached[5 / 6][row - batch.start], x[0], rtol=1e-4, atol=1e-5)
@@ -63,13 +64,13 @@ def test_latents_are_those_of_euler_steps_in_batches(setup, guided):
 
 def test_the_guidance_is_that_of_the_expert(setup):
     run, denoiser, latents = setup
-    prompt = run.embeddings.batch(PROMPTS)
+    condition = run.condition(PROMPTS)
     low = run.denoiser("low", run.teacher.load_expert("low"))
     for expert, model, sigma, scale in (("high", denoiser, 0.9, 4.0), ("low", low, 0.5, 3.0)):
-        field = velocity_of(run, model, expert, prompt, role="teacher", guided=True)
+        field = velocity_of(run, model, expert, condition, role="teacher", guided=True)
         now = sigma_batch(sigma, latents)
         with torch.no_grad():
-            expected = model.guided_velocity(latents, now, prompt, run.negative, scale)
+            expected = model.guided_velocity(latents, now, condition, run.negative, scale)
             assert torch.equal(field(latents, now), expected)
 
 

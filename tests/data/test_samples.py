@@ -48,12 +48,12 @@ def test_samples_are_the_guided_teachers_own_path(make_run):
     store = solve_all(run)
     experts = {e: run.teacher.load_expert(e) for e in ("high", "low")}
     denoiser = Denoiser(experts, run.config.boundary_ratio)
-    x, prompt = store.noise(1)[None], run.embeddings.batch([PROMPTS[1]])
-    negative = run.embeddings.batch([""])
+    x, condition = store.noise(1)[None], run.condition([PROMPTS[1]])
+    negative = run.condition([""])
     for sigma, after in itertools.pairwise(store.spec.sigmas):
         now = sigma_batch(sigma, x)
         with torch.no_grad():
-            with_prompt = denoiser.velocity(x, now, prompt, role="teacher")
+            with_prompt = denoiser.velocity(x, now, condition, role="teacher")
             without = denoiser.velocity(x, now, negative, role="teacher")
         scale = 4.0 if expert_of(sigma, 0.875) == "high" else 3.0
         x = euler_step(x, guide(with_prompt, without, scale), now, sigma_batch(after, x))
@@ -73,7 +73,7 @@ def test_rows_are_read_at_their_own_sigmas_and_prompts(make_run):
     assert torch.equal(latents[0], store.noise(4))
     assert len({float(x.sum()) for x in latents}) == 5  # all of them differ
     assert store.prompts_of(rows) == [PROMPTS[row % 3] for row in rows]
-    assert torch.equal(store.prompt(rows), run.embeddings.batch(store.prompts_of(rows)))
+    assert torch.equal(store.condition(rows).prompt, run.embeddings.batch(store.prompts_of(rows)))
     with pytest.raises(ValueError):
         store.at([0], [0.123])  # not stored
 

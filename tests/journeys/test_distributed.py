@@ -37,6 +37,7 @@ import torch
 from diffusers import ContextParallelConfig, WanTransformer3DModel
 from safetensors.torch import load_file
 from wan_distill.model.adapters import adapter_parameters, add_adapter
+from wan_distill.model.condition import Condition
 from wan_distill.model.denoiser import Denoiser
 from wan_distill.model.sharding import load_sharded
 from wan_distill.system.runtime import process_state
@@ -68,7 +69,7 @@ def result(dtype, share):
     denoiser = Denoiser({"high": base}, None)
     low = dtype == torch.bfloat16
     with denoiser.training("student"), torch.autocast("cpu", torch.bfloat16, enabled=low):
-        velocity = denoiser.velocity(x, sigma, prompt, role="student")
+        velocity = denoiser.velocity(x, sigma, Condition(prompt), role="student")
         velocity.square().mean().backward()
     return size, [velocity.detach(), *(p.grad for p in parameters)]
 

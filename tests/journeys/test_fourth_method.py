@@ -60,11 +60,11 @@ class Regression(Method):
         x, x_end = samples.at([row], [start]), samples.at([row], [end])
         sigma = sigma_batch(start, x)
         target = flow.mean_velocity(x, x_end, sigma, sigma_batch(end, x))
-        return x, sigma, target, samples.prompt([row])
+        return x, sigma, target, samples.condition([row])
 
     def losses(self, role, denoiser, batch, rng) -> Iterator[Loss]:
-        x, sigma, target, prompt = batch
-        velocity = denoiser.velocity(x, sigma, prompt, role=role)
+        x, sigma, target, condition = batch
+        velocity = denoiser.velocity(x, sigma, condition, role=role)
         yield Loss((velocity - target).square().mean())
 
 

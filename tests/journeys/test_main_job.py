@@ -27,6 +27,7 @@ from wan_distill.layout import LORA_FILE
 from wan_distill.maths.flow import sample
 from wan_distill.maths.randomness import keyed_noise
 from wan_distill.maths.sigmas import Expert
+from wan_distill.model.condition import Condition
 from wan_distill.model.denoiser import Denoiser
 from wan_distill.model.loading import Teacher
 from wan_distill.model.student_files import load_student, read_metadata
@@ -261,7 +262,7 @@ def our_latents(resolved: Config, start: Start, experts: Experts, role: Role = "
     """[2, C, F, H, W] of our own sampler."""
     denoiser = Denoiser(experts, resolved.boundary_ratio)
     return sample(
-        lambda x, sigma: denoiser.velocity(x, sigma, start.prompt, role=role),
+        lambda x, sigma: denoiser.velocity(x, sigma, Condition(start.prompt), role=role),
         start.noise,
         resolved.sigmas(),
     )

@@ -23,6 +23,7 @@ from wan_distill.layout import LORA_FILE, RunFolder
 from wan_distill.maths import flow
 from wan_distill.maths.randomness import keyed_noise
 from wan_distill.maths.sigmas import SUBFOLDER, Expert
+from wan_distill.model.condition import Condition
 from wan_distill.model.denoiser import Denoiser
 from wan_distill.model.student_files import load_student
 from wan_distill.settings.command_line import parse_args
@@ -123,7 +124,9 @@ def our_latents(
     denoiser = Denoiser(experts, config.boundary_ratio, info.expand_timesteps)
     role = "student" if folder else "teacher"
     return flow.sample(
-        lambda x, sigma: denoiser.velocity(x, sigma, prompt, role=role), noise, config.sigmas()
+        lambda x, sigma: denoiser.velocity(x, sigma, Condition(prompt), role=role),
+        noise,
+        config.sigmas(),
     )
 
 

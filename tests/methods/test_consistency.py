@@ -19,10 +19,10 @@ def test_the_consistency_loss_vanishes_for_a_straight_flow(make_run):
     """
     lesson = make_lesson(make_run(method="consistency"), "high")
     constant = torch.full((16, 2, 4, 4), 0.3)
-    lesson.denoiser.velocity = lambda x, sigma, prompt, *, role: constant.expand_as(x)
+    lesson.denoiser.velocity = lambda x, sigma, condition, *, role: constant.expand_as(x)
     for step in range(4):
         assert lesson.loss("student", lesson.batch(step), generator("c", step)) < 1e-6
-    lesson.denoiser.velocity = lambda x, sigma, prompt, *, role: (
+    lesson.denoiser.velocity = lambda x, sigma, condition, *, role: (
         constant.expand_as(x) * (1.5 if role == "student" else 1)
     )
     assert lesson.loss("student", lesson.batch(0), generator("c")) > 1e-4
@@ -37,9 +37,9 @@ def test_consistency_is_learned_where_the_sampler_will_be(make_run, expert):
     samples = lesson.inputs.samples["trajectories"]
     inner, calls = lesson.denoiser.velocity, []
 
-    def velocity(x, sigma, prompt, *, role):
+    def velocity(x, sigma, condition, *, role):
         calls.append((x, sigma))
-        return inner(x, sigma, prompt, role=role)
+        return inner(x, sigma, condition, role=role)
 
     lesson.denoiser.velocity = velocity
     begun = 0
@@ -60,7 +60,7 @@ def test_consistency_is_learned_where_the_sampler_will_be(make_run, expert):
         rows = lesson.method.rows_at(step, step)["trajectories"]
         assert torch.equal(batch.x_start, samples.at(rows, [points[0]] * len(rows)))
         assert torch.equal(batch.x_end, samples.at(rows, [points[-1]] * len(rows)))
-        assert torch.equal(batch.prompt, samples.prompt(rows))
+        assert torch.equal(batch.condition.prompt, samples.condition(rows).prompt)
     assert begun
 
 

@@ -26,10 +26,10 @@ class Counted:
         self.inner = denoiser.velocity
         denoiser.velocity = self.velocity
 
-    def velocity(self, x, sigma, prompt, *, role):
+    def velocity(self, x, sigma, condition, *, role):
         self.calls.append((role, torch.is_grad_enabled()))
         self.sigmas.append((role, sigma))
-        return self.inner(x, sigma, prompt, role=role)
+        return self.inner(x, sigma, condition, role=role)
 
 
 # ------------------------------------------------------------------------------------- who and when
@@ -64,7 +64,8 @@ def test_both_scores_learn_side_by_side_on_the_same_draws(make_run, expert):
             # Of student and teacher: the same prompt and, in the end, the same noise.
             assert torch.equal(batch.x[j], starts.at([row], [batch.sigmas[0]])[0])
             assert torch.equal(starts.noise(row), samples.noise(row))
-            assert torch.equal(batch.prompt[j], samples.prompt([row])[0])
+            shown = samples.condition([row]).prompt
+            assert torch.equal(batch.condition.prompt[j], shown[0])
         if role == "student":
             assert batch.teacher_end is None  # no loss of the student's reads it
         else:
@@ -95,7 +96,7 @@ def test_a_student_that_samples_like_the_teacher_is_not_moved(make_run, expert):
         rows = rows_of(batch.x, samples, batch.sigmas[0])
         end = samples.at(rows, [batch.sigmas[-1]] * len(rows))
         sigma = torch.full((len(end),), batch.sigmas[0], dtype=torch.float64)
-        return denoiser.velocity(batch.x, sigma, batch.prompt, role="student"), end
+        return denoiser.velocity(batch.x, sigma, batch.condition, role="student"), end
 
     lesson.method.rollout = perfect
     losses = []
@@ -159,9 +160,9 @@ def test_the_guidance_of_the_teachers_score_is_each_experts_own(make_run, expert
     lesson = make_lesson(make_run(method="dmd", diversity_weight=0.0, **scales), expert)
     inner, asked = lesson.denoiser.guided_velocity, []
 
-    def guided_velocity(x, sigma, prompt, negative, scale):
+    def guided_velocity(x, sigma, condition, negative, scale):
         asked.append(scale)
-        return inner(x, sigma, prompt, negative, scale)
+        return inner(x, sigma, condition, negative, scale)
 
     lesson.denoiser.guided_velocity = guided_velocity
     lesson.learn("student", lesson.batch(0), generator("g"))

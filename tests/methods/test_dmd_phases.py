@@ -50,7 +50,7 @@ def test_the_diversity_loss_takes_the_first_step_from_the_matching_loss(make_run
     matching, diversity = lesson.learn("student", batch, generator("g"))
     with torch.no_grad():
         sigma = torch.ones(2, dtype=torch.float64)
-        velocity = lesson.denoiser.velocity(batch.x, sigma, batch.prompt, role="student")
+        velocity = lesson.denoiser.velocity(batch.x, sigma, batch.condition, role="student")
     target = (batch.x - batch.anchor) / (1 - second)
     expected = (velocity - target).square().mean()
     torch.testing.assert_close(diversity.metrics["diversity_loss"], expected)
@@ -73,12 +73,12 @@ def test_the_low_phase_begins_where_the_distilled_high_expert_ends(make_run):
     def carried(steps: int, row: int) -> torch.Tensor:
         """Latents of one row where the high phase of `steps` ends."""
         store = inputs.samples[f"inputs {steps}"]
-        prompt = store.prompt([row])
+        condition = store.condition([row])
         sigmas = [sigma for sigma in run.config.sigmas(steps) if sigma >= 0.83]
         assert len(sigmas) == steps // 2 + 1
         with torch.no_grad():
             return sample(
-                lambda x, s: high.denoiser.velocity(x, s, prompt, role="student"),
+                lambda x, s: high.denoiser.velocity(x, s, condition, role="student"),
                 store.noise(row)[None],
                 sigmas,
             )[0]

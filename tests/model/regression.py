@@ -10,6 +10,7 @@ from torch import Tensor
 
 from wan_distill.model.adapters import adapter_parameters, add_adapter
 from wan_distill.model.checkpointing import enable_checkpointing
+from wan_distill.model.condition import Condition
 from wan_distill.model.denoiser import Denoiser
 
 
@@ -39,9 +40,9 @@ def gradient_of_student(
         enable_checkpointing(model, keep_attention)
     autocast = partial(torch.autocast, "cpu", dtype, enabled=dtype != torch.float32)
     denoiser = Denoiser({"high": model}, None, autocast=autocast)
-    x, sigma, prompt = inputs(rng)
+    x, sigma, condition = inputs(rng)
     with denoiser.training("student"):
-        velocity = denoiser.velocity(x, sigma, prompt, role="student")
+        velocity = denoiser.velocity(x, sigma, condition, role="student")
         (velocity - x).square().mean().backward()
     gradients = [p.grad for p in parameters.values() if p.grad is not None]
     assert len(gradients) == len(parameters)
@@ -49,8 +50,8 @@ def gradient_of_student(
     return torch.cat([gradient.flatten() for gradient in gradients])
 
 
-def inputs(rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Latents of two clips, their sigmas and their prompts."""
+def inputs(rng: torch.Generator) -> tuple[Tensor, Tensor, Condition]:
+    """Latents of two clips, their sigmas and what they show."""
     x = torch.randn(2, 16, 2, 4, 4, generator=rng)
     prompt = torch.randn(2, 6, 16, generator=rng)
-    return x, torch.tensor([0.9, 0.3], dtype=torch.float64), prompt
+    return x, torch.tensor([0.9, 0.3], dtype=torch.float64), Condition(prompt)

@@ -12,6 +12,7 @@ from random_teachers import TEXT_DIM, random_transformer
 from wan_distill.maths.flow import sigma_batch
 from wan_distill.maths.sigmas import expert_of, sigma_grid
 from wan_distill.model.adapters import adapter_parameters, add_adapter
+from wan_distill.model.condition import Condition
 from wan_distill.model.denoiser import Denoiser, nonfinite_weight
 from wan_distill.settings.job import LORA_TARGETS
 
@@ -33,19 +34,19 @@ def two_role_denoiser(checkpointing: bool) -> Denoiser:
 def inputs(batch: int = 2, sigma: float = 0.9):
     rng = torch.Generator().manual_seed(3)
     x = torch.randn(batch, 16, 2, 4, 4, generator=rng)
-    return x, sigma_batch(sigma, x), torch.randn(batch, 8, TEXT_DIM, generator=rng)
+    return x, sigma_batch(sigma, x), Condition(torch.randn(batch, 8, TEXT_DIM, generator=rng))
 
 
 def gradients_after_scores(denoiser: Denoiser, role: str) -> dict[str, torch.Tensor | None]:
     """Gradients after `role` ran with gradient, the other roles without, and only then backward:
     DMD's order.
     """
-    x, sigma, prompt = inputs()
+    x, sigma, condition = inputs()
     with denoiser.training(role):
-        velocity = denoiser.velocity(x, sigma, prompt, role=role)
+        velocity = denoiser.velocity(x, sigma, condition, role=role)
         with torch.no_grad():
             for other in ("teacher", "student", "fake_score"):
-                denoiser.velocity(x, sigma, prompt, role=other)
+                denoiser.velocity(x, sigma, condition, role=other)
         velocity.square().mean().backward()
     return {name: p.grad for name, p in denoiser.experts["high"].named_parameters()}
 
@@ -78,11 +79,13 @@ def test_gradient_checkpointing_changes_no_gradient(role):
 
 def test_teacher_is_the_base_and_roles_differ():
     denoiser = two_role_denoiser(False)
-    x, sigma, prompt = inputs()
+    x, sigma, condition = inputs()
     with torch.no_grad():
         roles = ("teacher", "student", "fake_score")
-        teacher, student, fake = (denoiser.velocity(x, sigma, prompt, role=role) for role in roles)
-        base = random_transformer(0, layers=2)(x, 1000 * sigma.float(), prompt).sample
+        teacher, student, fake = (
+            denoiser.velocity(x, sigma, condition, role=role) for role in roles
+        )
+        base = random_transformer(0, layers=2)(x, 1000 * sigma.float(), condition.prompt).sample
     torch.testing.assert_close(teacher, base, rtol=0, atol=0)
     assert not any(
         p.requires_grad for p in denoiser.experts["high"].parameters()
@@ -92,31 +95,32 @@ def test_teacher_is_the_base_and_roles_differ():
 
 def test_a_role_switch_is_undone_after_an_error():
     denoiser = two_role_denoiser(False)
-    x, sigma, prompt = inputs()
-    before = denoiser.velocity(x, sigma, prompt, role="teacher")
+    x, sigma, condition = inputs()
+    before = denoiser.velocity(x, sigma, condition, role="teacher")
     with pytest.raises(RuntimeError), denoiser.training("student"):
-        denoiser.velocity(x[:, :3], sigma, prompt, role="student")
+        denoiser.velocity(x[:, :3], sigma, condition, role="student")
     assert not any(p.requires_grad for p in denoiser.experts["high"].parameters())
     torch.testing.assert_close(
-        denoiser.velocity(x, sigma, prompt, role="teacher"), before, rtol=0, atol=0
+        denoiser.velocity(x, sigma, condition, role="teacher"), before, rtol=0, atol=0
     )
 
 
 def test_gradients_of_a_role_out_of_training_are_refused():
     denoiser = two_role_denoiser(False)
-    x, sigma, prompt = inputs()
+    x, sigma, condition = inputs()
     with denoiser.training("student"), pytest.raises(RuntimeError, match="no_grad"):
-        denoiser.velocity(x, sigma, prompt, role="fake_score")
+        denoiser.velocity(x, sigma, condition, role="fake_score")
 
 
 def test_guidance_is_the_pipelines():
     denoiser = two_role_denoiser(False)
-    x, sigma, prompt = inputs()
+    x, sigma, condition = inputs()
     negative = torch.zeros(1, 8, TEXT_DIM)
     with torch.no_grad():
-        cond = denoiser.velocity(x, sigma, prompt, role="teacher")
-        uncond = denoiser.velocity(x, sigma, negative.expand_as(prompt), role="teacher")
-        guided = denoiser.guided_velocity(x, sigma, prompt, negative, 4.0)
+        cond = denoiser.velocity(x, sigma, condition, role="teacher")
+        without = Condition(negative.expand_as(condition.prompt))
+        uncond = denoiser.velocity(x, sigma, without, role="teacher")
+        guided = denoiser.guided_velocity(x, sigma, condition, negative, 4.0)
     torch.testing.assert_close(guided, uncond + 4.0 * (cond - uncond), rtol=1e-5, atol=1e-5)
 
 
@@ -124,15 +128,15 @@ def test_a_whole_student_has_no_teacher_and_no_scores():
     """--student_layers: all weights are the student's own."""
     transformer = random_transformer(0)
     denoiser = Denoiser({"high": transformer}, BOUNDARY, whole=True)
-    x, sigma, prompt = inputs()
+    x, sigma, condition = inputs()
     with torch.no_grad():
-        velocity = denoiser.velocity(x, sigma, prompt, role="student")
+        velocity = denoiser.velocity(x, sigma, condition, role="student")
     assert velocity.isfinite().all()
     for role in ("teacher", "fake_score", "real_score"):
         with pytest.raises(RuntimeError, match=f"{role} asked for.*no teacher beneath"):
-            denoiser.velocity(x, sigma, prompt, role=role)
+            denoiser.velocity(x, sigma, condition, role=role)
     with pytest.raises(RuntimeError, match="no teacher beneath"):
-        denoiser.guided_velocity(x, sigma, prompt, torch.zeros(1, 8, TEXT_DIM), 4.0)
+        denoiser.guided_velocity(x, sigma, condition, torch.zeros(1, 8, TEXT_DIM), 4.0)
 
 
 # ------------------------------------------------------------------------ what transformers get
@@ -158,7 +162,9 @@ def test_the_transformer_gets_exact_timesteps(dtype, per_token):
     x = torch.randn(2, 16, 3, 4, 6, generator=rng)
     sigma = torch.tensor([5 / 6, 0.1], dtype=torch.float64)
     with torch.no_grad():
-        velocity = denoiser.velocity(x, sigma, torch.zeros(2, 8, TEXT_DIM), role="teacher")
+        velocity = denoiser.velocity(
+            x, sigma, Condition(torch.zeros(2, 8, TEXT_DIM)), role="teacher"
+        )
     expected = torch.tensor([833.3333, 100.0])
     tokens = 3 * (4 // 2) * (6 // 2)
     if per_token:
@@ -176,11 +182,11 @@ def test_a_guidance_scale_of_one_costs_one_evaluation():
     denoiser.experts["high"].register_forward_hook(
         lambda _, given, __: batches.append(len(given[0]))
     )
-    x, sigma, prompt = inputs()
+    x, sigma, condition = inputs()
     negative = torch.zeros(1, 8, TEXT_DIM)
     with torch.no_grad():
-        denoiser.guided_velocity(x, sigma, prompt, negative, 1.0)
-        denoiser.guided_velocity(x, sigma, prompt, negative, 3.0)
+        denoiser.guided_velocity(x, sigma, condition, negative, 1.0)
+        denoiser.guided_velocity(x, sigma, condition, negative, 3.0)
     assert batches == [2, 4]
 
 
@@ -197,21 +203,21 @@ def test_the_first_weight_that_is_not_finite_is_named():
 
 def test_sigmas_on_both_sides_of_the_boundary_are_refused():
     denoiser = two_role_denoiser(False)
-    x, _, prompt = inputs()
+    x, _, condition = inputs()
     with pytest.raises(ValueError, match="both sides"):
-        denoiser.velocity(x, torch.tensor([0.9, 0.5]), prompt, role="teacher")
+        denoiser.velocity(x, torch.tensor([0.9, 0.5]), condition, role="teacher")
     with pytest.raises(ValueError, match="not loaded"):
-        denoiser.velocity(x, torch.tensor([0.4, 0.5]), prompt, role="teacher")
+        denoiser.velocity(x, torch.tensor([0.4, 0.5]), condition, role="teacher")
 
 
 def test_each_expert_answers_for_its_own_sigmas():
     experts = {"high": random_transformer(0), "low": random_transformer(1)}
     denoiser = Denoiser(experts, BOUNDARY)
     for level, expert in ((0.9, "high"), (BOUNDARY, "high"), (0.874, "low"), (0.01, "low")):
-        x, sigma, prompt = inputs(sigma=level)
+        x, sigma, condition = inputs(sigma=level)
         with torch.no_grad():
-            velocity = denoiser.velocity(x, sigma, prompt, role="teacher")
-            expected = experts[expert](x, (1000 * sigma).float(), prompt).sample
+            velocity = denoiser.velocity(x, sigma, condition, role="teacher")
+            expected = experts[expert](x, (1000 * sigma).float(), condition.prompt).sample
         assert torch.equal(velocity, expected)
 
 

@@ -128,12 +128,12 @@ def test_compiled_blocks_give_the_same_gradient_and_leave_the_teacher_alone(
         # Fused sums round anew.
         torch.testing.assert_close(compiled, adapter_gradient(reference), rtol=1e-4, atol=1e-6)
         denoiser, plain = (Denoiser({"high": m}, None) for m in (model, reference))
-        x, sigma, prompt = inputs(torch.Generator().manual_seed(6))
+        x, sigma, condition = inputs(torch.Generator().manual_seed(6))
         with torch.no_grad():
             student, teacher = (
-                denoiser.velocity(x, sigma, prompt, role=role) for role in ("student", "teacher")
+                denoiser.velocity(x, sigma, condition, role=role) for role in ("student", "teacher")
             )
-            expected = plain.velocity(x, sigma, prompt, role="teacher")
+            expected = plain.velocity(x, sigma, condition, role="teacher")
     torch.testing.assert_close(teacher, expected, rtol=1e-4, atol=1e-5)
     assert (student - expected).abs().max() > 0.01
 

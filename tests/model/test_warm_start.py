@@ -13,6 +13,7 @@ from written_students import write_student
 from wan_distill.errors import UsageError
 from wan_distill.layout import LORA_FILE
 from wan_distill.model.adapters import adapter_parameters, add_adapter
+from wan_distill.model.condition import Condition
 from wan_distill.model.denoiser import Denoiser
 from wan_distill.model.student_files import save_lora
 from wan_distill.model.warm_start import begin_as, carry_over, check_warm_start
@@ -33,11 +34,12 @@ def test_a_warm_start_begins_with_the_other_runs_student(make_run, tmp_path):
     add_adapter(second, "student", rank=4, alpha=2.0, layers=LORA_TARGETS, seed=9)
     begin_as(second, "student", LoraHeader(file, "--init_student_from"))
     x = torch.randn(1, 16, 2, 4, 4, generator=torch.Generator().manual_seed(0))
-    prompt, sigma = torch.zeros(1, 12, TEXT_DIM), torch.tensor([0.9], dtype=torch.float64)
+    condition = Condition(torch.zeros(1, 12, TEXT_DIM))
+    sigma = torch.tensor([0.9], dtype=torch.float64)
     with torch.no_grad():
-        expected = first.velocity(x, sigma, prompt, role="student")
-        begun = Denoiser({"high": second}, BOUNDARY).velocity(x, sigma, prompt, role="student")
-        teacher = first.velocity(x, sigma, prompt, role="teacher")
+        expected = first.velocity(x, sigma, condition, role="student")
+        begun = Denoiser({"high": second}, BOUNDARY).velocity(x, sigma, condition, role="student")
+        teacher = first.velocity(x, sigma, condition, role="teacher")
     torch.testing.assert_close(begun, expected, rtol=1e-4, atol=1e-5)
     assert (expected - teacher).abs().max() > 1e-3
 

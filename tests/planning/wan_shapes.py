@@ -15,6 +15,7 @@ from wan_distill.methods.dmd import DMDBatch
 from wan_distill.methods.trajectory import TrajectoryBatch
 from wan_distill.model.adapters import make_roles
 from wan_distill.model.checkpointing import recompute_blocks
+from wan_distill.model.condition import Condition
 from wan_distill.model.denoiser import Denoiser
 from wan_distill.planning.memory import shape_of
 from wan_distill.planning.trace import Ledger
@@ -74,17 +75,18 @@ def random_batch(config: Config, info: TeacherInfo, role: str) -> Any:
     size = config.train_batch_size
     latents, tokens = info.latent_shape(config), config.max_sequence_length
     prompt = torch.randn(size, tokens, info.transformer["text_dim"])
+    condition = Condition(prompt)
     x, end = torch.randn(size, *latents), torch.randn(size, *latents)
     sigmas = tuple(s for s in config.sigmas() if s > 0.8)
     if config.method == "trajectory":
         sigma = torch.full((size,), sigmas[0], dtype=torch.float64)
-        return TrajectoryBatch(x, sigma, end, prompt)
+        return TrajectoryBatch(x, sigma, end, condition)
     if config.method == "consistency":
         points = (sigmas[0], (sigmas[0] + sigmas[1]) / 2, sigmas[1])
-        return ConsistencyBatch(x, end, prompt, prompt[:1], points)
+        return ConsistencyBatch(x, end, condition, prompt[:1], points)
     return DMDBatch(
         x=x,
-        prompt=prompt,
+        condition=condition,
         negative=prompt[:1],
         sigmas=sigmas,
         exit=len(sigmas) - 2,

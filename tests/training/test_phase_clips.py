@@ -57,9 +57,9 @@ def test_one_clip_per_prompt_is_solved_sampled_and_written(
 
     forwards, velocity = Counter(), lesson.denoiser.velocity
 
-    def counting(x, sigma, prompt, *, role):
+    def counting(x, sigma, condition, *, role):
         forwards[role] += len(x)
-        return velocity(x, sigma, prompt, role=role)
+        return velocity(x, sigma, condition, role=role)
 
     lesson.denoiser.velocity = counting
     written = []
@@ -80,12 +80,12 @@ def test_clips_show_the_x0_that_the_last_step_heads_for(make_run, expert):
     solve_missing(run, clips.requests())
     first, last, end = {"high": (1.0, 0.9375, 5 / 6), "low": (5 / 6, 0.625, 0.0)}[expert]
     x = clips.teacher.at(range(3), [first] * 3)
-    prompt = run.embeddings.batch(PROMPTS)
+    condition = run.condition(PROMPTS)
     with torch.no_grad():
         start, now = sigma_batch(first, x), sigma_batch(last, x)
-        velocity = lesson.denoiser.velocity(x, start, prompt, role="student")
+        velocity = lesson.denoiser.velocity(x, start, condition, role="student")
         x = euler_step(x, velocity, start, now)
-        velocity = lesson.denoiser.velocity(x, now, prompt, role="student")
+        velocity = lesson.denoiser.velocity(x, now, condition, role="student")
     expected = x0_from_velocity(x, velocity, now)
     found = clips.student_x0(lesson.denoiser)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
@@ -100,14 +100,12 @@ def test_the_low_experts_clips_begin_with_the_distilled_high_experts_latents(mak
     high = distil_high(run)
     clips = PhaseClips(run, "low", PROMPTS, 3)
     solve_missing(run, clips.requests())
-    x, prompt = (
-        torch.stack([clips.teacher.noise(i) for i in range(3)]),
-        run.embeddings.batch(PROMPTS),
-    )
+    x = torch.stack([clips.teacher.noise(i) for i in range(3)])
+    condition = run.condition(PROMPTS)
     for sigma, after in ((1.0, 0.9375), (0.9375, 5 / 6)):
         now = sigma_batch(sigma, x)
         with torch.no_grad():
-            velocity = high.denoiser.velocity(x, now, prompt, role="student")
+            velocity = high.denoiser.velocity(x, now, condition, role="student")
         x = euler_step(x, velocity, now, sigma_batch(after, x))
     torch.testing.assert_close(clips.start.at(range(3), [5 / 6] * 3), x, rtol=1e-4, atol=1e-5)
 

@@ -147,6 +147,11 @@ def split_prompts(config: Config, teacher: TeacherInfo) -> tuple[list[str], list
     Raises UsageError as `read_prompts` and `counting_tokens` do.
     """
     say = functools.partial(print, file=sys.stderr)
+    if teacher.takes_picture:
+        raise UsageError(
+            f"--teacher_path {teacher.source}: image to video is not here yet; give a "
+            "text-to-video teacher"
+        )
     too_long = counting_tokens(config, teacher)
     if config.prompts is None and teacher.world is not None:
         own = teacher.folder / "prompts.txt"

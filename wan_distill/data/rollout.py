@@ -7,9 +7,11 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from wan_distill.data.first_frames import Prompt
 from wan_distill.data.run import Run
 from wan_distill.maths.flow import SOLVERS, Velocity
 from wan_distill.maths.sigmas import Expert
+from wan_distill.model.condition import Condition
 from wan_distill.model.denoiser import Denoiser
 from wan_distill.settings.recipes import Role
 from wan_distill.system.runtime import to_device
@@ -19,20 +21,19 @@ Latents = dict[float, Tensor]
 
 
 def velocity_of(
-    run: Run, denoiser: Denoiser, expert: Expert, prompt: Tensor, *, role: Role, guided: bool
+    run: Run, denoiser: Denoiser, expert: Expert, condition: Condition, *, role: Role, guided: bool
 ) -> Velocity:
     """The velocity field of `role` in `expert`'s range.
 
     Args:
-        prompt: embeddings [B, L, D].
         guided: with the teacher's guidance; `role` must then be the teacher.
     """
     scale = run.config.guidance(expert)
 
     def velocity(x: Tensor, sigma: Tensor) -> Tensor:
         if guided:
-            return denoiser.guided_velocity(x, sigma, prompt, run.negative, scale)
-        return denoiser.velocity(x, sigma, prompt, role=role)
+            return denoiser.guided_velocity(x, sigma, condition, run.negative, scale)
+        return denoiser.velocity(x, sigma, condition, role=role)
 
     return velocity
 
@@ -43,7 +44,7 @@ def carry(
     denoiser: Denoiser,
     expert: Expert,
     latents: Tensor,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     sigmas: Sequence[float],
     *,
     role: Role,
@@ -68,8 +69,8 @@ def carry(
     for start in range(0, len(latents), size):
         batch = slice(start, start + size)
         x = to_device(latents[batch], run.runtime.device)
-        prompt = run.embeddings.batch(prompts[batch])
-        velocity = velocity_of(run, denoiser, expert, prompt, role=role, guided=guided)
+        condition = run.condition(prompts[batch])
+        velocity = velocity_of(run, denoiser, expert, condition, role=role, guided=guided)
         reached: Latents = {sigmas[0]: latents[batch].cpu()} if sigmas[0] in store else {}
         steps = SOLVERS[solver](velocity, x, sigmas)
         for sigma, here in zip(sigmas[1:], steps, strict=True):

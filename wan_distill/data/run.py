@@ -13,9 +13,11 @@ from diffusers import WanTransformer3DModel
 from torch import Tensor
 
 from wan_distill.data.embeddings import PromptEmbeddings
+from wan_distill.data.first_frames import FirstFrames, Prompt, text_of
 from wan_distill.layout import RunFolder
 from wan_distill.maths.randomness import generator
 from wan_distill.maths.sigmas import SUBFOLDER, Expert, expert_sigmas
+from wan_distill.model.condition import Condition
 from wan_distill.model.denoiser import Denoiser
 from wan_distill.model.loading import Teacher
 from wan_distill.settings.config import Config
@@ -35,9 +37,11 @@ class Run:
     config: Config
     teacher: Teacher
     embeddings: PromptEmbeddings
-    prompts: tuple[str, ...]
+    prompts: tuple[Prompt, ...]
     """The prompts to train on."""
     runtime: Runtime
+    first_frames: FirstFrames | None = None
+    """Of the prompts' pictures, where the teacher takes some."""
 
     @property
     def info(self) -> TeacherInfo:
@@ -70,10 +74,18 @@ class Run:
             boundary=config.boundary_ratio,
             weights=config.weights_key,
         )
+        if self.first_frames is not None:
+            key |= dict(first_frames=self.first_frames.key)
         scales = [config.guidance(expert) for expert in experts]
         if not guided or set(scales) == {1}:
             return key
         return key | dict(guidance=scales, negative=config.negative_prompt)
+
+    def condition(self, prompts: Sequence[Prompt]) -> Condition:
+        """What clips of `prompts` are to show, on the device."""
+        embeddings = self.embeddings.batch([text_of(prompt) for prompt in prompts])
+        pictures = self.first_frames
+        return Condition(embeddings, None if pictures is None else pictures.batch(prompts))
 
     def generator(self, expert: Expert, index: int) -> torch.Generator:
         """The source of every draw of one micro-batch of one expert, by its global index."""

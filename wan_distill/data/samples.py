@@ -23,11 +23,13 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from wan_distill.data.first_frames import Prompt
 from wan_distill.data.run import Run
 from wan_distill.errors import UsageError
 from wan_distill.layout import RunFolder
 from wan_distill.maths.randomness import keyed_noise
 from wan_distill.maths.sigmas import Expert, expert_sigmas
+from wan_distill.model.condition import Condition
 from wan_distill.settings.recipes import recipe_of
 from wan_distill.settings.sample_specs import SampleSpec, student_of
 from wan_distill.system.files import DamagedFile, read_hashed, sha256, write_atomically
@@ -44,7 +46,7 @@ class SampleStore:
         prompts: what the samples show; by default the prompts to train on.
     """
 
-    def __init__(self, run: Run, spec: SampleSpec, prompts: Sequence[str] | None = None):
+    def __init__(self, run: Run, spec: SampleSpec, prompts: Sequence[Prompt] | None = None):
         self.run = run
         self.spec = spec
         self.prompts = tuple(run.prompts if prompts is None else prompts)
@@ -90,13 +92,13 @@ class SampleStore:
         ]
         return to_device(torch.stack(latents), self.run.runtime.device)
 
-    def prompts_of(self, rows: Iterable[int]) -> list[str]:
+    def prompts_of(self, rows: Iterable[int]) -> list[Prompt]:
         """The prompt of each of `rows`."""
         return [self.prompts[row % len(self.prompts)] for row in rows]
 
-    def prompt(self, rows: Iterable[int]) -> Tensor:
-        """Embeddings [B, L, D] of the samples' prompts, on the device."""
-        return self.run.embeddings.batch(self.prompts_of(rows))
+    def condition(self, rows: Iterable[int]) -> Condition:
+        """What the samples show, on the device."""
+        return self.run.condition(self.prompts_of(rows))
 
     def _stored(self, row: int, index: int) -> Tensor:
         file = self.file(row)

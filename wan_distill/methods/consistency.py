@@ -29,6 +29,7 @@ from wan_distill.maths import flow
 from wan_distill.maths.randomness import generator, keyed_order
 from wan_distill.maths.sigmas import expert_of, sigma_grid, steps_of
 from wan_distill.methods.base import Loss, Method
+from wan_distill.model.condition import Condition
 from wan_distill.model.denoiser import Denoiser
 from wan_distill.settings.recipes import Role
 
@@ -41,8 +42,7 @@ class ConsistencyBatch:
     """[B, C, F, H, W] at points[0]."""
     x_end: Tensor
     """[B, C, F, H, W] at points[-1]."""
-    prompt: Tensor
-    """[B, L, D]."""
+    condition: Condition
     negative: Tensor
     """[1, L, D]."""
     points: tuple[float, ...]
@@ -68,7 +68,7 @@ class Consistency(Method[ConsistencyBatch]):
         return ConsistencyBatch(
             x_start=samples.at(rows, [start] * len(rows)),
             x_end=samples.at(rows, [end] * len(rows)),
-            prompt=samples.prompt(rows),
+            condition=samples.condition(rows),
             negative=inputs.run.negative,
             points=(*owned, end),
         )
@@ -85,10 +85,10 @@ class Consistency(Method[ConsistencyBatch]):
         x = torch.lerp(batch.x_start, batch.x_end, along)
         scale = self.config.guidance(self.expert)
         with torch.no_grad():
-            velocity = denoiser.guided_velocity(x, sigma, batch.prompt, batch.negative, scale)
+            velocity = denoiser.guided_velocity(x, sigma, batch.condition, batch.negative, scale)
             x_nearer = flow.euler_step(x, velocity, sigma, nearer)
-            there = self._end_point(denoiser, x_nearer, nearer, start, end, batch.prompt)
-        here = self._end_point(denoiser, x, sigma, start, end, batch.prompt)
+            there = self._end_point(denoiser, x_nearer, nearer, start, end, batch.condition)
+        here = self._end_point(denoiser, x, sigma, start, end, batch.condition)
         yield Loss(pseudo_huber(here - there, self.config.huber_c))
 
     def _end_point(
@@ -98,13 +98,13 @@ class Consistency(Method[ConsistencyBatch]):
         sigma: Tensor,
         start: Tensor,
         end: Tensor,
-        prompt: Tensor,
+        condition: Condition,
     ) -> Tensor:
         """f(x, sigma), which is x itself where sigma has reached the end."""
         # At the end the velocity has no weight: it is asked for at a sigma that belongs to this
         # expert.
         owned = torch.where(sigma <= end, start, sigma)
-        velocity = denoiser.velocity(x, owned, prompt, role="student")
+        velocity = denoiser.velocity(x, owned, condition, role="student")
         return flow.euler_step(x, velocity, sigma, end.expand_as(sigma))
 
     def _student_step(self, step: int) -> tuple[float, float]:

@@ -69,7 +69,7 @@ class PhasedDMD(PhasedMethod):
         """
 
         def student(x: Tensor, sigma: Tensor) -> Tensor:
-            return denoiser.velocity(x, sigma, batch.prompt, role="student")
+            return denoiser.velocity(x, sigma, batch.condition, role="student")
 
         with torch.no_grad():
             x = sample(student, batch.x, batch.sigmas[: batch.exit + 1])
@@ -101,7 +101,7 @@ class PhasedDMD(PhasedMethod):
         with torch.no_grad():
             x, sigma, _ = self.diffuse(x_end.detach(), batch.sigmas[-1], rng)
             real = self.real_velocity(denoiser, batch, x, sigma)
-            fake = denoiser.velocity(x, sigma, batch.prompt, role="fake_score")
+            fake = denoiser.velocity(x, sigma, batch.condition, role="fake_score")
             x0_real = flow.x0_from_velocity(x, real, sigma)
             x0_fake = flow.x0_from_velocity(x, fake, sigma)
             gradient = matching_gradient(x0.detach(), x0_real, x0_fake)
@@ -113,16 +113,16 @@ class PhasedDMD(PhasedMethod):
     ) -> Tensor:
         """Towards the distribution to match, as `--real_score` says."""
         if self.learned:
-            return denoiser.velocity(x, sigma, batch.prompt, role="real_score")
+            return denoiser.velocity(x, sigma, batch.condition, role="real_score")
         scale = self.config.score_guidance(self.expert)
-        return denoiser.guided_velocity(x, sigma, batch.prompt, batch.negative, scale)
+        return denoiser.guided_velocity(x, sigma, batch.condition, batch.negative, scale)
 
     def diversity_loss(self, denoiser: Denoiser, batch: DMDBatch) -> Loss:
         """DP-DMD: from the same noise, the first step must head for the teacher's own latents."""
         assert batch.anchor is not None
         start = sigma_batch(1.0, batch.x)
         end = sigma_batch(self.config.sigmas()[1], batch.x)
-        velocity = denoiser.velocity(batch.x, start, batch.prompt, role="student")
+        velocity = denoiser.velocity(batch.x, start, batch.condition, role="student")
         target = flow.mean_velocity(batch.x, batch.anchor, start, end)
         error = (velocity - target).square().mean()
         return Loss(self.config.diversity_weight * error, {"diversity_loss": error.detach()})
@@ -142,5 +142,5 @@ class PhasedDMD(PhasedMethod):
         target = flow.phase_velocity(repeated, noise, sigma, end)
         for draw in range(draws):
             part = slice(draw * len(x_end), (draw + 1) * len(x_end))
-            velocity = denoiser.velocity(x[part], sigma[part], batch.prompt, role=role)
+            velocity = denoiser.velocity(x[part], sigma[part], batch.condition, role=role)
             yield Loss(critic_error(velocity, target[part], sigma[part], end) / draws)

@@ -11,6 +11,7 @@ from wan_distill.data.samples import Inputs
 from wan_distill.maths.randomness import generator, keyed_noise, keyed_order
 from wan_distill.maths.sigmas import Expert, expert_sigmas
 from wan_distill.methods.base import Method
+from wan_distill.model.condition import Condition
 from wan_distill.settings.config import Config
 from wan_distill.settings.recipes import Role
 from wan_distill.system.runtime import to_device
@@ -22,8 +23,7 @@ class DMDBatch:
 
     x: Tensor
     """[B, C, F, H, W] at sigmas[0]."""
-    prompt: Tensor
-    """[B, L, D]."""
+    condition: Condition
     negative: Tensor
     """[1, L, D]."""
     sigmas: tuple[float, ...]
@@ -103,8 +103,8 @@ class PhasedMethod(Method[DMDBatch]):
             (stored[p] for p in (f"inputs {steps}", "samples", "anchors") if p in stored), None
         )
         if source is None:
-            x, prompt = self._fresh(inputs, micro_batch)
-            return DMDBatch(x, prompt, inputs.run.negative, sigmas, exit)
+            x, condition = self._fresh(inputs, micro_batch)
+            return DMDBatch(x, condition, inputs.run.negative, sigmas, exit)
         reads = self.rows_at(step, micro_batch)
         anchor = teacher_end = None
         if "anchors" in reads:
@@ -113,7 +113,7 @@ class PhasedMethod(Method[DMDBatch]):
             teacher_end = stored["samples"].at(rows, [sigmas[-1]] * len(rows))
         return DMDBatch(
             x=source.at(rows, [sigmas[0]] * len(rows)),
-            prompt=source.prompt(rows),
+            condition=source.condition(rows),
             negative=inputs.run.negative,
             sigmas=sigmas,
             exit=exit,
@@ -144,8 +144,8 @@ class PhasedMethod(Method[DMDBatch]):
             for p in self._positions(micro_batch)
         ]
 
-    def _fresh(self, inputs: Inputs, micro_batch: int) -> tuple[Tensor, Tensor]:
-        """Noise [B, C, F, H, W] and prompts [B, L, D] that no stored sample has."""
+    def _fresh(self, inputs: Inputs, micro_batch: int) -> tuple[Tensor, Condition]:
+        """Noise [B, C, F, H, W] that no stored sample has, and what is to become of it."""
         run, seed = inputs.run, self.config.seed
         positions = self._positions(micro_batch)
         chosen = [
@@ -153,4 +153,4 @@ class PhasedMethod(Method[DMDBatch]):
             for p in positions
         ]
         noise = torch.stack([keyed_noise(run.latent_shape, seed, "dmd", p) for p in positions])
-        return to_device(noise, run.runtime.device), run.embeddings.batch(chosen)
+        return to_device(noise, run.runtime.device), run.condition(chosen)

@@ -21,6 +21,7 @@ from wan_distill.maths import flow
 from wan_distill.maths.randomness import keyed_order
 from wan_distill.maths.sigmas import Expert, steps_of
 from wan_distill.methods.base import Loss, Method
+from wan_distill.model.condition import Condition
 from wan_distill.model.denoiser import Denoiser
 from wan_distill.settings.config import Config
 from wan_distill.settings.recipes import Role
@@ -36,8 +37,7 @@ class TrajectoryBatch:
     """[B], the sigma of each x, float64 on the CPU."""
     target: Tensor
     """[B, C, F, H, W], the mean velocity to the step's end."""
-    prompt: Tensor
-    """[B, L, D]."""
+    condition: Condition
 
 
 class Trajectory(Method[TrajectoryBatch]):
@@ -66,13 +66,13 @@ class Trajectory(Method[TrajectoryBatch]):
         sigma = torch.tensor(begins, dtype=torch.float64)
         next_sigma = torch.tensor(ends, dtype=torch.float64)
         target = flow.mean_velocity(x, samples.at(rows, ends), sigma, next_sigma)
-        return TrajectoryBatch(x, sigma, target, samples.prompt(rows))
+        return TrajectoryBatch(x, sigma, target, samples.condition(rows))
 
     def losses(
         self, role: Role, denoiser: Denoiser, batch: TrajectoryBatch, rng: torch.Generator
     ) -> Iterator[Loss]:
         """Mean squared error of the mean velocity, over everything."""
-        velocity = denoiser.velocity(batch.x, batch.sigma, batch.prompt, role=role)
+        velocity = denoiser.velocity(batch.x, batch.sigma, batch.condition, role=role)
         yield Loss((velocity - batch.target).square().mean())
 
     def _pairs(self, micro_batch: int) -> list[tuple[int, int]]:

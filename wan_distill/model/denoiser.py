@@ -16,11 +16,12 @@ from torch import Tensor
 from wan_distill.maths import flow
 from wan_distill.maths.sigmas import NUM_TRAIN_TIMESTEPS, Expert, expert_of
 from wan_distill.model.adapters import adapter_layers
+from wan_distill.model.condition import Condition
 from wan_distill.settings.recipes import Role
 
 
 class Denoiser:
-    """velocity(x, sigma, prompt, role) over the experts that are loaded.
+    """velocity(x, sigma, condition, role) over the experts that are loaded.
 
     Args:
         experts: loaded transformers by name; one is enough as long as every sigma is its own.
@@ -54,14 +55,14 @@ class Denoiser:
 
     # ----------------------------------------------------------------------------------- velocities
 
-    def velocity(self, x: Tensor, sigma: Tensor, prompt: Tensor, *, role: Role) -> Tensor:
+    def velocity(self, x: Tensor, sigma: Tensor, condition: Condition, *, role: Role) -> Tensor:
         """Predicted noise - x0 [B, C, F, H, W], in float32.
 
         Args:
             x: noisy latents [B, C, F, H, W].
             sigma: noise levels [B] in (0, 1], on the CPU (routing must not wait for a device), all
                 on one side of the boundary.
-            prompt: text embeddings [B, L, D], zero past the prompt's end.
+            condition: what the B clips are to show.
             role: whose prediction. Roles other than the one in training run without gradient.
 
         Raises:
@@ -79,10 +80,15 @@ class Denoiser:
                 f"{role} asked for with gradients while {self._trained} is in training: use no_grad"
             )
         with self.acting_as(role):
-            return self._forward(self.experts[expert], x, sigma, prompt)
+            return self._forward(self.experts[expert], x, sigma, condition)
 
     def guided_velocity(
-        self, x: Tensor, sigma: Tensor, prompt: Tensor, negative: Tensor, guidance_scale: float
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        condition: Condition,
+        negative: Tensor,
+        guidance_scale: float,
     ) -> Tensor:
         """The teacher's velocity under classifier-free guidance; both halves in one forward.
 
@@ -92,11 +98,11 @@ class Denoiser:
             negative: the negative prompt's embedding [1 or B, L, D].
         """
         if guidance_scale == 1:
-            return self.velocity(x, sigma, prompt, role="teacher")
+            return self.velocity(x, sigma, condition, role="teacher")
         both = self.velocity(
             torch.cat([x, x]),
             torch.cat([sigma, sigma]),
-            torch.cat([prompt, negative.expand_as(prompt)]),
+            condition.and_negative(negative),
             role="teacher",
         )
         conditional, unconditional = both.chunk(2)
@@ -121,7 +127,7 @@ class Denoiser:
         return owner
 
     def _forward(
-        self, transformer: WanTransformer3DModel, x: Tensor, sigma: Tensor, prompt: Tensor
+        self, transformer: WanTransformer3DModel, x: Tensor, sigma: Tensor, condition: Condition
     ) -> Tensor:
         # In float32 whatever the base's dtype: bf16 has no numbers between 832 and 836.
         timestep = (NUM_TRAIN_TIMESTEPS * sigma.double()).float().to(x.device, non_blocking=True)
@@ -131,7 +137,10 @@ class Denoiser:
             timestep = timestep[:, None].expand(-1, frames * rows * columns)
         with self.autocast():
             (velocity,) = transformer(
-                x.to(self.dtype), timestep, prompt.to(self.dtype), return_dict=False
+                condition.beside(x).to(self.dtype),
+                timestep,
+                condition.prompt.to(self.dtype),
+                return_dict=False,
             )
         return velocity.float()
 

@@ -178,6 +178,22 @@ def hide_loading_bars() -> None:
 
 
 @torch.no_grad()
+def encode_first_frame(vae: AutoencoderKLWan, picture: Tensor, frames: int) -> Tensor:
+    """Normalised latents [C, f, h, w] of a clip of `frames` frames of which the first is given and
+    the others are zero: to the bit those of `WanImageToVideoPipeline.prepare_latents`.
+
+    Args:
+        picture: [3, H, W] in [-1, 1].
+    """
+    clip = torch.zeros(1, 3, frames, *picture.shape[1:], device=vae.device)
+    clip[0, :, 0] = picture
+    latents: Tensor = vae.encode(clip).latent_dist.mode()
+    mean = torch.tensor(vae.config["latents_mean"], device=vae.device).view(1, -1, 1, 1, 1)
+    inverse = 1 / torch.tensor(vae.config["latents_std"], device=vae.device).view(1, -1, 1, 1, 1)
+    return ((latents - mean) * inverse)[0]
+
+
+@torch.no_grad()
 def decode(vae: AutoencoderKLWan, latents: Tensor, batch_size: int = 16) -> Tensor:
     """Frames [B, F, H, W, 3] in [0, 1], float32 on the CPU, of normalised latents [B, C, f, h, w].
 

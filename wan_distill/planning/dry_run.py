@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from wan_distill.data.first_frames import Prompt, text_of
 from wan_distill.errors import UsageError
 from wan_distill.planning.plan import describe_needs, describe_plan, plan_numbers
 from wan_distill.planning.preflight import examine_surroundings
@@ -16,7 +17,10 @@ from wan_distill.system.files import write_atomically
 
 
 def print_plan(
-    stages: Sequence[Config], info: TeacherInfo, prompts: Sequence[str], held_out: Sequence[str]
+    stages: Sequence[Config],
+    info: TeacherInfo,
+    prompts: Sequence[Prompt],
+    held_out: Sequence[Prompt],
 ) -> int:
     """Prints the plan, which holds whatever this machine is, and then what stands against a run
     here. Exit code: 0, or 2 where anything does.
@@ -33,7 +37,7 @@ def print_plan(
                 f"--plan_json {config.plan_json}: cannot be written ({error.strerror}); choose "
                 "another"
             ) from error
-    lines, obstacles = examine_surroundings(stages, info, [*prompts, *held_out])
+    lines, obstacles = examine_surroundings(stages, info, list(map(text_of, [*prompts, *held_out])))
     print("On this machine:", *lines, sep="\n")
     for obstacle in obstacles:
         print(f"error: {obstacle}", file=sys.stderr)

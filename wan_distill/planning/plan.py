@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from wan_distill.data.first_frames import Prompt
 from wan_distill.maths.sigmas import SUBFOLDER, expert_of, steps_of
 from wan_distill.planning.hardware import Hardware, hardware_of
 from wan_distill.planning.levers import what_fits
@@ -23,7 +24,10 @@ SHOWN = 24  # characters of a setting's value
 
 
 def describe_plan(
-    stages: Sequence[Config], info: TeacherInfo, prompts: Sequence[str], held_out: Sequence[str]
+    stages: Sequence[Config],
+    info: TeacherInfo,
+    prompts: Sequence[Prompt],
+    held_out: Sequence[Prompt],
 ) -> str:
     """What will happen: teacher, clip, student sigmas and their experts, updates, roles, where
     things go.

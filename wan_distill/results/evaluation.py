@@ -1,5 +1,4 @@
-"""How good is the student? Measured against fresh teacher samples, on prompts and seeds that were
-not trained on.
+"""How good is the student? Measured against fresh teacher samples, on other prompts and seeds.
 
 Fréchet distance (arXiv 1706.08500) between sets of *latents*, on the leading principal components
 of the teacher's samples: in the full latent space 512 samples would measure mostly bias and noise.
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from wan_distill.data.first_frames import Prompt, text_of
 from wan_distill.data.rollout import carry
 from wan_distill.data.run import Run
 from wan_distill.errors import UsageError
@@ -55,13 +55,9 @@ class Drawn(NamedTuple):
     seconds: float
 
 
-def _counter(bar: tqdm, evaluations: int) -> Callable[[int], None]:
+def _counter(bar: tqdm, evaluations: int) -> Callable[[int], object]:
     """Moves `bar` on by `evaluations` per sample."""
-
-    def advance(samples: int) -> None:
-        bar.update(samples * evaluations)
-
-    return advance
+    return lambda samples: bar.update(samples * evaluations)
 
 
 class Evaluation:
@@ -71,12 +67,13 @@ class Evaluation:
         prompts: those that were not trained on. Sample i follows prompt i modulo their number.
     """
 
-    def __init__(self, run: Run, prompts: Sequence[str]):
+    def __init__(self, run: Run, prompts: Sequence[Prompt]):
         self.run = run
         self.config = run.config
         count = run.config.eval_samples
         prompts = prompts[: count // 2]  # two samples of each, for the diversity
         self.prompts = [prompts[i % len(prompts)] for i in range(count)]
+        self.texts = [text_of(prompt) for prompt in self.prompts]
         self.distinct = len(set(self.prompts))
 
     def measure(self) -> dict[str, Any] | None:
@@ -93,7 +90,7 @@ class Evaluation:
         count = min(COMPARED, self.distinct)
         shown = [rows.paired, rows.few_unguided, *rows.students]
         clips = {row.name: decode(vae, drawn[row].latents[:count]) for row in shown}
-        contact_sheet(self.run.folder.comparison, clips, self.prompts[:count])
+        contact_sheet(self.run.folder.comparison, clips, self.texts[:count])
         return result
 
     # -------------------------------------------------------------------------------------- samples
@@ -203,7 +200,7 @@ class Evaluation:
                 evaluations=row.evaluations(self.config),
                 frechet=distance,
                 excess=distance / floor,
-                **world_measures(self.run.info.world, clips, self.prompts),
+                **world_measures(self.run.info.world, clips, self.texts),
                 paired_distance=float(difference.mean()),
                 motion=pictures["motion"] / base["motion"],
                 diversity=diversity(latents, self.distinct) / diversity(paired, self.distinct),

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from wan_distill.data.first_frames import Prompt, text_of
 from wan_distill.data.run import Run
 from wan_distill.data.samples import SampleRequest, SampleStore
 from wan_distill.data.solving import solve_missing
@@ -78,7 +79,7 @@ class PairedEvaluation:
             each prompt has at least two seeds where there are enough samples.
     """
 
-    def __init__(self, run: Run, prompts: Sequence[str]):
+    def __init__(self, run: Run, prompts: Sequence[Prompt]):
         self.run = run
         count = run.config.eval_samples
         self.prompts = tuple(prompts[: max(1, count // SEEDS)])
@@ -133,7 +134,9 @@ class PairedEvaluation:
             pair = torch.cat([beside[reference], beside[student]], dim=2)
             file = self.run.folder.pairs / f"{i:02d}.mp4"
             write_video(file, pair.numpy(), self.run.config.fps)
-        prompts = [self.prompts[i % len(self.prompts)] for i in range(len(shown[reference]))]
+        prompts = [
+            text_of(self.prompts[i % len(self.prompts)]) for i in range(len(shown[reference]))
+        ]
         sheets = {name: torch.stack(clips) for name, clips in shown.items()}
         contact_sheet(self.run.folder.comparison, sheets, prompts)
         return statistics

@@ -15,17 +15,19 @@ from wan_distill.settings.assets import EMBEDDED_TEACHER, download, is_offline
 from wan_distill.settings.config import WAN_NEGATIVE_PROMPT, Config
 from wan_distill.settings.fingerprints import fingerprint_part
 from wan_distill.settings.pipelines import (
+    IMAGE_TO_VIDEO,
     boundary_ratio_of,
+    check_channels,
     check_numbers,
     check_pipeline,
-    check_text_to_video,
 )
 from wan_distill.settings.reading import read_json
 from wan_distill.settings.teacher_changes import TeacherChanges, expert_of_part, read_changes
 
-# Wan's own sampling settings. A14B: Wan2.2 wan/configs/wan_t2v_A14B.py; the others: Wan2.1 README,
-# TI2V-5B config.
+# Wan's own sampling settings. A14B: Wan2.2 wan/configs/wan_t2v_A14B.py and wan_i2v_A14B.py; the
+# others: Wan2.1 README, TI2V-5B config.
 TWO_EXPERTS = dict(teacher_shift=12.0, guidance_scale=4.0, guidance_scale_2=3.0)
+TWO_EXPERTS_IMAGE = dict(teacher_shift=5.0, guidance_scale=3.5, guidance_scale_2=3.5)
 ONE_EXPERT = dict(teacher_shift=5.0, guidance_scale=5.0, guidance_scale_2=5.0)
 TEACHER_PARTS = ("transformer", "transformer_2", "vae")
 TEXT_PARTS = ("text_encoder", "tokenizer")
@@ -51,6 +53,7 @@ class TeacherInfo:
         transformer, vae: their `config.json`.
         variant: of the weight files, for parts that have files of it.
         changes: experts that are replaced, and LoRAs that are merged.
+        takes_picture: whether clips begin with a picture that is given (image to video).
         world: what the clips of a tiny teacher show (`world.json`); None: of any other teacher.
     """
 
@@ -62,6 +65,7 @@ class TeacherInfo:
     expand_timesteps: bool
     transformer: dict[str, Any]
     vae: dict[str, Any]
+    takes_picture: bool = False
     variant: str | None = None
     changes: TeacherChanges = field(default_factory=TeacherChanges)
     world: dict[str, Any] | None = None
@@ -81,7 +85,8 @@ class TeacherInfo:
         """How the teacher is sampled: shift, guidance and negative prompt as Wan does it, and the
         clip and the text length that it was trained with.
         """
-        values: dict[str, Any] = dict(ONE_EXPERT if self.boundary_ratio is None else TWO_EXPERTS)
+        two = TWO_EXPERTS_IMAGE if self.takes_picture else TWO_EXPERTS
+        values: dict[str, Any] = dict(ONE_EXPERT if self.boundary_ratio is None else two)
         wan_text = self.transformer["text_dim"] == WAN_TEXT_WIDTH
         values["negative_prompt"] = WAN_NEGATIVE_PROMPT if wan_text else ""
         if self.world is None:
@@ -101,6 +106,11 @@ class TeacherInfo:
         return ("high",) if self.boundary_ratio is None else ("high", "low")
 
     @property
+    def mask_channels(self) -> int:
+        """Of an image-to-video transformer's input: frames per latent frame."""
+        return int(self.vae.get("scale_factor_temporal", 4))
+
+    @property
     def side_multiple(self) -> int:
         """Height and width in pixels must be multiples of this (A14B: 16, TI2V-5B: 32)."""
         # Pixels per latent times latents per patch.
@@ -111,7 +121,7 @@ class TeacherInfo:
         temporal = self.vae.get("scale_factor_temporal", 4)
         spatial = self.vae.get("scale_factor_spatial", 8)
         return (
-            self.transformer["in_channels"],
+            self.transformer["out_channels"],
             (config.num_frames - 1) // temporal + 1,
             config.height // spatial,
             config.width // spatial,
@@ -158,7 +168,7 @@ class TeacherInfo:
 def read_teacher(config: Config) -> TeacherInfo:
     """Reads the configuration of the teacher that `--teacher_path` names, downloading it if needed.
 
-    Raises UsageError where there is none, where it is not a Wan text-to-video pipeline, and where
+    Raises UsageError where there is none, where it is not a Wan pipeline of a known kind, and where
     its files are missing or damaged.
     """
     source = config.teacher_path or str(EMBEDDED_TEACHER)
@@ -169,9 +179,9 @@ def read_teacher(config: Config) -> TeacherInfo:
     index = _read_json(folder / "model_index.json", source)
     check_pipeline(source, index)
     transformer = _read_json(folder / "transformer" / "config.json", source)
-    check_text_to_video(source, transformer)
     vae = _read_json(folder / "vae" / "config.json", source)
     check_numbers(source, transformer, vae)
+    check_channels(source, index, transformer, vae)
     boundary = boundary_ratio_of(source, index)
     return TeacherInfo(
         source=source,
@@ -182,6 +192,7 @@ def read_teacher(config: Config) -> TeacherInfo:
         expand_timesteps=bool(index.get("expand_timesteps")),
         transformer=transformer,
         vae=vae,
+        takes_picture=index["_class_name"] == IMAGE_TO_VIDEO,
         variant=config.variant,
         changes=read_changes(config, ("high", "low") if boundary else ("high",), transformer),
         world=_read_json(folder / WORLD, source) if (folder / WORLD).is_file() else None,

@@ -1,4 +1,4 @@
-"""Is this a Wan text-to-video pipeline? By its JSON files alone."""
+"""Is this a Wan pipeline that can be distilled? By its JSON files alone."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from wan_distill.errors import UsageError
 
 TRANSFORMER_NUMBERS = (
     "in_channels",
+    "out_channels",
     "num_layers",
     "num_attention_heads",
     "attention_head_dim",
@@ -26,18 +27,20 @@ PARTS = {
     "tokenizer": ("transformers", None),
     "scheduler": ("diffusers", None),
 }
+TEXT_TO_VIDEO, IMAGE_TO_VIDEO = "WanPipeline", "WanImageToVideoPipeline"
+PIPELINES = {TEXT_TO_VIDEO: "text to video", IMAGE_TO_VIDEO: "image to video"}
 TOKENIZERS = ("T5TokenizerFast", "T5Tokenizer", "AutoTokenizer")
 SCHEDULER = "UniPCMultistepScheduler"  # Wan's own, for remedies
 
 
 def check_pipeline(source: str, index: dict[str, Any]) -> None:
     """Raises UsageError where `index`, the content of model_index.json, is not of a pipeline that
-    stock diffusers loads as WanPipeline.
+    stock diffusers loads as one of `PIPELINES`.
     """
-    if index.get("_class_name") != "WanPipeline":
+    if index.get("_class_name") not in PIPELINES:
+        known = " and ".join(f"{name} ({what})" for name, what in PIPELINES.items())
         raise UsageError(
-            f"--teacher_path {source}: is a {index.get('_class_name')}; this tool distils "
-            "WanPipeline (text to video)"
+            f"--teacher_path {source}: is a {index.get('_class_name')}; this tool distils {known}"
         )
     for part, (library, wanted) in PARTS.items():
         if part not in index or (part == "transformer_2" and index[part] == [None, None]):
@@ -69,17 +72,42 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
-def check_text_to_video(source: str, transformer: dict[str, Any]) -> None:
-    """Raises UsageError for a transformer that also needs an image.
+def check_channels(
+    source: str, index: dict[str, Any], transformer: dict[str, Any], vae: dict[str, Any]
+) -> None:
+    """Raises UsageError where the transformer does not take what its pipeline gives it.
 
-    Image-to-video transformers have an image encoder's width (Wan2.1), or take the image's latents
-    and a mask as additional channels: 36 in, 16 out.
+    Text to video: noisy latents alone. Image to video as Wan2.2-A14B: beside them, as more
+    channels, the mask of the frames that are given (one channel per frame of a latent frame) and
+    the first frame's latents: 36 in, 16 out. Not those that also see the picture through an image
+    encoder (Wan2.1), take a last frame too, or give each token a timestep (TI2V-5B with a picture):
+    docs/methods.md says why.
     """
-    channels_in = transformer.get("in_channels")
-    channels_out = transformer.get("out_channels")
-    if transformer.get("image_dim") is not None or channels_in != channels_out:
+    wanted = PIPELINES[index["_class_name"]]
+    channels_in, latent = transformer["in_channels"], transformer["out_channels"]
+    expected = {
+        PIPELINES[TEXT_TO_VIDEO]: latent,
+        PIPELINES[IMAGE_TO_VIDEO]: 2 * latent + vae.get("scale_factor_temporal", 4),
+    }
+    encoder = index.get("image_encoder") not in (None, [None, None])
+    if encoder or transformer.get("image_dim") is not None:
         raise UsageError(
-            f"--teacher_path {source}: an image-to-video transformer; give a text-to-video teacher"
+            f"--teacher_path {source}: sees its picture through an image encoder (Wan2.1), which "
+            "this tool does not train with; give Wan2.2-I2V-A14B or a text-to-video teacher"
+        )
+    if index["_class_name"] == IMAGE_TO_VIDEO and index.get("expand_timesteps"):
+        raise UsageError(
+            f"--teacher_path {source}: gives the picture's tokens a timestep of their own "
+            "(TI2V-5B with a picture), which this tool does not train with; give the same model as "
+            "a WanPipeline, or Wan2.2-I2V-A14B"
+        )
+    if channels_in != expected[wanted]:
+        fits = [what for what, channels in expected.items() if channels == channels_in]
+        kind = f"is for {fits[0]}" if fits else "is for neither"
+        raise UsageError(
+            f"--teacher_path {source}: model_index.json says {index['_class_name']} ({wanted}), "
+            f"but its transformer with {channels_in} channels in and {latent} out {kind}; "
+            "download it again"
         )
 
 
@@ -105,14 +133,14 @@ def boundary_ratio_of(source: str, index: dict[str, Any]) -> float | None:
     if not (isinstance(boundary, float) and 0 < boundary < 1):
         raise UsageError(
             f"--teacher_path {source}: has two transformers but boundary_ratio {boundary} in "
-            "model_index.json; set it there (Wan2.2-T2V-A14B: 0.875)"
+            "model_index.json; set it there (Wan2.2-T2V-A14B: 0.875, I2V-A14B: 0.9)"
         )
     return boundary
 
 
 def check_numbers(source: str, transformer: dict[str, Any], vae: dict[str, Any]) -> None:
     """Raises UsageError where a number that this tool calculates with is not one."""
-    channels = transformer.get("in_channels")
+    channels = transformer.get("out_channels")
     wrong = [
         f"transformer/config.json: {key} {transformer.get(key)}"
         for key in TRANSFORMER_NUMBERS

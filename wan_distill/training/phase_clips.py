@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from wan_distill.data.first_frames import Prompt
 from wan_distill.data.rollout import carry
 from wan_distill.data.run import Run
 from wan_distill.data.samples import SampleRequest, SampleStore
@@ -29,7 +30,7 @@ class PhaseClips:
         count: number of samples.
     """
 
-    def __init__(self, run: Run, expert: Expert, prompts: Sequence[str], count: int):
+    def __init__(self, run: Run, expert: Expert, prompts: Sequence[Prompt], count: int):
         config = run.config
         self.run = run
         self.expert: Expert = expert

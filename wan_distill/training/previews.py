@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import torch
 
+from wan_distill.data.first_frames import PicturedPrompt, Prompt, text_of
 from wan_distill.data.run import Run
 from wan_distill.data.samples import SampleRequest
 from wan_distill.layout import TEACHER_CLIP
@@ -29,11 +30,17 @@ MAX_SHARE = 0.05
 SHOWN = 3  # prompts, where none is given
 
 
-def validation_prompts(config: Config, held_out: Sequence[str]) -> list[str]:
-    """`--validation_prompt`, several separated by |; otherwise a few that are not trained on."""
-    if config.validation_prompt:
-        return [part.strip() for part in config.validation_prompt.split("|") if part.strip()]
-    return list(held_out[:SHOWN])
+def validation_prompts(config: Config, held_out: Sequence[Prompt]) -> list[Prompt]:
+    """`--validation_prompt`, several separated by |; otherwise a few that are not trained on, whose
+    pictures, where they have some, those of the setting get too.
+    """
+    if not config.validation_prompt:
+        return list(held_out[:SHOWN])
+    given = [part.strip() for part in config.validation_prompt.split("|") if part.strip()]
+    pictures = [prompt.picture for prompt in held_out if isinstance(prompt, PicturedPrompt)]
+    if not pictures:
+        return list(given)
+    return [PicturedPrompt(text, pictures[i % len(pictures)]) for i, text in enumerate(given)]
 
 
 class Previews:
@@ -42,7 +49,7 @@ class Previews:
     Solves nothing: see `requests`.
     """
 
-    def __init__(self, run: Run, expert: Expert, prompts: Sequence[str]):
+    def __init__(self, run: Run, expert: Expert, prompts: Sequence[Prompt]):
         self.run = run
         self.expert: Expert = expert
         self.clips = PhaseClips(run, expert, prompts, len(prompts))
@@ -92,7 +99,8 @@ class Previews:
     def _save_teacher(self) -> None:
         if self.run.runtime.is_main:
             self.run.folder.previews.mkdir(parents=True, exist_ok=True)
-            prompts = json.dumps(self.clips.prompts, ensure_ascii=False).encode()
+            texts = [text_of(prompt) for prompt in self.clips.prompts]
+            prompts = json.dumps(texts, ensure_ascii=False).encode()
             write_atomically(self.run.folder.preview_prompts, prompts)
         self._save(TEACHER_CLIP, self.clips.teacher_x0())
         self.teacher_shown = True

@@ -18,13 +18,14 @@ from wan_distill.methods import make_method
 from wan_distill.methods.base import Method
 from wan_distill.model.adapters import make_roles
 from wan_distill.model.checkpointing import recompute_blocks
+from wan_distill.model.condition import Condition
 from wan_distill.model.loading import decode
 from wan_distill.settings.recipes import Role, recipe_of
 from wan_distill.training.learner import make_learners
 
 
 class RandomSamples:
-    """Stands in for a `SampleStore`: latents and prompts of the right shapes, on the device."""
+    """Stands in for a `SampleStore`: latents and conditions of the right shapes, on the device."""
 
     def __init__(self, run: Run):
         self.run = run
@@ -34,9 +35,9 @@ class RandomSamples:
         device = self.run.runtime.device
         return torch.randn(len(rows), *self.run.latent_shape, device=device)
 
-    def prompt(self, rows: Iterable[int]) -> Tensor:
-        """The embedding [B, L, D] of some prompt, once per row."""
-        return self.run.embeddings.batch([self.run.prompts[0] for _ in rows])
+    def condition(self, rows: Iterable[int]) -> Condition:
+        """Of some prompt, once per row."""
+        return self.run.condition([self.run.prompts[0] for _ in rows])
 
 
 def random_inputs(run: Run, expert: Expert) -> Inputs:

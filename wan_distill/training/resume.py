@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import wan_distill.training.checkpoint as checkpoint
+from wan_distill.data.first_frames import Prompt
 from wan_distill.data.run import Run
 from wan_distill.errors import NonFiniteError, UsageError, one_line
 from wan_distill.layout import RunFolder
@@ -27,7 +28,7 @@ FREE = {item.name for item in dataclasses.fields(Config) if item.metadata["free"
 
 
 def identity(
-    config: Config, info: TeacherInfo, prompts: Sequence[str], sample_groups: int
+    config: Config, info: TeacherInfo, prompts: Sequence[Prompt], sample_groups: int
 ) -> dict[str, Any]:
     """What makes a run this run, besides its settings, in words that a refusal can use."""
     return {
