@@ -11,19 +11,20 @@ import argparse
 import sys
 from pathlib import Path
 
-from wan_distill.errors import FileError, UsageError
+from wan_distill.errors import INTERRUPTED, FileError, UsageError
 from wan_distill.maths.sigmas import SUBFOLDER
 from wan_distill.settings.command_line import OneLineParser
 from wan_distill.settings.flags import path
 from wan_distill.settings.lora_headers import LoraHeader
 from wan_distill.settings.lora_names import LAYOUTS
+from wan_distill.settings.other_names import command_name
 from wan_distill.system.console import escape_unencodable
 from wan_distill.system.disk_errors import describe_disk_error
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = OneLineParser(
-        prog="convert_lora.py",
+        prog=command_name("convert_lora.py", "wan-distill-convert"),
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="exit codes: 0 done, 2 bad input (one line says what to change)",
@@ -69,6 +70,9 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         print(f"error: {describe_disk_error(error, None)}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
+        return INTERRUPTED
 
 
 def run(args: argparse.Namespace) -> int:

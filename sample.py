@@ -1,7 +1,8 @@
 #!/usr/bin/env python
 """A prompt in, a video out, with a distilled student; its schedule is read from the student itself.
 
-python sample.py --student outputs/tiny_wan22-trajectory+dmd-4steps --prompt "a red ball"
+python sample.py --student outputs/tiny_wan22-trajectory+dmd-4steps \\
+    --prompt "a small red circle moving left"
 python sample.py --student high_noise_lora.safetensors,low_noise_lora.safetensors --prompt "..."
 """
 
@@ -18,16 +19,21 @@ from typing import Any
 
 import numpy
 
-from wan_distill.errors import Halted, UsageError, one_line
+from wan_distill.errors import INTERRUPTED, Halted, UsageError, one_line
+from wan_distill.maths.sigmas import sigma_grid, steps_of
 from wan_distill.settings.checks import check_clip
 from wan_distill.settings.command_line import OneLineParser
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
 from wan_distill.settings.flags import path, paths, text
+from wan_distill.settings.other_names import SAMPLING, command_name
 from wan_distill.system.console import escape_unencodable
 from wan_distill.system.disk_errors import describe_disk_error
+from wan_distill.system.notices import keep_notices, print_kept
 
 NAME_BYTES = 180  # of a video's name, in UTF-8: file systems allow 255 in all
+# Flag -> folder, and videos per prompt: VBench's own number is 5.
+SERIES = {"prompts": ("videos", 1), "vbench_prompts": ("vbench", 5)}
 CHANGES = ("teacher_lora", "teacher_transformer", "teacher_transformer_2")
 FLAGS: dict[str, dict[str, Any]] = {
     "--student": dict(
@@ -36,20 +42,24 @@ FLAGS: dict[str, dict[str, Any]] = {
         help="output folder of a run, or its files separated by commas",
     ),
     "--prompt": dict(type=text, help="what to show"),
-    "--vbench_prompts": dict(
+    "--prompts": dict(
         type=path,
         metavar="FILE",
-        help="instead: --samples videos of every prompt in a file, in the folder --out, under the "
-        "names that VBench reads",
+        help="instead: a video of every prompt in a file, in the folder --out. Those that exist "
+        "already are left out",
+    ),
+    "--vbench_prompts": dict(
+        type=path, metavar="FILE", help="the same with VBench's number of videos per prompt, 5"
     ),
     "--samples": dict(
-        type=int, default=5, help="videos per prompt with --vbench_prompts (VBench's own: 5)"
+        type=int, help="videos per prompt of a file, with seeds --seed, --seed + 1, ... (default 1)"
     ),
     "--out": dict(
         type=path,
-        help="where the video goes (default: video.mp4, or video-1.mp4, ... where that exists; "
-        "with --vbench_prompts the folder vbench)",
+        help="where the video goes (default: video.mp4, or video-1.mp4, ... where that exists), or "
+        "the folder of many (default: videos, vbench)",
     ),
+    "--overwrite": dict(action="store_true", help="replace videos that exist"),
     "--teacher_path": dict(
         type=path,
         help="hub id or folder of the teacher (default: the one the student was made from)",
@@ -92,7 +102,8 @@ FLAGS: dict[str, dict[str, Any]] = {
 
 def build_parser() -> OneLineParser:
     parser = OneLineParser(
-        prog="sample.py",
+        prog=command_name("sample.py", "wan-distill-sample"),
+        other_names=SAMPLING,
         allow_abbrev=False,
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -104,7 +115,7 @@ def build_parser() -> OneLineParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit code: 0 done, 2 bad input, 1 a disk that does not read or write."""
+    """Exit code: 0 done, 2 bad input, 130 stopped by Ctrl-C, 1 a disk that fails."""
     escape_unencodable()
     try:
         return run(build_parser().parse_args(argv))
@@ -117,6 +128,12 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         print(f"error: {describe_disk_error(error, None)}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("Stopped; videos that are finished stay.", file=sys.stderr)
+        return INTERRUPTED
+    except Exception:
+        print_kept()
+        raise
 
 
 def run(args: argparse.Namespace) -> int:
@@ -127,14 +144,15 @@ def run(args: argparse.Namespace) -> int:
         print("all videos are there")
         return 0
 
-    from wan_distill.results import sampling
-    from wan_distill.results import student as made
-    from wan_distill.system.pictures import write_video
+    with keep_notices():
+        from wan_distill.results import sampling
+        from wan_distill.results import student as made
+        from wan_distill.system.pictures import write_video
 
     made.check_folders({file.parent for _, _, file in videos})
     files = made.find_student(args.student)
     student = made.read_schedule(files)
-    steps = steps_of(args, student)
+    steps = chosen_steps(args, student)
     names = ("teacher_path", "revision", "variant", "cache_dir", "allow_pickle", *CHANGES)
     chosen = {name: getattr(args, name) for name in names}
     chosen["teacher_lora"] = chosen["teacher_lora"] and tuple(chosen["teacher_lora"])
@@ -144,6 +162,13 @@ def run(args: argparse.Namespace) -> int:
     made.check_teacher(info, student, args.allow_other_teacher)
     made.check_fits(info, files)
     call = dict(num_inference_steps=steps, guidance_scale=1.0, **clip)
+    if missing := experts_without_student(student, steps, info):
+        print(
+            f"--student {args.student}: half a student: nothing of the {' and '.join(missing)} "
+            "expert, which is sampled as the teacher's; give both files, separated by a comma",
+            file=sys.stderr,
+        )
+    print(what_it_will_do(args, videos, steps, clip, info), flush=True)
 
     pipe = sampling.load_pipeline(info, config, files, args.offload)
     teacher = pipe
@@ -181,28 +206,37 @@ def check_numbers(args: argparse.Namespace) -> None:
 def wanted_videos(args: argparse.Namespace) -> list[tuple[str, int, Path]]:
     """(prompt, seed, file) of each video to make. Raises UsageError.
 
-    Those of an interrupted series for VBench that exist already are left out.
+    Those of an interrupted series that exist already are left out.
     """
-    if (args.prompt is None) == (args.vbench_prompts is None):
-        raise UsageError("--prompt: give one, or --vbench_prompts FILE, and not both")
-    if args.prompt is not None:
+    sources = dict(prompt=args.prompt, prompts=args.prompts, vbench_prompts=args.vbench_prompts)
+    (flag, source), *others = [each for each in sources.items() if each[1] is not None] or [
+        ("", "")
+    ]
+    if others or not flag:
+        raise UsageError("--prompt: give one, or --prompts FILE, or --vbench_prompts FILE")
+    if flag == "prompt":
         check_out(args)
         file = Path(args.out) if args.out else unused_name(Path("video.mp4"))
         return [(args.prompt, args.seed, file)]
     from wan_distill.data.prompts import read_prompts
 
-    folder = Path(args.out or "vbench")
+    usual, count = SERIES[flag]
+    folder = Path(args.out or usual)
+    if folder.suffix.lower() == ".mp4":
+        raise UsageError(f"--out {args.out}: --{flag} makes several videos; give a folder")
     try:
-        prompts = read_prompts(args.vbench_prompts, partial(print, file=sys.stderr))
+        prompts = read_prompts(source, partial(print, file=sys.stderr))
     except UsageError as error:
-        raise UsageError(str(error).replace("--prompts", "--vbench_prompts", 1)) from error
-    names = file_names(prompts)
+        raise UsageError(str(error).replace("--prompts", f"--{flag}", 1)) from error
     series = [
         (prompt, args.seed + i, folder / f"{name}-{i}.mp4")
-        for prompt, name in names.items()
-        for i in range(args.samples)
+        for prompt, name in file_names(prompts).items()
+        for i in range(args.samples or count)
     ]
-    return [video for video in series if not exists(video[2])]
+    left = series if args.overwrite else [video for video in series if not exists(video[2])]
+    if len(left) < len(series):
+        print(f"{len(series) - len(left)} of {len(series)} videos are in {folder} already")
+    return left
 
 
 def check_out(args: argparse.Namespace) -> None:
@@ -215,6 +249,8 @@ def check_out(args: argparse.Namespace) -> None:
         raise UsageError(f"--out {args.out}: is a folder; name a file in it, such as video.mp4")
     if Path(args.out).suffix.lower() != ".mp4":
         raise UsageError(f"--out {args.out}: videos are written as mp4; give a name with .mp4")
+    if exists(Path(args.out)) and not args.overwrite:
+        raise UsageError(f"--out {args.out}: exists; choose another name, or --overwrite")
 
 
 def exists(video: Path) -> bool:
@@ -246,7 +282,36 @@ def file_names(prompts: list[str]) -> dict[str, str]:
     return names
 
 
-def steps_of(args: argparse.Namespace, student: dict[str, Any]) -> int:
+def what_it_will_do(
+    args: argparse.Namespace,
+    videos: list[tuple[str, int, Path]],
+    steps: int,
+    clip: dict[str, int],
+    info: TeacherInfo,
+) -> str:
+    """One line, before minutes of loading."""
+    (prompt, seed, file), many = videos[0], len(videos) > 1
+    what = f"{len(videos)} videos" if many else f"a video of {prompt!r}"
+    where = f"the folder {file.parent}" if many else f"{file}"
+    size = f"{clip['num_frames']} frames of {clip['height']}x{clip['width']}"
+    beside = ", beside its teacher's" if args.compare else ""
+    return (
+        f"Makes {what}{beside}: {size} in {steps} steps, from seed {seed}, to {where}; loads "
+        f"{info.title} first"
+    )
+
+
+def experts_without_student(student: dict[str, Any], steps: int, info: TeacherInfo) -> list[str]:
+    """The experts that work in `steps` steps and that no file of --student is for."""
+    grid = sigma_grid(steps, student["flow_shift"])
+    return [
+        expert
+        for expert in info.experts
+        if expert not in student["experts"] and steps_of(expert, grid, info.boundary_ratio)
+    ]
+
+
+def chosen_steps(args: argparse.Namespace, student: dict[str, Any]) -> int:
     """The number of steps to sample in. Raises UsageError where it was not trained for."""
     trained: list[int] = student["sampling_steps"]
     steps = args.steps or max(trained)

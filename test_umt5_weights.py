@@ -19,13 +19,15 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wan_distill.errors import FileError, UsageError
+from wan_distill.errors import INTERRUPTED, FileError, UsageError
 from wan_distill.settings.assets import EMBEDDED_TEACHER
 from wan_distill.settings.command_line import OneLineParser
 from wan_distill.settings.flags import path, text
+from wan_distill.settings.other_names import command_name
 from wan_distill.settings.weight_files import refuse_pickles
 from wan_distill.system.console import escape_unencodable
 from wan_distill.system.disk_errors import describe_disk_error
+from wan_distill.system.notices import keep_notices, print_kept
 from wan_distill.umt5.inspect import inspect_text_encoder, locate
 from wan_distill.umt5.silence import LOADERS, silence_tied_weight_report
 from wan_distill.umt5.tables import EMBED, SHARED
@@ -51,7 +53,8 @@ def check(
     Raises FileError or UsageError where no verdict is possible: no such folder, no weight files of
     this variant, or pickles without permission.
     """
-    from wan_distill.umt5 import repair, text, verify
+    with keep_notices():
+        from wan_distill.umt5 import repair, text, verify
 
     folder = locate(source)
     inspection = inspect_text_encoder(folder, variant)
@@ -128,7 +131,7 @@ def print_verdict(encoder: UMT5EncoderModel | None, verdict: Verdict) -> None:
 def make_parser() -> OneLineParser:
     """The command line."""
     parser = OneLineParser(
-        prog="test_umt5_weights.py",
+        prog=command_name("test_umt5_weights.py", "wan-distill-check"),
         description=__doc__,
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -167,6 +170,12 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         print(f"error: {describe_disk_error(error, args.repair)}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
+        return INTERRUPTED
+    except Exception:
+        print_kept()
+        raise
 
 
 def run(args: argparse.Namespace) -> int:

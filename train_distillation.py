@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wan_distill.errors import (
+    INTERRUPTED,
     RESUMABLE,
     FileError,
     Halted,
@@ -31,9 +32,10 @@ from wan_distill.settings.command_line import debug_asked, parse_args
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo, read_teacher
 from wan_distill.settings.resolve import resolve_stages
-from wan_distill.system.console import TrainingBar, escape_unencodable
+from wan_distill.system.console import TrainingBar, enter, escape_unencodable, show_job
 from wan_distill.system.disk_errors import describe_disk_error
 from wan_distill.system.launcher import check_launcher, describe_rank
+from wan_distill.system.notices import keep_notices, print_kept
 
 if TYPE_CHECKING:  # torch is imported once the settings are known to be right
     from diffusers import WanPipeline
@@ -50,7 +52,7 @@ if TYPE_CHECKING:  # torch is imported once the settings are known to be right
 
 def main(argv: list[str] | None = None) -> int:
     """Exit code: 0 done, 2 bad input, 75 stopped by a signal with everything saved (run again to go
-    on), 1 anything else.
+    on), 130 stopped by Ctrl-C before anything was begun, 1 anything else.
     """
     argv = sys.argv[1:] if argv is None else argv
     escape_unencodable()
@@ -63,6 +65,9 @@ def main(argv: list[str] | None = None) -> int:
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         return RESUMABLE
+    except KeyboardInterrupt:  # later the run itself takes the signal
+        print("Stopped before anything was begun.", file=sys.stderr)
+        return INTERRUPTED
     except Halted as halted:
         print(f"error: {halted}", file=sys.stderr, flush=True)
         return 1
@@ -77,6 +82,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {describe_disk_error(error, output_dir)}", file=sys.stderr)
         return 1
     except Exception as error:
+        print_kept()
         if rank := describe_rank():  # which of many: the others only see that a peer is gone
             print(f"{rank} failed: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
         raise
@@ -84,14 +90,17 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(config: Config) -> int:
     """The whole job, or the part of it that the flags ask for."""
-    from wan_distill import data, model, planning, results
-    from wan_distill.system.files import lock_file, make_output_folder
-    from wan_distill.system.runtime import Runtime
+    with keep_notices(shown=config.verbose_loading):
+        from wan_distill import data, model, planning, results
+        from wan_distill.system.files import lock_file, make_output_folder
+        from wan_distill.system.runtime import Runtime
 
     # 1. What is to be done? Everything that can be refused is refused before any weights load.
     info = read_teacher(config)
     stages = resolve_stages(config, info)
     config = stages[-1]  # what the job is judged by
+    if config.clean:
+        return clean(config)
     prompts, held_out = data.split_prompts(config, info)
     if config.push_to_hub:
         results.check_hub(config)
@@ -111,6 +120,20 @@ def run(config: Config) -> int:
         return carry_out(stages, info, prompts, held_out, surroundings, runtime)
 
 
+def clean(config: Config) -> int:
+    """Deletes the caches of a finished run. Exit code: 0."""
+    from wan_distill.planning.wording import size
+    from wan_distill.system.cleaning import bytes_of, checkpoints_in, remove_caches
+    from wan_distill.system.files import lock_file
+
+    folder = RunFolder(Path(config.output_dir))
+    with lock_file(folder.lock, is_main=True):
+        freed = remove_caches(folder)
+    kept = size(bytes_of(checkpoints_in(folder)))
+    print(f"Deleted {size(freed)} of caches in {folder.path}; {kept} of checkpoints stay")
+    return 0
+
+
 def carry_out(
     stages: Sequence[Config],
     info: TeacherInfo,
@@ -120,19 +143,40 @@ def carry_out(
     runtime: Runtime,
 ) -> int:
     """The part of the job that writes into the output folder, which no other run does meanwhile."""
-    from wan_distill import data, model, planning, results, training
-    from wan_distill.system.files import make_output_folder
+    from wan_distill import data, planning, results, training
 
     config = stages[-1]  # what the job is judged by
     folder = RunFolder(Path(config.output_dir))
     for stage in stages:
         known = training.identity(stage, info, prompts, runtime.sample_groups)
         training.check_resume(stage, known, runtime.say)
-    plan = planning.describe_plan(stages, info, prompts, held_out)
-    runtime.say(plan, "", "On this machine:", *surroundings, "")
+    hardware = planning.hardware_of(config)
+    counts = len(prompts), len(held_out)
+    runtime.say(*planning.headline(stages, info, *counts, hardware), "")
     if runtime.is_main:
-        folder.plan.write_text(plan + "\n", encoding="utf-8")
+        plan = planning.describe_plan(stages, info, prompts, held_out)
+        lines = [plan, "", "On this machine:", *surroundings, ""]
+        folder.plan.write_text("\n".join(lines), encoding="utf-8")
+    with show_job(planning.timeline(stages, info, sum(counts), hardware)):
+        do_job(stages, info, prompts, held_out, runtime)
+    if runtime.is_main:
+        runtime.say(*results.closing(config, info, data.text_of([*held_out, *prompts][0])))
+    return 0
 
+
+def do_job(
+    stages: Sequence[Config],
+    info: TeacherInfo,
+    prompts: Sequence[Prompt],
+    held_out: Sequence[Prompt],
+    runtime: Runtime,
+) -> None:
+    """Encodes, trains, exports and measures."""
+    from wan_distill import data, model, planning, results, training
+    from wan_distill.system.files import make_output_folder
+
+    config = stages[-1]  # what the job is judged by
+    folder = RunFolder(Path(config.output_dir))
     # 2. The teacher's text encoder: loaded quietly, verified against its file, used once, freed.
     teacher = model.Teacher(info, config, runtime)
     shown = training.validation_prompts(config, held_out)
@@ -163,6 +207,7 @@ def carry_out(
         results.export_student(job)
     evaluation = None
     if config.evaluate or config.evaluate_only:
+        enter("evaluate")
         pairs = config.evaluation == "pairs"
         kind = results.PairedEvaluation if pairs else results.Evaluation
         with planning.explain_out_of_memory(config, info, "measuring the student"):
@@ -174,9 +219,6 @@ def carry_out(
         results.write_page(folder.path, config, info)
         if config.push_to_hub:
             print(f"Uploaded to {results.push(config, info, evaluation)}")
-        where = folder.path.resolve()
-        print(f"Done: {where} (report.html shows it, README.md how to use the student)")
-    return 0
 
 
 # ------------------------------------------------------------------------------- the text encoder
@@ -200,22 +242,23 @@ def encode_prompts(
         )
         return PromptEmbeddings(folder.prompts, key, config.max_sequence_length, runtime.device)
 
+    enter("encode")
     folder = caches_of(config)
     source = teacher.fetch("text_encoder")
     files = teacher.info.fingerprint(("text_encoder", "tokenizer"))
     known = None if config.verbose_loading else recall(folder.encoder_note, files)
     if known is not None and not cache_of(known).missing(prompts):
         runtime.say(
-            *known.explain(),
-            "An earlier run verified it; every prompt is in the cache, so it is not loaded.",
-            "",
+            f"{known.in_one_line()} by an earlier run; all prompts are in the cache, so it is not "
+            "loaded"
         )
         runtime.state.wait_for_everyone()
         return cache_of(known), known
 
     if runtime.is_main:
         pipeline, verdict = load_encoder(config, teacher, source, runtime)
-        runtime.say(*verdict.explain(), "")
+        healthy = verdict.verdict == "PASS" and not config.verbose_loading
+        runtime.say(*([verdict.in_one_line()] if healthy else verdict.explain()))
         encode = partial(encode_one, pipeline, config.max_sequence_length, runtime)
         cache_of(verdict).fill(prompts, encode, shown=True)
         remember(verdict, folder.encoder_note, files)
@@ -288,8 +331,10 @@ def distil(run: Run, expert: Expert, shown: Sequence[Prompt], tracker: Tracker) 
     # Solve exactly what this expert learns from and is compared with.
     micro_batches = config.gradient_accumulation_steps * run.runtime.sample_groups
     read = inputs.requests(method.rows_read(micro_batches))
+    enter("solve")
     with planning.explain_out_of_memory(config, info, "solving samples"):
         data.solve_missing(run, [*read, *monitor.requests(), *previews.requests()])
+    enter(planning.stage_name(config, expert))
     with planning.explain_out_of_memory(config, info, f"training the {expert} expert"):
         student = train(run, expert, method, inputs, monitor, previews, tracker)
     if run.runtime.is_main:
@@ -333,7 +378,7 @@ def train(
     if first == 0 and previews.due(0):
         previews.write(denoiser, student)
 
-    with TrainingBar(expert, first, last, config, runtime.is_main) as bar:
+    with TrainingBar(expert, first, last, runtime.is_main) as bar:
         for step in range(first, last):
             role = method.role_at(step)
             update(run, step, method, inputs, denoiser, learners[role], progress)

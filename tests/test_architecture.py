@@ -33,6 +33,7 @@ FLOORS = (
     "training",
     "planning",
     "results",
+    "commands",
     "scripts",
 )
 LONGEST = 230

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import re
 from collections.abc import Iterator
 from functools import cache
 
 import pytest
+import yaml
 from conftest import REPOSITORY
 
 import convert_lora
@@ -26,6 +28,10 @@ OTHER_PROGRAMS = {
     "--member",
     "--check",
     "--write_docs",
+    "--strict",
+    "--build-arg",
+    "--rm",
+    "--gpus",
     "--index-url",
     "--nproc_per_node",
     "--nnodes",
@@ -162,6 +168,47 @@ def test_every_file_that_a_document_names_exists(document):
         assert (document.parent / link).exists(), link
     for path in re.findall(r"`((?:docs|tests|benchmarks|scripts|wan_distill)/[\w./-]+)`", text):
         assert (REPOSITORY / path).exists(), path
+
+
+# ----------------------------------------------------------------------------------------- the site
+
+# One line for each file of the code.
+MAY_BE_LONGER = ("architecture.md",)
+
+
+def pages_of(navigation: object) -> Iterator[str]:
+    """The files that the site's navigation names."""
+    if isinstance(navigation, str):
+        yield navigation
+    elif isinstance(navigation, list):
+        for entry in navigation:
+            yield from pages_of(entry)
+    else:
+        for entry in navigation.values():
+            yield from pages_of(entry)
+
+
+def test_every_page_is_in_the_navigation_and_no_longer_than_a_reader_wants():
+    settings = yaml.safe_load((REPOSITORY / "mkdocs.yml").read_text(encoding="utf-8"))
+    listed = list(pages_of(settings["nav"]))
+    assert len(listed) == len(set(listed))
+    pages = {file.name for file in (REPOSITORY / "docs").glob("*.md")}
+    assert {name for name in listed if name.endswith(".md")} == pages
+    assert all((REPOSITORY / "docs" / name).is_file() for name in listed)
+    for name in pages - set(MAY_BE_LONGER):
+        text = (REPOSITORY / "docs" / name).read_text(encoding="utf-8")
+        assert text.count("\n") <= 150, f"{name}: split it"
+
+
+def test_the_figures_are_drawn_from_the_data():
+    spec = importlib.util.spec_from_file_location(
+        "draw_figures", REPOSITORY / "scripts" / "draw_figures.py"
+    )
+    figures = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(figures)
+    for name, draw in figures.FIGURES.items():
+        drawn = (REPOSITORY / "docs" / "figures" / name).read_text(encoding="utf-8")
+        assert drawn == draw(), "python scripts/draw_figures.py"
 
 
 # ------------------------------------------------------------------------------- the first commands

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
-from conftest import SMALL
+from conftest import REPOSITORY, SMALL
 from diffusers import FlowMapEulerDiscreteScheduler, WanPipeline
 from random_teachers import write_pipeline
 from safetensors.torch import load_file, save_file
@@ -37,6 +37,7 @@ from wan_distill.system import pictures
 from wan_distill.system.runtime import Runtime
 
 PROMPT = "a small red circle moving left"
+PICTURE = REPOSITORY / "docs" / "comparison.png"  # which stands for comparison.mp4
 SIZE = dict(height=32, width=48, num_frames=5, max_sequence_length=12)
 
 
@@ -297,7 +298,8 @@ def test_only_a_student_of_this_teacher_and_schedule_is_evaluated(random_teacher
 
 def test_the_embedded_teacher_is_found_from_another_machine():
     metadata = sampling_metadata(read_teacher(Config()))
-    config = teacher_config(metadata | {"teacher": "/of/another/machine"}, {"teacher_path": None})
+    assert metadata["teacher"] == "embedded"  # and no path of this machine
+    config = teacher_config(metadata, {"teacher_path": None})
     assert config.teacher_path is None
     check_teacher(read_teacher(config), metadata, allow_other=False)
 
@@ -360,6 +362,23 @@ def test_a_series_for_vbench_goes_on(trained, grey_clips, tmp_path, monkeypatch)
     }
 
 
+def test_a_file_of_prompts_makes_one_video_each_and_overwrites_only_where_asked(
+    trained, grey_clips, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    Path("prompts.txt").write_text("a cat\na ball\n")
+    Path("videos").mkdir()
+    Path("videos/a ball-0.mp4").write_bytes(b"finished")
+    monkeypatch.setattr(pictures, "write_video", lambda file, *_: file.write_bytes(b"new"))
+    argv = ["--student", str(trained), "--prompts=prompts.txt"]
+    for more, left in (([], b"finished"), (["--overwrite"], b"new")):
+        assert sample.main([*argv, *more]) == 0
+        written = {file.name: file.read_bytes() for file in Path("videos").iterdir()}
+        assert written == {"a cat-0.mp4": b"new", "a ball-0.mp4": left}
+        assert ("1 of 2 videos are in videos already" in capsys.readouterr().out) == (not more)
+    assert "makes several videos; give a folder" in refused(capsys, *argv, "--out=a.mp4")
+
+
 def test_the_videos_of_a_series_have_consecutive_seeds(tmp_path):
     (tmp_path / "prompts.txt").write_text("a cat\n")
     flags = ["--student=x", f"--vbench_prompts={tmp_path / 'prompts.txt'}", "--seed=3"]
@@ -417,7 +436,9 @@ def test_files_of_two_students_are_refused(student, change, reason, capsys):
         (["--height=40"], "--height 40: Wan's patches need a multiple of 16; use 32 or 48"),
         (["--width=8"], "--width 8: Wan's patches need a multiple of 16; use 16 or 32"),
         (["--num_frames=16"], "--num_frames 16: Wan needs 4k+1 frames; use 13 or 17"),
-        (["--vbench_prompts=x.txt"], "--prompt: give one, or --vbench_prompts FILE, and not both"),
+        (["--vbench_prompts=x.txt"], "--prompt: give one, or --prompts FILE, or --vbench_prompts"),
+        (["--prompts=x.txt"], "--prompt: give one, or --prompts FILE, or --vbench_prompts FILE"),
+        ([f"--out={PICTURE.with_suffix('.mp4')}"], "exists; choose another name, or --overwrite"),
         (["--seed=-1"], "--seed -1: must be at least 0"),
         (["--seed=99999999999999999999"], "must be at least 0 and below 2^63"),
         (["--prompt="], "--prompt: is empty"),
@@ -426,7 +447,8 @@ def test_files_of_two_students_are_refused(student, change, reason, capsys):
         (["--out=clip.gif"], "videos are written as mp4"),
         (["--out=clip"], "videos are written as mp4"),
         ([f"--out={__file__}/clip.mp4"], "cannot be written (File exists); choose another"),
-        (["--heigth=32"], "unrecognized arguments: --heigth=32"),
+        (["--heigth=32"], "--heigth: there is no such flag; did you mean --height?"),
+        (["--num_inference_steps=4"], "there is no such flag; did you mean --steps?"),
         (["--height=tall"], "--height: invalid int value"),
         (["--teacher_path="], "--teacher_path: is empty"),
         (["--prompt=红色的球"], "100 % of the prompts' characters are unknown"),
@@ -444,6 +466,36 @@ def test_a_prompt_is_needed(trained, capsys):
     assert "--prompt: give one" in refused(capsys, "--student", str(trained))
     said = refused(capsys, "--student", str(trained), "--vbench_prompts=nowhere.txt")
     assert "--vbench_prompts nowhere.txt: cannot be read" in said
+
+
+def test_what_it_will_do_is_said_before_anything_loads(trained, capsys, monkeypatch, tmp_path):
+    def load(*_) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sampling, "load_pipeline", load)
+    out = tmp_path / "clip.mp4"
+    argv = ["--student", str(trained), "--prompt", PROMPT, "--compare", f"--out={out}"]
+    assert sample.main(argv) == 130  # Ctrl-C: no traceback
+    said = capsys.readouterr()
+    assert said.out == (
+        f"Makes a video of '{PROMPT}', beside its teacher's: 5 frames of 32x48 in 4 steps, from "
+        f"seed 0, to {out}; loads {trained_on(trained)} first\n"
+    )
+    assert said.err == "Stopped; videos that are finished stay.\n"
+
+
+def trained_on(student: Path) -> str:
+    """The name of a student's teacher."""
+    return Path(read_metadata(student / LORA_FILE["high"])["teacher"]).name
+
+
+def test_half_a_student_is_warned_of(trained, grey_clips, clips, capsys):
+    for name, missing in ((LORA_FILE["high"], "low"), (LORA_FILE["low"], "high")):
+        assert sample.main(["--student", str(trained / name), "--prompt", PROMPT]) == 0
+        said = capsys.readouterr().err
+        assert f"half a student: nothing of the {missing} expert" in said
+    assert sample.main(["--student", str(trained), "--prompt", PROMPT]) == 0
+    assert capsys.readouterr().err == ""
 
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:aaaa\nsize 145776\n"

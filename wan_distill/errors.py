@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 RESUMABLE = 75  # run the same command again to go on (sysexits.h: EX_TEMPFAIL)
+INTERRUPTED = 130  # Ctrl-C where there is nothing to go on from (128 + SIGINT, as shells do)
 
 
 class UsageError(Exception):

@@ -160,6 +160,16 @@ class RunFolder:
     def evaluation_cache(self, digest: str) -> Path:
         return self.path / "evaluation" / f"{digest}.safetensors"
 
+    @property
+    def caches(self) -> list[Path]:
+        """The folders of all caches, those of earlier stages too."""
+        stages = [
+            self,
+            *(RunFolder(f) for f in self.path.glob("*") if (f / "metrics.jsonl").exists()),
+        ]
+        kinds = ("trajectories", "anchors", "handovers", "evaluation")
+        return [place for s in stages for place in (s.prompts, *map(s.samples, kinds))]
+
 
 # What an upload takes along, and what it must leave behind, as patterns of huggingface_hub.
 UPLOADED = (

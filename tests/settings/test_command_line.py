@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
 
+import sample
 from wan_distill.errors import UsageError
 from wan_distill.settings.command_line import (
     SWITCHES,
@@ -16,6 +18,7 @@ from wan_distill.settings.command_line import (
     parse_args,
 )
 from wan_distill.settings.config import Config
+from wan_distill.settings.other_names import SAMPLING, TRAINING
 from wan_distill.settings.recipes import RECIPES
 
 
@@ -72,6 +75,10 @@ def test_the_other_names_of_a_flag():
     [
         (["--hieght", "64"], "--hieght: there is no such flag; did you mean --height?"),
         (["--dry-run"], "--dry-run: there is no such flag; did you mean --dry_run?"),
+        (["--lr=1e-4"], "--lr: there is no such flag; did you mean --learning_rate?"),
+        (["--steps", "4"], "did you mean --sampling_steps (of a clip) or --max_train_steps"),
+        (["--num_inference_steps=4"], "did you mean --sampling_steps?"),
+        (["--network-dim", "64"], "--network-dim: there is no such flag; did you mean --rank?"),
         (["--zzz=1"], "--zzz: there is no such flag; see --help"),
         (["--heigh", "64"], "--heigh: there is no such flag"),  # no abbreviations
         (["--prompts=--"], "'--' is no value"),
@@ -82,9 +89,28 @@ def test_the_other_names_of_a_flag():
     ],
 )
 def test_what_is_mistyped_is_named(argv, words):
-    with pytest.raises(UsageError, match=words.replace("?", r"\?")) as error:
+    with pytest.raises(UsageError, match=re.escape(words)) as error:
         parse_args(argv)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("names", "parser"), [(TRAINING, build_parser()), (SAMPLING, sample.build_parser())]
+)
+def test_other_programs_names_lead_to_flags_that_exist(names, parser):
+    flags = {option for action in parser._actions for option in action.option_strings}
+    for name, hint in names.items():
+        assert f"--{name}" not in flags
+        assert set(re.findall(r"--\w+", hint)) <= flags and "--" in hint, name
+
+
+@pytest.mark.parametrize("called", ["/usr/bin/wan-distill", "wan-distill.exe", "x/pytest"])
+def test_the_usage_names_the_command_that_was_called(called, monkeypatch):
+    monkeypatch.setattr("sys.argv", [called])
+    text = build_parser().format_help()
+    installed = "wan-distill" in called
+    assert ("usage: wan-distill [flags]" in text) == installed
+    assert ("python train_distillation.py --sampling_steps 2" in text) == (not installed)
 
 
 PATHS = (

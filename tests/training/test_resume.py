@@ -32,6 +32,7 @@ MAY_CHANGE = {
     "output_dir",
     "max_train_steps",
     "dry_run",
+    "clean",
     "expert",
     "cache_dir",
     "verbose_loading",

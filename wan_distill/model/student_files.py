@@ -48,7 +48,7 @@ def schedule_metadata(config: Config, info: TeacherInfo, expert: Expert) -> dict
     return dict(
         expert=expert,
         subfolder=SUBFOLDER[expert],
-        teacher=info.source,
+        teacher="embedded" if info.embedded else info.source,
         teacher_embedded=info.embedded,
         teacher_commit=None if info.is_local else info.commit,
         teacher_variant=info.variant,

@@ -62,6 +62,9 @@ class Hardware:
     named: bool
     """whether `--gpu` names it, so that nothing of this machine matters"""
 
+    is_gpu: bool = True
+    """whether it is paid for by the hour"""
+
     @property
     def usable(self) -> float:
         """Bytes of one device that a run can use."""
@@ -98,4 +101,6 @@ def hardware_of(config: Config) -> Hardware:
         f"{SHARE_OF_MEASURED:.0%} of the matrix rate measured here, {measured / 1e12:.3g} TFLOP/s"
     )
     rate = SHARE_OF_MEASURED * measured
-    return Hardware(title, state.num_processes, memory, rate, reason, named=False)
+    return Hardware(
+        title, state.num_processes, memory, rate, reason, named=False, is_gpu=device.type != "cpu"
+    )

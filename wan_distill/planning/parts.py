@@ -71,7 +71,15 @@ def encoder_flops(info: TeacherInfo, tokens: int) -> float:
 
 
 def evaluation_flops(config: Config, info: TeacherInfo, cost: Trace) -> float:
-    """Operations of the evaluation's samples: the teacher's, its own few steps, the students'."""
+    """Operations of the evaluation's samples."""
+    evaluations = config.eval_samples * evaluation_count(config, info)
+    return evaluations * cost.forward_flops / config.train_batch_size
+
+
+def evaluation_count(config: Config, info: TeacherInfo) -> int:
+    """Transformer evaluations of one sample of each row of the evaluation: the teacher's, its own
+    few steps, the students'.
+    """
     short = config.sigmas(BASELINE_STEPS)
     evaluations = _evaluations(config, info, config.teacher_sigmas(), guided=True)
     evaluations += _evaluations(config, info, short, guided=True)
@@ -80,7 +88,7 @@ def evaluation_flops(config: Config, info: TeacherInfo, cost: Trace) -> float:
         evaluations += _evaluations(config, info, short, guided=False)
     for steps in config.sampling_steps:
         evaluations += _evaluations(config, info, config.sigmas(steps), guided=False)
-    return config.eval_samples * evaluations * cost.forward_flops / config.train_batch_size
+    return evaluations
 
 
 def _evaluations(config: Config, info: TeacherInfo, sigmas: tuple[float, ...], guided: bool) -> int:

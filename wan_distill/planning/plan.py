@@ -57,13 +57,13 @@ def _updates(config: Config) -> list[str]:
 
 
 def _teacher(config: Config, info: TeacherInfo) -> list[str]:
-    kind = "the embedded tiny teacher" if info.embedded else f"{len(info.experts)} expert(s)"
+    kind = "two experts" if len(info.experts) == 2 else "one expert"
     split = "one transformer"
     if config.boundary_ratio is not None:
         split = f"high expert at sigma >= {config.boundary_ratio:g}, low below"
     latents = "x".join(map(str, info.latent_shape(config)))
     return [
-        f"Teacher   {info.source} ({kind}; {split})",
+        f"Teacher   {info.title} ({kind}; {split})",
         *(f"          changed: {words}" for words in info.changes.words()),
         f"          guided ODE: {config.teacher_steps} Euler steps, shift "
         f"{config.teacher_shift:g}, guidance {config.guidance_scale:g} (high), "

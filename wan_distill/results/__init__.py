@@ -1,5 +1,6 @@
 """What a run leaves behind, and how good it is."""
 
+from wan_distill.results.closing import closing
 from wan_distill.results.evaluated import check_evaluated
 from wan_distill.results.evaluation import Evaluation
 from wan_distill.results.export import export_student
@@ -17,6 +18,7 @@ __all__ = [
     "check_evaluated",
     "check_hub",
     "check_output",
+    "closing",
     "describe_results",
     "export_student",
     "push",

@@ -84,7 +84,7 @@ def readme(
         )
     parts = [
         f"# {info.name}, distilled to {steps} steps",
-        f"A student of `{info.source}` that samples in {steps} steps without guidance "
+        f"A student of `{info.title}` that samples in {steps} steps without guidance "
         f"(method: {config.method_title}).",
         *([f"The teacher was changed: {'; '.join(info.changes.words())}."] if info.changes else []),
         "\n".join(listed),

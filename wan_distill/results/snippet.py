@@ -18,14 +18,15 @@ def snippet(
 
     Args:
         experts: those that the student has of its own.
-        where: its folder (the code then runs as it stands inside it) or its hub repository.
+        where: its folder (the code then runs as it stands inside it) or its hub repository, for
+            readers who have no file of this machine.
     """
     dtype = "torch.float32" if config.mixed_precision == "no" else "torch.bfloat16"
     local = Path(info.source).is_dir()
-    source = str(Path(info.source).resolve()) if local else info.source
+    source = _here(Path(info.source), where) if local else info.source
     imports = ["FlowMapEulerDiscreteScheduler", "WanPipeline"]
-    load = "".join([*_merge_lines(info), *_load_lines(experts, json.dumps(where))])
-    replaced = {} if config.whole_student else _replaced(info, json.dumps(source), dtype)
+    load = "".join([*_merge_lines(info, where), *_load_lines(experts, json.dumps(where))])
+    replaced = {} if config.whole_student else _replaced(info, json.dumps(source), dtype, where)
     imports += ["WanTransformer3DModel"] if replaced else []
     if config.whole_student:  # a complete pipeline, scheduler included
         imports, load = ["WanPipeline"], ""
@@ -52,6 +53,11 @@ export_to_video(video, "video.mp4", fps=16)
 """
 
 
+def _here(path: Path, where: str) -> str:
+    """`path` as the code names it: as it is on this machine, or what others have to fill in."""
+    return str(path.resolve()) if where == "." else f"path/to/{path.resolve().name}"
+
+
 def _load_lines(experts: tuple[Expert, ...], where: str) -> list[str]:
     """The code that puts each expert's LoRA on its transformer, and the scheduler in place."""
     lines = []
@@ -68,11 +74,11 @@ def _load_lines(experts: tuple[Expert, ...], where: str) -> list[str]:
     return lines
 
 
-def _replaced(info: TeacherInfo, source: str, dtype: str) -> dict[str, str]:
+def _replaced(info: TeacherInfo, source: str, dtype: str, where: str) -> dict[str, str]:
     """Folder name -> the code that loads an expert which replaces the pipeline's."""
     code = {}
     for expert, path in info.changes.experts.items():
-        part, file = SUBFOLDER[expert], json.dumps(str(path.resolve()))
+        part, file = SUBFOLDER[expert], json.dumps(_here(path, where))
         call = f"from_pretrained({file}, dtype={dtype})"
         if path.is_file():
             call = f'from_single_file({file}, config={source}, subfolder="{part}", dtype={dtype})'
@@ -80,14 +86,14 @@ def _replaced(info: TeacherInfo, source: str, dtype: str) -> dict[str, str]:
     return code
 
 
-def _merge_lines(info: TeacherInfo) -> list[str]:
+def _merge_lines(info: TeacherInfo, where: str) -> list[str]:
     """The code that merges the teacher's LoRAs into the experts."""
     lines = []
     for lora in info.changes.loras:
         path, part = lora.header.path.resolve(), SUBFOLDER[lora.expert]
         second = ", load_into_transformer_2=True" if part == "transformer_2" else ""
         lines.append(
-            f"pipe.load_lora_weights({json.dumps(str(path.parent))}, "
+            f"pipe.load_lora_weights({json.dumps(_here(path.parent, where))}, "
             f"weight_name={json.dumps(path.name)}{second})\n"
             f'pipe.fuse_lora(components=["{part}"], lora_scale={lora.strength})\n'
             "pipe.unload_lora_weights()\n"

@@ -69,7 +69,7 @@ def find_student(student: str) -> list[Path]:
 
 def read_schedule(files: list[Path]) -> dict[str, Any]:
     """What the metadata of `files` say together: that of the first, with the teacher's files of
-    all.
+    all, and `experts`, which they are for.
 
     Raises UsageError where one is none of this tool's, or contradicts another.
     """
@@ -95,7 +95,7 @@ def read_schedule(files: list[Path]) -> dict[str, Any]:
             )
         experts.append(other["expert"])
         made_from |= others
-    return first | {"teacher_files": made_from}
+    return first | {"teacher_files": made_from, "experts": experts}
 
 
 def read_one(file: Path) -> dict[str, Any]:

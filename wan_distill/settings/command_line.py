@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import types
 import typing
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from wan_distill.errors import UsageError
 from wan_distill.settings.config import Config
 from wan_distill.settings.flags import START, path, paths, text
+from wan_distill.settings.other_names import TRAINING, command_name, unknown_flag
 from wan_distill.settings.recipes import RECIPES, STAGES
 from wan_distill.settings.yaml_file import YES, as_arguments, load_yaml
 
@@ -22,16 +23,17 @@ DESCRIPTION = (
 A14B = "--teacher_path Wan-AI/Wan2.2-T2V-A14B-Diffusers"
 EXAMPLES = f"""\
 examples:
-  python train_distillation.py                        distil the embedded tiny teacher
-  python train_distillation.py --sampling_steps 2     the same, into a 2-step student
-  python train_distillation.py {A14B} --dry_run
-  python train_distillation.py {A14B} --prompts prompts.txt
+  {{0}}                        distil the embedded tiny teacher
+  {{0}} --sampling_steps 2     the same, into a 2-step student
+  {{0}} {A14B} --dry_run
+  {{0}} {A14B} --prompts prompts.txt
 
 exit codes:
   0   done
   1   anything else
   2   bad input: one line says what to change
   75  stopped by a signal, everything saved: run the same command to go on
+  130 stopped by Ctrl-C before anything was begun
 """
 
 
@@ -52,19 +54,39 @@ WORDS_FOR_NO = {
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """Raises UsageError where argparse would print its usage and exit."""
+    """Raises UsageError where argparse would print its usage and exit.
+
+    Args:
+        other_names: other programs' names of flags -> what to write here.
+    """
+
+    def __init__(self, *args: Any, other_names: Mapping[str, str] | None = None, **options: Any):
+        super().__init__(*args, **options)
+        self.other_names = other_names or {}
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(message)
 
+    def parse_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> argparse.Namespace:
+        """As argparse's, with a hint where a flag does not exist."""
+        known, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            flags = [option for action in self._actions for option in action.option_strings]
+            raise UsageError(unknown_flag(unknown[0], flags, self.other_names))
+        return known
+
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all flags. Settings that are not given are left out of its result."""
+    name = command_name("train_distillation.py", "wan-distill")
     parser = OneLineParser(
-        prog="train_distillation.py",
+        prog=name,
+        other_names=TRAINING,
         usage="%(prog)s [flags]",
         allow_abbrev=False,
-        epilog=EXAMPLES,
+        epilog=EXAMPLES.format(f"python {name}" if name.endswith(".py") else name),
         description=DESCRIPTION,
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(
             prog, max_help_position=32, width=110
@@ -138,15 +160,7 @@ def _parse(argv: list[str]) -> dict[str, Any]:
     for given in argv:
         if given.endswith("=--"):  # argparse would make an empty list of it
             raise UsageError(f"{given}: '--' is no value; leave the flag out")
-    parser = build_parser()
-    known, unknown = parser.parse_known_args(argv)
-    if unknown:
-        flags = [option for action in parser._actions for option in action.option_strings]
-        name = unknown[0].split("=")[0]
-        typed = name.replace("-", "_").replace("__", "--", 1)
-        close = difflib.get_close_matches(typed, flags, n=1)
-        hint = f"did you mean {close[0]}?" if close else "see --help"
-        raise UsageError(f"{name}: there is no such flag; {hint}")
+    known = build_parser().parse_args(argv)
     return {k: tuple(v) if isinstance(v, list) else v for k, v in vars(known).items()}
 
 

@@ -71,6 +71,13 @@ class TeacherInfo:
     world: dict[str, Any] | None = None
 
     @property
+    def title(self) -> str:
+        """Its name for pages that others read: a hub id, or a folder without the path to it."""
+        if self.embedded:
+            return "the embedded tiny teacher"
+        return self.name if self.is_local else self.source
+
+    @property
     def is_local(self) -> bool:
         """Whether the user gave a folder; otherwise a hub id."""
         return os.path.isdir(self.source)

@@ -40,7 +40,7 @@ class JobSettings:
     )
     output_dir: str = flag(
         None,
-        "where everything goes (default: outputs/<teacher>-<method>-<steps>)",
+        "where everything goes (default: outputs/<teacher>-<method>-<steps>-<other settings>)",
         START,
         free=True,
         parse=path,

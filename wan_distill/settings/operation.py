@@ -188,4 +188,11 @@ class OperationSettings:
     hub_token: str | None = flag(
         None, "token to upload with (default: the one of `hf auth login`)", OUTPUT, free=True
     )
+    clean: bool = flag(
+        False,
+        "delete the caches of the finished run in --output_dir (solved samples, embeddings) and "
+        "exit; the student and its checkpoints stay",
+        OUTPUT,
+        free=True,
+    )
     debug: bool = flag(False, "show tracebacks for bad input too", OUTPUT, free=True)

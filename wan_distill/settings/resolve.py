@@ -13,6 +13,7 @@ from wan_distill.settings.checks import check_all, check_clip
 from wan_distill.settings.config import Config
 from wan_distill.settings.defaults import WHOLE_STUDENT, Default
 from wan_distill.settings.description import TeacherInfo
+from wan_distill.settings.output_name import output_name
 from wan_distill.settings.recipes import STAGES, TWO_STAGES, recipe_of
 from wan_distill.settings.scale import Scale, scale_of
 
@@ -28,9 +29,7 @@ def resolve_stages(config: Config, teacher: TeacherInfo) -> tuple[Config, ...]:
     config = _fill(config, {"sampling_steps": STEPS})
     config = _fill(config, {"method": default_method(config)})
     methods = STAGES.get(config.method, (config.method,))
-    steps = "-".join(map(str, config.sampling_steps))
-    name = f"{teacher.name}-{config.method}-{steps}steps"
-    config = _fill(config, {"output_dir": str(Path("outputs") / name)})
+    config = _fill(config, {"output_dir": str(Path("outputs") / output_name(config, teacher.name))})
     if len(methods) == 1:
         return (_resolve_one(config, teacher),)
     if config.student_layers is not None:

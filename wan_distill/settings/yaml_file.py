@@ -57,7 +57,7 @@ def load_yaml(file: str) -> dict[Any, Any]:
     if settings is None:
         return {}
     if not isinstance(settings, dict):
-        raise UsageError(f"--config {file}: must hold 'flag: value' lines")
+        raise UsageError(f"--config {file}: must hold 'flag: value' lines of YAML")
     return settings
 
 

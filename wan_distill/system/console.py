@@ -1,67 +1,125 @@
-"""What a run shows while it works: progress bars, and lines where output is not a terminal."""
+"""What a run shows while it works: one bar for the whole job, or a line a minute in a log."""
 
 from __future__ import annotations
 
 import io
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from tqdm import tqdm
 
 from wan_distill.maths.sigmas import Expert
-from wan_distill.settings.config import Config
+from wan_distill.system.job_clock import JobClock, Leg
 
-QUIET_SECONDS = 30  # between lines of a bar where output is not a terminal
+QUIET_SECONDS = 60  # between lines where output is not a terminal
+ON_TERMINAL = "{stage}{whole:4.0%} |{bar:16}| {count}, {left} left{postfix}"
+IN_LOG = "{stage}{whole:4.0%} of the job, {count}, {left} left{postfix}"
+
+_clock: JobClock | None = None  # of the job that this process shows: there is one terminal
 
 
 class _Lines(io.TextIOBase):
-    """A file for tqdm that writes each state of a bar as a line of its own, for logs."""
+    """A file for tqdm that writes states of its bars as lines, one a minute in all, for logs."""
+
+    last = float("-inf")
 
     def write(self, text: str) -> int:
-        if line := text.strip("\r\n "):
+        line, now = text.strip("\r\n "), time.perf_counter()
+        if line and now - _Lines.last >= QUIET_SECONDS:
             sys.stderr.write(line + "\n")
+            _Lines.last = now
         return len(text)
 
     def flush(self) -> None:
         sys.stderr.flush()
 
 
+class Bar(tqdm):
+    """A part of the whole job's bar."""
+
+    def __init__(self, what: str, clock: JobClock, share: float, **options: Any):
+        """
+        Args:
+            what: is counted.
+            clock: of the job.
+            share: of the clock's leg that one unit is.
+        """
+        self.what, self.clock, self.share = what, clock, share
+        super().__init__(**options)
+
+    @property
+    def format_dict(self) -> dict[str, Any]:
+        """What tqdm fills in, with the state of the whole job."""
+        values = super().format_dict
+        name = self.clock.leg.name
+        return values | dict(
+            n=self.clock.share(),  # what the bar itself shows
+            total=1.0,
+            whole=self.clock.share(),
+            left=about(self.clock.left()),
+            stage=f"{name}: " if name else "",
+            count=f"{self.what} {values['n']:g} of {values['total']:g}",
+        )
+
+    def update(self, n: float | None = 1) -> bool | None:
+        """`n` more units are done."""
+        self.clock.advance(self.share * (n or 0))
+        return super().update(n)
+
+
+@contextmanager
+def show_job(legs: Sequence[Leg]) -> Iterator[None]:
+    """Inside, bars show the whole job of these `legs`."""
+    global _clock
+    _clock = JobClock(legs)
+    try:
+        yield
+    finally:
+        _clock = None
+
+
+def enter(stage: str) -> None:
+    """The job's next part begins."""
+    if _clock is not None:
+        _clock.enter(stage)
+
+
 def progress_bar(
     total: int, what: str, unit: str, shown: bool, done: int = 0, **options: Any
-) -> tqdm:
-    """A bar on a terminal, and a line every half minute elsewhere.
+) -> Bar:
+    """A bar on a terminal, and a line a minute elsewhere, of the job that is shown; of itself where
+    there is none.
 
     Args:
         total: units of work, `done` of them before this process began.
-        what: the text before the bar.
+        what: is counted.
         unit: the name of one unit, in the singular.
         shown: False on all processes but the main one. Without work nothing is shown either.
         options: further ones of tqdm.
     """
+    clock = _clock
+    if clock is None:
+        clock = JobClock([])
+        clock.enter("")
+    options = dict(bar_format=ON_TERMINAL, leave=False, dynamic_ncols=True) | options
     if not sys.stderr.isatty():
-        options = dict(file=_Lines(), mininterval=QUIET_SECONDS, ncols=80) | options
+        options |= dict(file=_Lines(), mininterval=QUIET_SECONDS, bar_format=IN_LOG, ncols=160)
     hidden = not shown or done >= total
-    return tqdm(initial=done, total=total, desc=what, unit=unit, disable=hidden, **options)
+    share = clock.begin(total, done)
+    return Bar(what, clock, share, initial=done, total=total, unit=unit, disable=hidden, **options)
 
 
 class TrainingBar:
-    """Updates of one expert: losses, seconds per update, and the time that the whole run still
-    needs.
-    """
+    """Updates of one expert, and their losses."""
 
-    def __init__(self, expert: Expert, first: int, last: int, config: Config, shown: bool):
+    def __init__(self, expert: Expert, first: int, last: int, shown: bool):
         """Shows updates `first` to `last` of `expert`."""
-        experts_after = len(config.experts) - 1 - config.experts.index(expert)
-        self.updates_after = experts_after * last
         self.first = first
-        self.last = last
         self.started = time.perf_counter()
-        options: dict[str, Any] = {}
-        if not sys.stderr.isatty():  # no lines but those of `show`
-            options = dict(mininterval=float("inf"), miniters=last + 1, ncols=160, leave=False)
-        self.bar = progress_bar(last, f"{expert} expert", "update", shown, first, **options)
+        self.bar = progress_bar(last, f"{expert} expert's update", "update", shown, first)
 
     def __enter__(self) -> TrainingBar:
         return self
@@ -74,16 +132,26 @@ class TrainingBar:
         self.bar.update()
 
     def show(self, line: Mapping[str, Any]) -> None:
-        """Shows the losses of a line of metrics.jsonl; in a log this is the one line of its
-        interval.
-        """
-        done = self.bar.n
-        seconds = (time.perf_counter() - self.started) / max(1, done - self.first)
-        left = tqdm.format_interval((self.last - done + self.updates_after) * seconds)
+        """Adds the losses of a line of metrics.jsonl, and the seconds of an update."""
+        seconds = (time.perf_counter() - self.started) / max(1, self.bar.n - self.first)
         losses = [f"{name} {value:.4g}" for name, value in line.items() if name.endswith("_loss")]
-        self.bar.set_postfix_str(
-            ", ".join([*losses, f"{seconds:.2g} s/update", f"training left {left}"])
-        )
+        words = ", ".join([f"{seconds:.2g} s/update", *losses])
+        self.bar.set_postfix_str(words, refresh=False)
+
+
+def about(seconds: float) -> str:
+    """A time to wait for, as roughly as it is known."""
+    if seconds < 90:
+        return "about a minute" if seconds > 30 else "under a minute"
+    if seconds < 90 * 60:
+        return f"about {seconds / 60:.0f} minutes"
+    return f"about {seconds / 3600:.1f} hours"
+
+
+def print_lines(*lines: str) -> None:
+    """Prints, and leaves a bar on the terminal whole."""
+    with tqdm.external_write_mode(file=sys.stdout):
+        print(*lines, sep="\n", flush=True)
 
 
 def escape_unencodable() -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from wan_distill.errors import Stopped
 from wan_distill.settings.config import Config
+from wan_distill.system.console import print_lines
 
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # While the main process encodes prompts or solves the last samples, the others wait in a
@@ -166,7 +167,7 @@ class Runtime:
     def say(self, *lines: str) -> None:
         """Prints, on the main process only."""
         if self.is_main:
-            print(*lines, sep="\n", flush=True)
+            print_lines(*lines)
 
     # --------------------------------------------------------------------------------- arithmetic
 

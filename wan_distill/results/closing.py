@@ -1,0 +1,37 @@
+"""The last lines of a run: the files that matter, the next command, what may be deleted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from wan_distill.layout import RunFolder
+from wan_distill.planning.wording import size
+from wan_distill.settings.config import Config
+from wan_distill.settings.description import TeacherInfo
+from wan_distill.settings.other_names import command_name
+from wan_distill.system.cleaning import bytes_of, caches_in, checkpoints_in
+
+
+def closing(config: Config, info: TeacherInfo, prompt: str) -> list[str]:
+    """The lines.
+
+    Args:
+        prompt: to try the student with.
+    """
+    folder = RunFolder(Path(config.output_dir))
+    files = [folder.student(e).name for e in info.experts if folder.has_student(e)]
+    sampler = command_name("sample.py", "wan-distill-sample")
+    sampler = f"python {sampler}" if sampler.endswith(".py") else sampler
+    caches = size(bytes_of(caches_in(folder)))
+    checkpoints = size(bytes_of(checkpoints_in(folder)))
+    where = json.dumps(str(folder.path)) if " " in str(folder.path) else str(folder.path)
+    return [
+        f"Done: {folder.path.resolve()}",
+        f"  {folder.page.name:<12} how good, how fast, how healthy",
+        f"  {folder.readme.name:<12} how to use the student: diffusers, ComfyUI and others",
+        f"  {' and '.join(files)}: the student",
+        f"Next: {sampler} --student {where} --prompt {json.dumps(prompt, ensure_ascii=False)}",
+        f"May be deleted: {caches} of caches (the same command with --clean), {checkpoints} of "
+        "checkpoints (needed to train on)",
+    ]
