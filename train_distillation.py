@@ -249,16 +249,15 @@ def encode_prompts(
     known = None if config.verbose_loading else recall(folder.encoder_note, files)
     if known is not None and not cache_of(known).missing(prompts):
         runtime.say(
-            f"{known.in_one_line()} by an earlier run; all prompts are in the cache, so it is not "
-            "loaded"
+            *known.explain(),
+            "An earlier run verified it; every prompt is in the cache, so it is not loaded.",
         )
         runtime.state.wait_for_everyone()
         return cache_of(known), known
 
     if runtime.is_main:
         pipeline, verdict = load_encoder(config, teacher, source, runtime)
-        healthy = verdict.verdict == "PASS" and not config.verbose_loading
-        runtime.say(*([verdict.in_one_line()] if healthy else verdict.explain()))
+        runtime.say(*verdict.explain())
         encode = partial(encode_one, pipeline, config.max_sequence_length, runtime)
         cache_of(verdict).fill(prompts, encode, shown=True)
         remember(verdict, folder.encoder_note, files)

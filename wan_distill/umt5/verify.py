@@ -66,14 +66,6 @@ class Verdict:
         """The fields, as `json.dumps` takes them."""
         return asdict(self)
 
-    def in_one_line(self) -> str:
-        """All that must be said of a healthy encoder."""
-        tokenizer = f", tokenizer of {self.entries} entries" if self.entries else ""
-        return (
-            f"Text encoder: verified, {self.rows_compared} of {self.rows_total} rows of {EMBED} "
-            f"equal the file's{tokenizer}"
-        )
-
     def explain(self) -> list[str]:
         """Three lines: what the load report means, what was verified, what was done."""
         verified = (
