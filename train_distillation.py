@@ -45,6 +45,7 @@ if TYPE_CHECKING:  # torch is imported once the settings are known to be right
     from wan_distill.maths.sigmas import Expert
     from wan_distill.methods import Method
     from wan_distill.model import Denoiser, Teacher
+    from wan_distill.planning import Choice
     from wan_distill.system.runtime import Runtime
     from wan_distill.training import Learner, Monitor, Previews, Progress, Tracker
     from wan_distill.umt5.verify import Verdict
@@ -97,15 +98,17 @@ def run(config: Config) -> int:
 
     # 1. What is to be done? Everything that can be refused is refused before any weights load.
     info = read_teacher(config)
-    stages = resolve_stages(config, info)
+    resolved = resolve_stages(config, info)[-1]
+    if resolved.clean:
+        return clean(resolved)
+    prompts, held_out = data.split_prompts(resolved, info)
+    choice = planning.within_budget(config, info, len(prompts) + len(held_out))
+    stages = choice.stages
     config = stages[-1]  # what the job is judged by
-    if config.clean:
-        return clean(config)
-    prompts, held_out = data.split_prompts(config, info)
     if config.push_to_hub:
         results.check_hub(config)
     if config.dry_run:
-        return planning.print_plan(stages, info, prompts, held_out)
+        return planning.print_plan(stages, info, prompts, held_out, choice.words)
     texts = [data.text_of(prompt) for prompt in (*prompts, *held_out)]
     surroundings = planning.check_surroundings(stages, info, texts)
 
@@ -117,7 +120,7 @@ def run(config: Config) -> int:
     with lock_file(folder.lock, runtime.is_main):
         results.check_output(config)
         results.check_evaluated(config, info)
-        return carry_out(stages, info, prompts, held_out, surroundings, runtime)
+        return carry_out(choice, info, prompts, held_out, surroundings, runtime)
 
 
 def clean(config: Config) -> int:
@@ -135,7 +138,7 @@ def clean(config: Config) -> int:
 
 
 def carry_out(
-    stages: Sequence[Config],
+    choice: Choice,
     info: TeacherInfo,
     prompts: Sequence[Prompt],
     held_out: Sequence[Prompt],
@@ -145,18 +148,20 @@ def carry_out(
     """The part of the job that writes into the output folder, which no other run does meanwhile."""
     from wan_distill import data, planning, results, training
 
+    stages = choice.stages
     config = stages[-1]  # what the job is judged by
     folder = RunFolder(Path(config.output_dir))
     for stage in stages:
         known = training.identity(stage, info, prompts, runtime.sample_groups)
         training.check_resume(stage, known, runtime.say)
-    hardware = planning.hardware_of(config)
+    hardware = planning.hardware_of(config, info)
     counts = len(prompts), len(held_out)
-    runtime.say(*planning.headline(stages, info, *counts, hardware), "")
+    runtime.say(*planning.headline(stages, info, *counts, hardware), *choice.words, "")
     if runtime.is_main:
-        plan = planning.describe_plan(stages, info, prompts, held_out)
+        plan = planning.describe_plan(stages, info, prompts, held_out, choice.words)
         lines = [plan, "", "On this machine:", *surroundings, ""]
         folder.plan.write_text("\n".join(lines), encoding="utf-8")
+        planning.remember(choice)
     with show_job(planning.timeline(stages, info, sum(counts), hardware)):
         do_job(stages, info, prompts, held_out, runtime)
     if runtime.is_main:

@@ -5,8 +5,8 @@
     python benchmarks/quality.py --sampling_steps 4 --recipes trajectory dmd trajectory+dmd
 
 The table shows what phases and warm starts improve. Each line is one student, trained with the
-defaults. `trained` counts transformer forwards of single samples in solving, rollouts, scores and
-updates; a backward costs about two more. `seconds` are those of the whole run but the evaluation.
+defaults. `trained` counts transformer evaluations of single samples in solving, rollouts, scores,
+checks and updates, a backward as two. `seconds` are those of the whole run but the evaluation.
 The first recipe that needs teacher samples solves them; their cost is part of every line that uses
 them. The line of a warm start counts only what it adds to the run it begins with. The table is
 RESULT_DIR/quality.md; a line that is already in it is not run again. Other flags go to
@@ -80,7 +80,7 @@ def run(name: str, steps: int, root: Path, extra: list[str]) -> dict[str, Any]:
     if recipe.after:
         flags += ["--init_student_from", str(root / f"{recipe.after}-{steps}")]
     share(root, folder)
-    meter = Meter(SampleCosts(root / "sample_costs.json"))
+    meter = Meter(SampleCosts(root / "sample_costs"))
     started = time.perf_counter()
     with meter.measuring(), patch.dict(METHODS, {"dmd": recipe.method} if recipe.method else {}):
         code = train_distillation.main([*flags, "--no-evaluate"])
@@ -92,12 +92,12 @@ def run(name: str, steps: int, root: Path, extra: list[str]) -> dict[str, Any]:
     share(folder, root)
     result = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
     (student,) = (row for row in result["rows"] if row["sampler"] == f"student {steps}")
-    earlier_forwards, earlier_seconds = meter.taken_over()
+    earlier, earlier_seconds = meter.taken_over()
     return dict(
         recipe=name,
         **student,
         gap_closed=result["gap_closed"],
-        trained=round(meter.forwards + earlier_forwards),
+        trained=round(meter.evaluations + earlier),
         seconds=round(seconds + earlier_seconds),
     )
 

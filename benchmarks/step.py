@@ -94,7 +94,7 @@ def main() -> None:
     for name in ("height", "width", "num_frames", "train_batch_size", "rank", "score_draws"):
         parser.add_argument(f"--{name}", type=int)
     parser.add_argument("--diversity_weight", type=float)
-    parser.add_argument("--real_score", choices=("guided", "samples"))
+    parser.add_argument("--real_score", choices=("guided", "samples", "paired"))
     parser.add_argument("--mixed_precision", choices=("no", "bf16"))
     parser.add_argument("--base_precision", choices=("bf16", "fp8", "int8", "nf4"))
     switches = ("gradient_checkpointing", "keep_attention", "offload", "use_8bit_adam", "compile")

@@ -1092,8 +1092,8 @@ MUTATIONS = [
     ),
     Mutation(
         "wan_distill/methods/dmd.py",
-        'role="fake_score")\n            x0_real',
-        'role="real_score" if self.learned else "teacher")\n            x0_real',
+        'batch.condition, role="fake_score")',
+        'batch.condition, role="real_score" if self.learned else "teacher")',
         "tests/methods/test_dmd.py::test_nothing_runs_past_the_exit_and_only_the_exit_learns",
     ),
     Mutation(
@@ -1119,6 +1119,48 @@ MUTATIONS = [
         "value = 0.5 * (x0 - (x0.detach() - gradient)).square().mean()",
         "value = 0.5 * (x0 - (x0.detach() + gradient)).square().mean()",
         "tests/methods/test_dmd.py::test_the_students_loss_pulls_its_samples_towards_the_teachers",
+    ),
+    Mutation(
+        "wan_distill/methods/dmd.py",
+        "flow.phase_add_noise(batch.teacher_end, noise, sigma, batch.sigmas[-1])",
+        "flow.phase_add_noise(batch.teacher_end, noise.flip(0), sigma, batch.sigmas[-1])",
+        "tests/methods/test_dmd.py::test_paired_scores_are_the_guided_teachers_at_both_samples_with_one_noise",
+    ),
+    Mutation(
+        "wan_distill/methods/dmd.py",
+        "gradient = torch.stack(each).mean(0)",
+        "gradient = torch.stack(each).sum(0)",
+        "tests/methods/test_dmd.py::test_paired_scores_are_the_guided_teachers_at_both_samples_with_one_noise",
+    ),
+    Mutation(
+        "wan_distill/planning/budget.py",
+        'return float(note["share"]) if note["budget"] == budget else None',
+        'return float(note["share"])',
+        "tests/planning/test_budget.py::test_a_continued_run_makes_the_same_job_on_a_slower_machine",
+    ),
+    Mutation(
+        "wan_distill/planning/budget.py",
+        "if getattr(config, name) is None",
+        "if name",
+        "tests/planning/test_budget.py::test_counts_that_the_user_gave_stay",
+    ),
+    Mutation(
+        "wan_distill/planning/budget.py",
+        "return SHARES[found[0] - 1]",
+        "return SHARES[min(found[0], len(SHARES) - 1)]",
+        "tests/planning/test_budget.py::test_the_job_is_the_largest_that_fits",
+    ),
+    Mutation(
+        "wan_distill/planning/hardware.py",
+        "return SHARE_OF_MEASURED * min(1.0, width / FULL_SHARE_WIDTH)",
+        "return SHARE_OF_MEASURED",
+        "tests/planning/test_budget.py::test_a_narrow_transformer_reaches_less_of_the_rate_that_is_measured",
+    ),
+    Mutation(
+        "wan_distill/settings/recipes.py",
+        'judged = judge * (2 if config.real_score == "paired" else 1)',
+        "judged = judge",
+        "tests/planning/test_memory.py::test_predicted_peak_and_work_of_a_middling_model_are_those_of_real_updates",
     ),
     Mutation(
         "wan_distill/methods/phases.py",

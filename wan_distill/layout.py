@@ -111,6 +111,11 @@ class RunFolder:
         return self.path / "plan.txt"
 
     @property
+    def budget(self) -> Path:
+        """What share of the usual counts `--budget` allowed."""
+        return self.path / "budget.json"
+
+    @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from lessons import Lesson, make_lesson, rows_of, solved_inputs
 
+from wan_distill.maths import flow
 from wan_distill.maths.randomness import generator
 from wan_distill.maths.sigmas import expert_of
 from wan_distill.methods import make_method
@@ -126,18 +127,19 @@ def check_every_gradient(lesson: Lesson, role: str) -> None:
 
 @EXPERTS
 @pytest.mark.parametrize("exit", [0, 1])
-@pytest.mark.parametrize("real", ["guided", "samples"])
+@pytest.mark.parametrize("real", ["guided", "samples", "paired"])
 def test_nothing_runs_past_the_exit_and_only_the_exit_learns(make_run, expert, exit, real):
     run = make_run(method="dmd", diversity_weight=0.0, real_score=real)
     lesson = make_lesson(run, expert, moved=0.02)
-    batch = dataclasses.replace(lesson.batch(0), exit=exit)
+    step = lesson.method.updates(1) - 1 if real == "paired" else 0  # its student reads samples
+    batch = dataclasses.replace(lesson.batch(step), exit=exit)
     counted = Counted(lesson.denoiser)
     lesson.learn("student", batch, generator("g"))
     rollout = [call for call in counted.calls if call[0] == "student"]
     assert rollout == [("student", False)] * exit + [("student", True)]
-    judge = "teacher" if real == "guided" else "real_score"
+    judges = dict(guided=["teacher"], samples=["real_score"], paired=["teacher"] * 2)[real]
     judged = [call for call in counted.calls if call[0] != "student"]
-    assert judged == [(judge, False), ("fake_score", False)]
+    assert judged == [(role, False) for role in (*judges, "fake_score")]
     check_every_gradient(lesson, "student")
 
     draws = run.config.score_draws if expert == "high" else 1
@@ -188,3 +190,42 @@ def test_the_students_loss_pulls_its_samples_towards_the_teachers(make_run, expe
     (loss,) = lesson.method.losses("student", lesson.denoiser, batch, generator("pull"))
     loss.value.backward()
     torch.testing.assert_close(x0.grad, torch.full_like(x0, -2 / x0.numel()), rtol=1e-4, atol=0)
+
+
+@EXPERTS
+def test_paired_scores_are_the_guided_teachers_at_both_samples_with_one_noise(make_run, expert):
+    """With x0_real = 1 at the student's samples, which are 0, and 4 at the teacher's; x0_fake = -1:
+    the normalised halves are -2 and -1.25.
+    """
+    lesson = make_lesson(make_run(method="dmd", diversity_weight=0.0, real_score="paired"), expert)
+    step = lesson.method.updates(1) - 1
+    assert lesson.method.role_at(step) == "student"
+    batch = lesson.batch(step)
+    rows = rows_of(
+        batch.x,
+        lesson.inputs.samples.get("inputs 4", lesson.inputs.samples["samples"]),
+        batch.sigmas[0],
+    )
+    end = lesson.inputs.samples["samples"].at(rows, [batch.sigmas[-1]] * len(rows))
+    assert torch.equal(batch.teacher_end, end)
+    x0 = torch.zeros_like(batch.x).requires_grad_()
+    lesson.method.rollout = lambda denoiser, batch: (x0, torch.zeros_like(x0))
+    asked = []
+
+    def guided_velocity(x, sigma, *rest):
+        asked.append((x, sigma))
+        real = torch.full_like(x, 1.0 if len(asked) == 1 else 4.0)
+        return flow.mean_velocity(x, real, sigma, 0 * sigma)
+
+    lesson.denoiser.guided_velocity = guided_velocity
+    lesson.denoiser.velocity = lambda x, sigma, *rest, **options: flow.mean_velocity(
+        x, torch.full_like(x, -1.0), sigma, 0 * sigma
+    )
+    (loss,) = lesson.method.losses("student", lesson.denoiser, batch, generator("pull"))
+    loss.value.backward()
+    mean = (-2 - 1.25) / 2
+    torch.testing.assert_close(x0.grad, torch.full_like(x0, mean / x0.numel()), rtol=1e-4, atol=0)
+    (own, sigma), (teachers, sigma_again) = asked
+    assert torch.equal(sigma, sigma_again)
+    alpha, _ = flow.phase_coefficients(sigma, batch.sigmas[-1])
+    torch.testing.assert_close(teachers - own, flow.per_sample(alpha, end) * end)

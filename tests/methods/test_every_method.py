@@ -26,6 +26,7 @@ KINDS = {
     "dmd": dict(method="dmd", real_score="guided"),
     "dmd-plain": dict(method="dmd", real_score="guided", diversity_weight=0.0),
     "dmd-samples": dict(method="dmd", real_score="samples"),
+    "dmd-paired": dict(method="dmd", real_score="paired"),
 }
 SHORT = dict(critic_warmup_steps=1, critic_updates=2)
 
@@ -185,6 +186,7 @@ def test_a_single_graph_is_in_memory_and_the_parts_add_up_to_the_loss(make_run, 
     draws = 3 if expert == "high" else 1  # the low phase ends at 0: its target is exact
     expected = {
         "dmd": [("fake_score", draws), ("student", 2 if expert == "high" else 1)],
+        "dmd-paired": [("fake_score", draws), ("student", 2 if expert == "high" else 1)],
         "dmd-plain": [("fake_score", draws), ("student", 1)],
         "dmd-samples": [
             ("fake_score", draws),
@@ -211,7 +213,7 @@ class Waits(TorchDispatchMode):
 
 
 @EXPERTS
-@pytest.mark.parametrize("kind", ["trajectory", "consistency", "dmd", "dmd-samples"])
+@pytest.mark.parametrize("kind", ["trajectory", "consistency", "dmd", "dmd-samples", "dmd-paired"])
 def test_the_host_never_waits_for_the_device_in_a_loss_and_its_backward(make_run, kind, expert):
     run = make_run(**KINDS[kind], critic_warmup_steps=0, critic_updates=1)
     lesson = make_lesson(run, expert)

@@ -28,6 +28,7 @@ METHODS = {
     "consistency": dict(method="consistency"),
     "dmd": dict(method="dmd"),
     "dmd-samples": dict(method="dmd", real_score="samples"),
+    "dmd-paired": dict(method="dmd", real_score="paired"),
 }
 CASES = [  # dmd without checkpointing: below, on a larger clip
     ("trajectory", True),
@@ -35,6 +36,7 @@ CASES = [  # dmd without checkpointing: below, on a larger clip
     ("consistency", False),
     ("dmd", True),
     ("dmd-samples", False),
+    ("dmd-paired", True),
 ]
 
 

@@ -34,6 +34,7 @@ def planned(flags: list[str]):
     [
         dict(method="dmd"),
         dict(method="dmd", real_score="samples", monitor_steps=1, monitor_samples=4),
+        dict(method="dmd", real_score="paired"),
         dict(
             method="trajectory",
             num_trajectories=40,
@@ -43,7 +44,7 @@ def planned(flags: list[str]):
             monitor_samples=4,
         ),
     ],
-    ids=["dmd", "dmd-samples", "trajectory"],
+    ids=["dmd", "dmd-samples", "dmd-paired", "trajectory"],
 )
 def test_the_plan_has_the_samples_that_the_run_then_solves(random_teacher, tmp_path, changes):
     """Not all of --num_trajectories: those that updates, checks and previews read."""

@@ -91,7 +91,7 @@ def random_batch(config: Config, info: TeacherInfo, role: str) -> Any:
         sigmas=sigmas,
         exit=len(sigmas) - 2,
         anchor=end if role == "student" and config.diversity_weight > 0 else None,
-        teacher_end=end if role != "student" and config.real_score == "samples" else None,
+        teacher_end=end if config.real_score != "guided" else None,
     )
 
 

@@ -107,6 +107,7 @@ RANGES = {
     "validation_steps": FROM_0,
     "fps": ABOVE_0,
     "gpu_hour_price": ABOVE_0,
+    "budget": ABOVE_0,
 }
 NUMBERS = [name for name, kind in TYPES.items() if kind in (int, float)]
 

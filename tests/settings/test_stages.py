@@ -83,7 +83,7 @@ def test_each_stage_has_its_own_updates_and_rate():
 def test_a_short_trial_is_short_in_both_stages():
     first, second = stages("--max_train_steps=200")
     assert (first.max_train_steps, second.max_train_steps) == (200, 15)
-    assert second.critic_warmup_steps == 67
+    assert (second.critic_warmup_steps, second.ema_start) == (67, 7)
     first, second = stages("--max_train_steps=2")
     assert (second.max_train_steps, second.critic_warmup_steps) == (1, 1)
     _, second = stages("--max_train_steps=2", "--refine_steps=9", "--critic_warmup_steps=8")

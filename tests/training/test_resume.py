@@ -69,6 +69,7 @@ MAY_CHANGE = {
     "debug",
     "gpu",
     "gpu_hour_price",
+    "budget",
     "plan_json",
     "evaluation",
 }

@@ -17,6 +17,11 @@ the critic's loss. Both scores learn side by side, from one initial value, with 
 samples of student and teacher that begin with the same noise: the error that this noise causes is
 the same in both and cancels in x0_fake - x0_real.
 
+`paired` does without the third adapter (data-forced scores, arXiv 2606.18478): half of the gradient
+is the guided form's, in the other half x0_real is the guided prediction at the teacher's stored
+sample, noised to the same sigma with the same noise. That pulls towards samples which the teacher
+does make; student and teacher must be near each other, so it is for refinements.
+
 With `--diversity_weight` the first step is not matched but regressed to the teacher's (DP-DMD,
 arXiv 2602.03139): distribution matching alone lets samples of one prompt grow alike.
 """
@@ -99,23 +104,27 @@ class PhasedDMD(PhasedMethod):
         """Distribution matching of the student's samples, in x0 space."""
         x0, x_end = self.rollout(denoiser, batch)
         with torch.no_grad():
-            x, sigma, _ = self.diffuse(x_end.detach(), batch.sigmas[-1], rng)
-            real = self.real_velocity(denoiser, batch, x, sigma)
+            x, sigma, noise = self.diffuse(x_end.detach(), batch.sigmas[-1], rng)
+            noised = [x]
+            if self.paired:
+                assert batch.teacher_end is not None  # batch_at reads it for the student
+                noised += [flow.phase_add_noise(batch.teacher_end, noise, sigma, batch.sigmas[-1])]
+            real = [self.real_x0(denoiser, batch, at, sigma) for at in noised]
             fake = denoiser.velocity(x, sigma, batch.condition, role="fake_score")
-            x0_real = flow.x0_from_velocity(x, real, sigma)
             x0_fake = flow.x0_from_velocity(x, fake, sigma)
-            gradient = matching_gradient(x0.detach(), x0_real, x0_fake)
+            each = [matching_gradient(x0.detach(), x0_real, x0_fake) for x0_real in real]
+            gradient = torch.stack(each).mean(0)
         value = 0.5 * (x0 - (x0.detach() - gradient)).square().mean()
         return Loss(value, {"matching_gradient": gradient.abs().mean()})
 
-    def real_velocity(
-        self, denoiser: Denoiser, batch: DMDBatch, x: Tensor, sigma: Tensor
-    ) -> Tensor:
-        """Towards the distribution to match, as `--real_score` says."""
+    def real_x0(self, denoiser: Denoiser, batch: DMDBatch, x: Tensor, sigma: Tensor) -> Tensor:
+        """Towards the distribution to match, as `--real_score` says, from `x` at `sigma`."""
         if self.learned:
-            return denoiser.velocity(x, sigma, batch.condition, role="real_score")
-        scale = self.config.score_guidance(self.expert)
-        return denoiser.guided_velocity(x, sigma, batch.condition, batch.negative, scale)
+            velocity = denoiser.velocity(x, sigma, batch.condition, role="real_score")
+        else:
+            scale = self.config.score_guidance(self.expert)
+            velocity = denoiser.guided_velocity(x, sigma, batch.condition, batch.negative, scale)
+        return flow.x0_from_velocity(x, velocity, sigma)
 
     def diversity_loss(self, denoiser: Denoiser, batch: DMDBatch) -> Loss:
         """DP-DMD: from the same noise, the first step must head for the teacher's own latents."""

@@ -36,7 +36,7 @@ class DMDBatch:
     """
     teacher_end: Tensor | None = None
     """The guided teacher's latents at the phase's end, for the same prompts and, at sigma 1, the
-    same noise; for the score of its samples.
+    same noise; for the score of its samples, or the teacher's own at them.
     """
 
 
@@ -47,6 +47,7 @@ class PhasedMethod(Method[DMDBatch]):
         super().__init__(config, expert)
         self.scores = self.roles[1:]
         self.learned = "real_score" in self.scores
+        self.paired = config.real_score == "paired"
         self.diverse = config.diversity_weight > 0 and expert == "high"
         owned = {
             n: expert_sigmas(config.sigmas(n), expert, config.boundary_ratio)
@@ -84,7 +85,7 @@ class PhasedMethod(Method[DMDBatch]):
         rows: dict[str, list[int]] = {}
         if self.expert == "low":
             rows[f"inputs {steps}"] = self._rows(micro_batch)
-        if self.learned and not student:
+        if self.paired if student else self.learned:
             rows["samples"] = self._rows(micro_batch)
         if self.diverse and student:
             rows["anchors"] = self._rows(micro_batch)

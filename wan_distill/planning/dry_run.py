@@ -21,13 +21,14 @@ def print_plan(
     info: TeacherInfo,
     prompts: Sequence[Prompt],
     held_out: Sequence[Prompt],
+    budget: Sequence[str] = (),
 ) -> int:
     """Prints the plan, which holds whatever this machine is, and then what stands against a run
     here. Exit code: 0, or 2 where anything does.
     """
     config, encoded = stages[-1], len(prompts) + len(held_out)
     print(describe_needs(stages, info, encoded), "", sep="\n")
-    print(describe_plan(stages, info, prompts, held_out), "", sep="\n")
+    print(describe_plan(stages, info, prompts, held_out, budget), "", sep="\n")
     if config.plan_json is not None:
         numbers = plan_numbers(stages, info, encoded)
         try:

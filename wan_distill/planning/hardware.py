@@ -11,15 +11,19 @@ import torch
 from wan_distill.errors import UsageError
 from wan_distill.planning.matrix_rate import matrix_rate
 from wan_distill.settings.config import Config
+from wan_distill.settings.description import TeacherInfo
+from wan_distill.settings.scale import scale_of
 from wan_distill.system.runtime import DTYPES, process_state
 
 GB = 1e9
 # Of a card: the rest is the CUDA context (0.5 GB) and what fragmentation takes.
 USABLE = 0.92
 # Of the dense bf16 rate that a training step is assumed to reach: 395 of an H100's 989 TFLOP/s, as
-# published runs of 14B video models do. Of a rate that was measured here: half.
+# published runs of 14B video models do. Of a rate that was measured here: half, and less where the
+# transformer is narrow (benchmarks/RESULTS.md: 0.20 to 0.22 at width 128, 0.36 to 0.40 at 256).
 SHARE_OF_DATASHEET = 0.4
 SHARE_OF_MEASURED = 0.5
+FULL_SHARE_WIDTH = 320  # of a transformer; narrower ones spend more on all but matrix products
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,12 @@ def parse_gpu(text: str) -> tuple[Gpu, int]:
     return GPUS[match[1]], count
 
 
-def hardware_of(config: Config) -> Hardware:
+def measured_share(width: int) -> float:
+    """Of the matrix rate measured here, what training a transformer of this width reaches."""
+    return SHARE_OF_MEASURED * min(1.0, width / FULL_SHARE_WIDTH)
+
+
+def hardware_of(config: Config, info: TeacherInfo) -> Hardware:
     """The GPUs that `--gpu` names, or this machine."""
     if config.gpu is not None:
         gpu, count = parse_gpu(config.gpu)
@@ -97,10 +106,9 @@ def hardware_of(config: Config) -> Hardware:
     if device.type == "cuda":
         title = torch.cuda.get_device_name(device)
         memory = float(torch.cuda.mem_get_info(device)[1])
-    reason = (
-        f"{SHARE_OF_MEASURED:.0%} of the matrix rate measured here, {measured / 1e12:.3g} TFLOP/s"
-    )
-    rate = SHARE_OF_MEASURED * measured
+    share = measured_share(scale_of(config, info).width)
+    reason = f"{share:.0%} of the matrix rate measured here, {measured / 1e12:.3g} TFLOP/s"
+    rate = share * measured
     return Hardware(
         title, state.num_processes, memory, rate, reason, named=False, is_gpu=device.type != "cpu"
     )

@@ -28,6 +28,7 @@ def describe_plan(
     info: TeacherInfo,
     prompts: Sequence[Prompt],
     held_out: Sequence[Prompt],
+    budget: Sequence[str] = (),
 ) -> str:
     """What will happen: teacher, clip, student sigmas and their experts, updates, roles, where
     things go.
@@ -38,6 +39,7 @@ def describe_plan(
         lines += _method(stage, f"{number}. " if len(stages) > 1 else "")
         lines += _updates(stage)
     lines += [
+        *budget,
         f"Prompts   {len(prompts)} to train on, {len(held_out)} held out for the evaluation",
         f"Output    {config.output_dir} (checkpoints every {config.checkpointing_steps} student "
         "updates)",
@@ -119,7 +121,7 @@ def describe_needs(stages: Sequence[Config], info: TeacherInfo, prompts: int = 0
         prompts: how many are encoded.
     """
     config, need = greatest_need(stages, info)
-    hardware = hardware_of(config)
+    hardware = hardware_of(config, info)
     lines = [*_decisive(stages, info, need, hardware, prompts), *_memory(config, info, need)]
     host = host_needs(config, info, need.trace)
     lines += [f"Host      {size(number)} of memory {what}" for what, number in host.items()]
@@ -193,7 +195,7 @@ def _work(stages: Sequence[Config], info: TeacherInfo) -> list[str]:
 def plan_numbers(stages: Sequence[Config], info: TeacherInfo, prompts: int) -> dict[str, Any]:
     """The plan as plain values: bytes, seconds, dollars."""
     config, need = greatest_need(stages, info)
-    hardware = hardware_of(config)
+    hardware = hardware_of(config, info)
     found = parts(stages, info, prompts)
     seconds = sum(part.seconds(hardware) for part in found)
     hours = hardware.count * seconds / 3600

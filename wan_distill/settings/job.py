@@ -77,6 +77,13 @@ class JobSettings:
     gpu_hour_price: float = flag(
         2.5, "dollars per GPU-hour in the plan (an H100 in November 2026)", START, free=True
     )
+    budget: float | None = flag(
+        None,
+        "hours that the job may take: the plan chooses the number of samples and updates (default: "
+        "the usual ones)",
+        START,
+        free=True,
+    )
     plan_json: str | None = flag(
         None,
         "with --dry_run: also write the plan's numbers to this file",

@@ -85,10 +85,11 @@ class LearningSettings:
     )
     real_score: str = flag(
         None,
-        "distribution that the student is matched with: guided = by the teacher's guided score, as "
-        "published; samples = that of its solved samples, whose score a third adapter learns",
+        "what the student is matched with: guided = the teacher's guided score, as published; "
+        "samples = its solved samples, whose score a third adapter learns; paired = the guided "
+        "score, half at the student's samples and half at the teacher's own from the same noise",
         DMD,
-        choices=("guided", "samples"),
+        choices=("guided", "samples", "paired"),
     )
     score_sigma_max: float = flag(None, "largest sigma at which scores are compared", DMD)
     score_draws: int = flag(

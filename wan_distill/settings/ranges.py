@@ -10,6 +10,7 @@ from wan_distill.settings.config import Config
 
 POSITIVE = (
     "gpu_hour_price",
+    "budget",
     "max_train_steps",
     "train_batch_size",
     "gradient_accumulation_steps",

@@ -137,16 +137,16 @@ class DMDRecipe(Recipe):
         return ("student", "fake_score")
 
     def samples(self, config: Config, expert: Expert, distilled: bool) -> dict[str, SampleSpec]:
-        """`inputs <n>`: where the low phase of n sampling steps begins; `samples`: whose score is
-        learned; `anchors`: for the diversity loss.
+        """`inputs <n>`: where the low phase of n sampling steps begins; `samples`: which the
+        student is matched with; `anchors`: for the diversity loss.
         """
         specs: dict[str, SampleSpec] = {}
-        learned = config.real_score == "samples"
+        solved = config.real_score != "guided"
         if expert == "low":
             for steps in config.sampling_steps:
                 if expert_sigmas(config.sigmas(steps), expert, config.boundary_ratio):
-                    specs[f"inputs {steps}"] = handovers(config, steps, distilled, complete=learned)
-        if learned:
+                    specs[f"inputs {steps}"] = handovers(config, steps, distilled, complete=solved)
+        if solved:
             specs["samples"] = trajectories(config)
         if config.diversity_weight > 0 and expert == "high":
             specs["anchors"] = specs.get("samples", anchors(config))
@@ -169,7 +169,8 @@ class DMDRecipe(Recipe):
         drawn = sum(draws) / len(draws)
         judge = 1 if learned or config.score_guidance(expert) == 1 else 2
         critic_updates = config.critic_warmup_steps + config.critic_updates * config.max_train_steps
-        student = UpdateCost(1 + diverse, before + judge + 1, judge, config.max_train_steps)
+        judged = judge * (2 if config.real_score == "paired" else 1)
+        student = UpdateCost(1 + diverse, before + judged + 1, judge, config.max_train_steps)
         costs: dict[Role, UpdateCost] = {"student": student}
         costs["fake_score"] = UpdateCost(drawn, before + 1, 0, critic_updates)
         if learned:

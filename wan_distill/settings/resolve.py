@@ -71,6 +71,7 @@ def _shorten(refined: Config, given: Config, share: float) -> Config:
     counts = {
         "max_train_steps": given.refine_steps,
         "critic_warmup_steps": given.critic_warmup_steps,
+        "ema_start": given.ema_start,
     }
     shorter = {
         name: max(1, round(share * getattr(refined, name)))
