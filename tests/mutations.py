@@ -827,6 +827,66 @@ MUTATIONS = [
         "tests/data/test_embeddings.py::test_prompts_are_kept_at_their_length_and_padded",
     ),
     Mutation(
+        "wan_distill/data/picture_decoding.py",
+        "            image = ImageOps.exif_transpose(image)\n",
+        "",
+        "tests/data/test_picture_files.py::test_what_everybody_sees_is_what_is_read",
+    ),
+    Mutation(
+        "wan_distill/data/picture_decoding.py",
+        ", formats=_readable()",
+        "",
+        "tests/data/test_picture_files.py::test_bad_pictures_are_refused_in_one_line",
+    ),
+    Mutation(
+        "wan_distill/data/picture_decoding.py",
+        "(values / 257).round()",
+        "values.clip(0, 255)",
+        "tests/data/test_picture_files.py::test_grey_pictures_are_grey",
+    ),
+    Mutation(
+        "wan_distill/data/picture_decoding.py",
+        'Image.new("RGBA", layers.size, "white")',
+        'Image.new("RGBA", layers.size)',
+        "tests/data/test_picture_files.py::test_what_is_transparent_becomes_white",
+    ),
+    Mutation(
+        "wan_distill/data/picture_decoding.py",
+        "(image.width - cropped_width) // 2",
+        "0",
+        "tests/data/test_picture_files.py::test_pixels_are_those_of_the_stock_pipeline_bit_for_bit",
+    ),
+    Mutation(
+        "wan_distill/data/picture_decoding.py",
+        "        if size[0] * size[1] <= MOST_PIXELS:",
+        "        if size[0] * size[1] <= 10**12:",
+        "tests/data/test_picture_files.py::test_bad_pictures_are_refused_in_one_line",
+    ),
+    Mutation(
+        "wan_distill/data/picture_folders.py",
+        'path.split(os.sep)[0] in ("..", ".")',
+        'path == "."',
+        "tests/data/test_picture_files.py::test_bad_captions_are_refused_in_one_line",
+    ),
+    Mutation(
+        "wan_distill/data/picture_folders.py",
+        "            if text is not None:\n                used.add(text)",
+        "            if text is not None:",
+        "tests/data/test_picture_files.py::test_a_folder_is_read_whatever_else_lies_in_it",
+    ),
+    Mutation(
+        "wan_distill/data/pictures.py",
+        "(record.key, record.caption) in first_place",
+        "record.key in {key for key, _ in first_place}",
+        "tests/data/test_picture_files.py::test_a_folder_is_read_whatever_else_lies_in_it",
+    ),
+    Mutation(
+        "wan_distill/data/pictures.py",
+        'warnings.filterwarnings("ignore", module="PIL")',
+        "pass",
+        "tests/data/test_picture_files.py::test_bad_pictures_are_refused_in_one_line",
+    ),
+    Mutation(
         "wan_distill/data/prompt_files.py",
         "place.suffix.casefold()\n    if place.is_dir()",
         "place.suffix\n    if place.is_dir()",
@@ -858,8 +918,8 @@ MUTATIONS = [
     ),
     Mutation(
         "wan_distill/data/prompt_records.py",
-        "strict=True)",
-        "strict=False)",
+        "delimiter=delimiter, strict=True)",
+        "delimiter=delimiter, strict=False)",
         "tests/data/test_prompts.py::test_bad_files_are_refused_in_one_line",
     ),
     Mutation(
@@ -876,7 +936,7 @@ MUTATIONS = [
     ),
     Mutation(
         "wan_distill/data/prompts.py",
-        "        _check_characters(prompt, where)\n",
+        "        check_characters(prompt, where)\n",
         "",
         "tests/data/test_prompts.py::test_bad_files_are_refused_in_one_line",
     ),

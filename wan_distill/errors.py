@@ -11,7 +11,7 @@ class UsageError(Exception):
 
 
 class FileError(ValueError):
-    """A file of the teacher that cannot be used.
+    """A file that cannot be used.
 
     Attributes:
         reason: which file, and why.

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,16 +40,26 @@ def caption_of(record: Any, where: str) -> str:
 
 
 def read_json(place: Path) -> Iterator[Entry]:
-    """A list of records, an object with such a list in `data`, or one record per line."""
-    text = read_text(place)
+    """The captions of `json_records`."""
+    for where, record in json_records(place):
+        yield Entry(where, caption_of(record, where))
+
+
+def json_records(
+    place: Path, flag: str = "--prompts", keys: tuple[str, ...] = CAPTION_KEYS
+) -> Iterator[tuple[str, Any]]:
+    """(place, value) of each record: of a list, of an object with such a list in `data`, or one per
+    line. An object with one of `keys` is a record. Raises UsageError.
+    """
+    text = read_text(place, flag)
     try:
         content = json.loads(text)
     except RecursionError as error:
-        raise UsageError(f"--prompts {place}: nested too deeply; give a list of prompts") from error
+        raise UsageError(f"{flag} {place}: nested too deeply; give a list of prompts") from error
     except ValueError as error:
         whole = error
     else:
-        yield from _listed(place, content)
+        yield from _listed(place, content, flag, keys)
         return
     lines = [(n, line) for n, line in enumerate(split_lines(text), 1) if line.strip()]
     by_line = place.suffix.casefold() != ".json" or (lines and is_json(lines[0][1]))
@@ -59,55 +69,64 @@ def read_json(place: Path) -> Iterator[Entry]:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise UsageError(
-                f"--prompts {where}: malformed ({one_line(error)}); give one JSON value per line"
+                f"{flag} {where}: malformed ({one_line(error)}); give one JSON value per line"
             ) from error
-        yield Entry(where, caption_of(record, where))
+        yield where, record
     if not by_line:
         line_number = getattr(whole, "lineno", 1)
         raise UsageError(
-            f"--prompts {place}:{line_number}: malformed ({one_line(whole)}); give valid JSON"
+            f"{flag} {place}:{line_number}: malformed ({one_line(whole)}); give valid JSON"
         ) from whole
 
 
-def _listed(place: Path, content: Any) -> Iterator[Entry]:
+def _listed(
+    place: Path, content: Any, flag: str, keys: tuple[str, ...]
+) -> Iterator[tuple[str, Any]]:
     if isinstance(content, dict) and isinstance(content.get("data"), list):
         content = content["data"]
     elif isinstance(content, str) or (
-        isinstance(content, dict)
-        and any(str(key).strip().casefold() in CAPTION_KEYS for key in content)
+        isinstance(content, dict) and any(str(key).strip().casefold() in keys for key in content)
     ):
         content = [content]  # one record per line, and one line
     if not isinstance(content, list):
-        raise UsageError(f'--prompts {place}: must be a list of prompts, or {{"data": [...]}}')
+        raise UsageError(f'{flag} {place}: must be a list of prompts, or {{"data": [...]}}')
     for number, record in enumerate(content, 1):
-        where = f"{place}: record {number}"
-        yield Entry(where, caption_of(record, where))
+        yield f"{place}: record {number}", record
 
 
 def read_table(place: Path) -> Iterator[Entry]:
-    """The caption column of a table with a header, quoted as the csv module and Excel quote."""
-    text = read_text(place)
+    """The caption column of a table."""
+    for where, row in table_rows(place):
+        yield Entry(where, next(row[key] for key in CAPTION_KEYS if key in row))
+
+
+def table_rows(
+    place: Path, flag: str = "--prompts", keys: tuple[str, ...] = CAPTION_KEYS
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """(place, fields by lower-case name) of each row of a table with a header, quoted as the csv
+    module and Excel quote. Raises UsageError, also where the header names none of `keys`.
+    """
+    text = read_text(place, flag)
     first = 1
     choices = DELIMITERS[place.suffix.casefold()]
     stated = re.match(r"sep=(.)\r?\n", text)  # Excel's line before the header
     if stated:
         text, first, choices = text[stated.end() :], 2, stated[1]
     headers = {delimiter: _header(text, delimiter) for delimiter in choices}
-    delimiter = next((d for d, names in headers.items() if set(names) & set(CAPTION_KEYS)), "")
+    delimiter = next((d for d, names in headers.items() if set(names) & set(keys)), "")
     if not delimiter:
         raise UsageError(
-            f"--prompts {place}:{first}: the header names none of {', '.join(CAPTION_KEYS)}; "
-            "rename the column"
+            f"{flag} {place}:{first}: the header names none of {', '.join(keys)}; rename the column"
         )
     names = headers[delimiter]
-    column = next(names.index(key) for key in CAPTION_KEYS if key in names)
-    for line, row in _table_rows(place, text, delimiter, first)[1:]:
+    for line, row in _split_rows(place, text, delimiter, first, flag)[1:]:
         if len(row) != len(names):
             raise UsageError(
-                f"--prompts {place}:{line}: {len(row)} fields, the header has {len(names)}; put "
+                f"{flag} {place}:{line}: {len(row)} fields, the header has {len(names)}; put "
                 f"captions that hold {delimiter!r} in double quotes"
             )
-        yield Entry(f"{place}:{line}", row[column])
+        # The first of two columns of one name.
+        yield f"{place}:{line}", dict(zip(reversed(names), reversed(row), strict=True))
 
 
 def _header(text: str, delimiter: str) -> list[str]:
@@ -116,7 +135,9 @@ def _header(text: str, delimiter: str) -> list[str]:
     return [name.strip(' "').casefold() for name in line.split(delimiter)]
 
 
-def _table_rows(place: Path, text: str, delimiter: str, first: int) -> list[tuple[int, list[str]]]:
+def _split_rows(
+    place: Path, text: str, delimiter: str, first: int, flag: str
+) -> list[tuple[int, list[str]]]:
     """(line, fields) of each row that has any. Raises UsageError."""
     limit = csv.field_size_limit(max(len(text), 1))  # whole captions: the usual limit is 131,072
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
@@ -128,7 +149,7 @@ def _table_rows(place: Path, text: str, delimiter: str, first: int) -> list[tupl
             line = first + reader.line_num
     except csv.Error as error:
         raise UsageError(
-            f"--prompts {place}:{line}: malformed ({error}); put captions in double quotes, and "
+            f"{flag} {place}:{line}: malformed ({error}); put captions in double quotes, and "
             "write a double quote inside them twice"
         ) from error
     finally:
@@ -157,27 +178,33 @@ def read_columns(place: Path) -> Iterator[Entry]:
 
 def read_rows(source: str, load: Callable[[Any], Any]) -> Iterator[Entry]:
     """The captions of what `load` makes of the package `datasets`. Raises UsageError."""
-    try:
-        import datasets
-    except ImportError as error:
-        raise UsageError(
-            f"--prompts {source}: no text file; to read it as a data set of that name: pip install "
-            "datasets"
-        ) from error
-    try:
-        rows: Iterable[Any] = load(datasets)
-        if isinstance(rows, dict):  # several splits
-            rows = rows["train"]
-    except (OSError, ValueError, KeyError) as error:
-        raise UsageError(
-            f"--prompts {source}: neither a file nor a dataset ({one_line(error)}); check the name"
-        ) from error
+    rows = load_rows(source, load)
     names = [name for name in getattr(rows, "column_names", None) or () if _is_caption(name)]
     if names and hasattr(rows, "select_columns"):  # videos beside the captions are not decoded
         rows = rows.select_columns(names)
     for number, row in enumerate(rows):
         where = f"{source}[{number}]"
         yield Entry(where, caption_of(row, where))
+
+
+def load_rows(source: str, load: Callable[[Any], Any], flag: str = "--prompts") -> Any:
+    """What `load` makes of the package `datasets`; of several splits the one named train. Raises
+    UsageError where the package or the data set is missing.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise UsageError(
+            f"{flag} {source}: nothing here has that name; to read it as a data set: pip install "
+            "datasets"
+        ) from error
+    try:
+        rows = load(datasets)
+        return rows["train"] if isinstance(rows, dict) else rows
+    except (OSError, ValueError, KeyError) as error:
+        raise UsageError(
+            f"{flag} {source}: neither a file nor a dataset ({one_line(error)}); check the name"
+        ) from error
 
 
 def _is_caption(name: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,15 +26,15 @@ class Entry(NamedTuple):
     """What was done to it, to be counted."""
 
 
-def read_text(file: Path) -> str:
+def read_text(file: Path, flag: str = "--prompts") -> str:
     """The text of a file in UTF-8, or in UTF-16 or UTF-32 with a byte-order mark, which is left
-    out. Raises UsageError.
+    out. Raises UsageError, whose line begins with `flag`.
     """
     try:
         data = file.read_bytes()
     except OSError as error:
         raise UsageError(
-            f"--prompts {file}: cannot be read ({error.strerror}); give a text file"
+            f"{flag} {file}: cannot be read ({error.strerror}); give a text file"
         ) from error
     encoding = next((name for mark, name in ENCODINGS.items() if data.startswith(mark)), "UTF-8")
     try:
@@ -41,10 +42,10 @@ def read_text(file: Path) -> str:
     except UnicodeDecodeError as error:
         line = data[: error.start].decode(encoding, "replace").count("\n") + 1
         raise UsageError(
-            f"--prompts {file}:{line}: not {encoding} text (byte {error.start}); save it as UTF-8"
+            f"{flag} {file}:{line}: not {encoding} text (byte {error.start}); save it as UTF-8"
         ) from error
     if "\0" in text or text.startswith(("{\\rtf", "PK\x03\x04")):
-        raise UsageError(f"--prompts {file}: a binary file; give text, one prompt per line")
+        raise UsageError(f"{flag} {file}: a binary file; give plain text")
     return text
 
 
@@ -52,3 +53,13 @@ def split_lines(text: str) -> list[str]:
     r"""The lines of a text file: they end with \n or \r\n, or with \r where there is no \n."""
     lines = text.split("\n" if "\n" in text else "\r")
     return [line.removesuffix("\r").lstrip("\ufeff") for line in lines]
+
+
+def check_characters(prompt: str, where: str, flag: str = "--prompts") -> None:
+    """Raises UsageError for text that no file can hold: half a character, or a NUL."""
+    broken = re.search(r"[\ud800-\udfff\0]", prompt)
+    if broken:
+        raise UsageError(
+            f"{flag} {where}: holds {broken[0]!a}, which is half a character or none; "
+            "write the text anew there"
+        )

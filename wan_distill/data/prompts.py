@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from wan_distill.data.prompt_files import entries
+from wan_distill.data.prompt_text import check_characters
+from wan_distill.data.remarks import Remarks
 from wan_distill.errors import FileError, UsageError
 from wan_distill.settings.assets import ASSETS
 from wan_distill.settings.config import Config
@@ -18,7 +19,6 @@ from wan_distill.umt5.text import tokenizer_of
 from wan_distill.umt5.tokenizer import tokenise
 
 BUILT_IN_PROMPTS = ASSETS / "prompts.txt"
-MOST_NAMED = 20  # duplicates, and long prompts, that are named one by one
 HELD_OUT = 10  # one prompt of so many is held out for the evaluation
 
 
@@ -43,7 +43,7 @@ def read_prompts(
     format that is not known, or malformed.
     """
     first_place: dict[str, str] = {}  # prompt -> where it was read first
-    remarks = _Remarks(str(source), say)
+    remarks = Remarks("--prompts", str(source), say)
     for where, text, note in entries(str(source)):
         if note:
             remarks.count(note, where)
@@ -52,7 +52,7 @@ def read_prompts(
             if not note:
                 remarks.count("empty captions left out", where)
             continue
-        _check_characters(prompt, where)
+        check_characters(prompt, where)
         if "\ufffd" in prompt:
             remarks.count("prompts with \ufffd, where another program lost a character", where)
         if prompt in first_place:
@@ -67,50 +67,6 @@ def read_prompts(
     if not first_place:
         raise UsageError(f"--prompts {source}: holds no prompt; write one per line")
     return list(first_place)
-
-
-class _Remarks:
-    """Says what is to be known of single prompts, and at the end how many of each kind there were.
-
-    Args:
-        say: gets each line.
-    """
-
-    def __init__(self, source: str, say: Callable[[str], None]):
-        self.source = source
-        self.say = say
-        self.places: dict[str, list[str]] = {}
-        self.named: dict[str, int] = {}
-
-    def name(self, kind: str, where: str, remark: str) -> None:
-        """One prompt's line, for the first of a kind."""
-        self.named[kind] = self.named.get(kind, 0) + 1
-        if self.named[kind] <= MOST_NAMED:
-            self.say(f"--prompts {where}: {remark}")
-
-    def count(self, kind: str, where: str) -> None:
-        """One more of a kind that is only counted."""
-        self.places.setdefault(kind, []).append(where)
-
-    def sum_up(self) -> None:
-        """The counts."""
-        for kind, places in self.places.items():
-            self.say(f"--prompts {self.source}: {len(places)} {kind} (the first: {places[0]})")
-        for kind, number in self.named.items():
-            if number > MOST_NAMED:
-                self.say(
-                    f"--prompts {self.source}: {number} {kind}, of which {MOST_NAMED} are named"
-                )
-
-
-def _check_characters(prompt: str, where: str) -> None:
-    """Raises UsageError for text that no file can hold: half a character, or a NUL."""
-    broken = re.search(r"[\ud800-\udfff\0]", prompt)
-    if broken:
-        raise UsageError(
-            f"--prompts {where}: holds {broken[0]!a}, which is half a character or none; "
-            "write the text anew there"
-        )
 
 
 def counting_tokens(config: Config, teacher: TeacherInfo) -> Callable[[str], str]:
