@@ -2,12 +2,14 @@
 
 The first of the family is the embedded teacher. All its parts are trained, from the tokenizer to
 both experts, in less than an hour on two CPU cores. The others differ from it in width, depth, clip
-and content; where they show the same shapes they take over its text encoder and VAE. Each stage
-writes its result to --work_dir, and a stage with a result is skipped: to resume, run the same
-command again.
+and content; where they show the same shapes they take over its text encoder and VAE. One is given
+the first frame too, and its experts begin as the embedded teacher's. Each stage
+writes its result to --work_dir, and a stage with a result is skipped; experts also keep their state
+while they train. To resume, run the same command again.
 
     python scripts/make_tiny_teacher.py                  # train missing stages, write and check
     python scripts/make_tiny_teacher.py --member wide    # another of the family
+    python scripts/make_tiny_teacher.py --member tiny_i2v    # the one that is given a picture
     python scripts/make_tiny_teacher.py --check          # only check what is there
 """
 
@@ -20,14 +22,19 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import sentencepiece
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
+from diffusers import (
+    AutoencoderKLWan,
+    UniPCMultistepScheduler,
+    WanImageToVideoPipeline,
+    WanPipeline,
+    WanTransformer3DModel,
+)
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -35,17 +42,18 @@ from tqdm import tqdm
 from transformers import BatchEncoding, T5TokenizerFast, UMT5Config, UMT5EncoderModel
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from wan_distill.maths.first_frames import distance_from
 from wan_distill.maths.tiny_judge import Judge
 from wan_distill.maths.tiny_world import COLOURS, DIRECTIONS, SHAPES, SIZES, Scene, World
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 WORK = Path(".work")
-BOUNDARY = 0.875  # sigma at which Wan2.2-T2V-A14B changes experts
 TEXT_LENGTH = 16  # tokens; the longest caption has 12
 TEXT_DIM = 64
-CLIPS = 4800  # that an expert learns from
-SAMPLING_STEPS, SAMPLING_SHIFT = 40, 12.0  # Wan2.2-T2V-A14B's defaults
-GUIDANCE = {"transformer": 4.0, "transformer_2": 3.0}
+LATENT_CHANNELS = 16
+SAMPLING_STEPS = 40  # of Wan2.2, from text and from pictures
+SNAPSHOT_STEPS = 100  # of an expert's training, after which its state is kept
+PICTURES_OF_EACH = 4  # per caption, in the folder of a teacher that is given pictures
 
 # With some ordinary English, words outside the captions become pieces rather than bytes.
 ENGLISH = (
@@ -65,6 +73,19 @@ ENGLISH = (
 
 
 @dataclass(frozen=True)
+class Sampling:
+    """How a model of Wan2.2 samples: `boundary` is the sigma at which it changes experts."""
+
+    boundary: float
+    shift: float
+    guidance: dict[str, float]
+
+
+FROM_TEXT = Sampling(0.875, 12.0, {"transformer": 4.0, "transformer_2": 3.0})  # T2V-A14B
+FROM_PICTURES = Sampling(0.900, 5.0, {"transformer": 3.5, "transformer_2": 3.5})  # I2V-A14B
+
+
+@dataclass(frozen=True)
 class Member:
     """One teacher of the family."""
 
@@ -76,6 +97,10 @@ class Member:
     """Training steps of each expert."""
     borrowed: tuple[str, ...] = ()
     """Parts that are the embedded teacher's."""
+    clips: int = 4800
+    """That an expert learns from."""
+    pictures: bool = False
+    """Whether it is given the first frame; its experts then begin as the embedded teacher's."""
 
     @property
     def width(self) -> int:
@@ -85,11 +110,18 @@ class Member:
     def peak_lr(self) -> float:
         return 1.5e-3 * (128 / self.width) ** 0.5
 
+    @property
+    def sampling(self) -> Sampling:
+        return FROM_PICTURES if self.pictures else FROM_TEXT
+
 
 SAME_SHAPES = ("tokenizer", "text_encoder", "vae")
-EMBEDDED = "tiny_wan22"
+EMBEDDED, EMBEDDED_I2V = "tiny_wan22", "tiny_i2v"
 FAMILY = {
     EMBEDDED: Member(World(), heads=4, layers=3),
+    EMBEDDED_I2V: Member(
+        World(), 4, layers=3, steps=900, borrowed=SAME_SHAPES, clips=1920, pictures=True
+    ),
     "wide": Member(World(9, 48, 48, 0.75), heads=8, layers=3, borrowed=SAME_SHAPES),
     "wider": Member(World(9, 32, 32, 0.5), heads=16, layers=2, borrowed=SAME_SHAPES),
     # Trained for a third of the time: its guided paths are rough.
@@ -319,22 +351,62 @@ def start_linear(vae: AutoencoderKLWan) -> None:
 def make_latents(folder: Path, work: Path, seed: int, member: Member) -> None:
     """Encodes the training clips; saves them normalised, and their statistics in the VAE's config.
 
-    Writes latents.pt: [captions, clips of each, 16, F, H, W], in the order of the captions.
+    Writes latents.pt: [captions, clips of each, C, F, H, W], in the order of the captions. C is 16,
+    or 36 where the teacher is given pictures: latents, mask, latents of the picture. The latter are
+    normalised with the statistics of the VAE that is borrowed, as the pipeline does it.
     """
     vae = AutoencoderKLWan.from_pretrained(work / "vae")
     rng = torch.Generator().manual_seed(seed)
     captions = member.world.training_captions
-    each = CLIPS // len(captions)
-    latents = torch.stack(
-        [
-            vae.encode(member.world.render([caption] * each, rng)).latent_dist.mean
-            for caption in tqdm(captions, "latents, captions")
-        ]
-    )
+    each = member.clips // len(captions)
+    parts = work / "latents.parts"  # those of each caption: what is there is not made again
+    parts.mkdir(exist_ok=True)
+    groups = []
+    for i, caption in enumerate(tqdm(captions, "latents, captions")):
+        clips = member.world.render([caption] * each, rng)
+        if not (file := parts / f"{i}.pt").exists():
+            group = vae.encode(clips).latent_dist.mean
+            if member.pictures:
+                mean, std = statistics_of(vae)
+                group = torch.cat([(group - mean) / std, picture_channels(vae, clips)], dim=1)
+            torch.save(group, partial := file.with_suffix(".partial"))
+            partial.replace(file)
+        groups.append(torch.load(file))
+    latents = torch.stack(groups)
+    if member.pictures:
+        torch.save(latents, folder / "latents.pt")
+        return
     std, mean = torch.std_mean(latents, dim=(0, 1, 3, 4, 5), keepdim=True)
     vae.register_to_config(latents_mean=mean.flatten().tolist(), latents_std=std.flatten().tolist())
     vae.save_config(work / "vae")
     torch.save((latents - mean) / std, folder / "latents.pt")
+
+
+def statistics_of(vae: AutoencoderKLWan) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the latents, [1, 16, 1, 1, 1] each."""
+    mean, std = (
+        torch.tensor(values).view(1, -1, 1, 1, 1)
+        for values in (vae.config.latents_mean, vae.config.latents_std)
+    )
+    return mean, std
+
+
+def picture_channels(vae: AutoencoderKLWan, clips: Tensor) -> Tensor:
+    """What WanImageToVideoPipeline puts beside the noisy latents: [B, 4 + 16, F, H, W].
+
+    A mask that is 1 in the first latent frame, one channel for each of the 4 frames that a latent
+    frame stands for; then the normalised latents of a clip that goes on in grey.
+
+    Args:
+        clips: [B, 3, frames, height, width] in [-1, 1], of which the first frames are used.
+    """
+    given = torch.zeros_like(clips)
+    given[:, :, 0] = clips[:, :, 0]
+    mean, std = statistics_of(vae)
+    latents = (vae.encode(given).latent_dist.mean - mean) / std
+    mask = torch.zeros_like(latents[:, : vae.config.scale_factor_temporal])
+    mask[:, :, 0] = 1
+    return torch.cat([mask, latents], dim=1)
 
 
 # ---------------------------------------------------------------------------------------- denoisers
@@ -345,6 +417,34 @@ def shift_sigma(u: Tensor, shift: float) -> Tensor:
     return shift * u / (1 + (shift - 1) * u)
 
 
+def new_denoiser(member: Member, part: str) -> WanTransformer3DModel:
+    """An untrained expert or, for pictures, the embedded teacher's, whose new inputs have weight 0.
+
+    Args:
+        part: `transformer` or `transformer_2`.
+    """
+    denoiser = WanTransformer3DModel(
+        num_attention_heads=member.heads,
+        attention_head_dim=member.head_width,
+        in_channels=LATENT_CHANNELS + (4 + LATENT_CHANNELS if member.pictures else 0),
+        out_channels=LATENT_CHANNELS,
+        text_dim=TEXT_DIM,
+        freq_dim=64,
+        ffn_dim=2 * member.width,
+        num_layers=member.layers,
+        rope_max_seq_len=64,
+    )
+    if member.pictures:
+        weights = WanTransformer3DModel.from_pretrained(ASSETS / EMBEDDED / part).state_dict()
+        name = "patch_embedding.weight"
+        weights[name] = torch.cat(
+            [weights[name], torch.zeros_like(denoiser.state_dict()[name][:, LATENT_CHANNELS:])],
+            dim=1,
+        )
+        denoiser.load_state_dict(weights)
+    return denoiser
+
+
 def make_expert(
     folder: Path, work: Path, seed: int, member: Member, low: float, high: float, shift: float
 ) -> None:
@@ -352,17 +452,7 @@ def make_expert(
 
     A larger `shift` draws more sigmas near 1.
     """
-    denoiser = WanTransformer3DModel(
-        num_attention_heads=member.heads,
-        attention_head_dim=member.head_width,
-        in_channels=16,
-        out_channels=16,
-        text_dim=TEXT_DIM,
-        freq_dim=64,
-        ffn_dim=2 * member.width,
-        num_layers=member.layers,
-        rope_max_seq_len=64,
-    )
+    denoiser = new_denoiser(member, folder.stem)
     latents = torch.load(work / "latents" / "latents.pt")
     prompts = encode_prompts(work, member.world.training_captions)
     no_prompt = encode_prompts(work, [""])
@@ -372,41 +462,72 @@ def make_expert(
     def loss(batch: int = 32) -> Tensor:
         caption = torch.randint(len(latents), (batch,))
         clip = torch.randint(latents.shape[1], (batch,))
-        x0 = latents[caption, clip]
-        noise = torch.randn(batch, *latents.shape[2:])
+        x0, given = latents[caption, clip].tensor_split((LATENT_CHANNELS,), dim=1)
+        noise = torch.randn_like(x0)
         # Stratified, so that every batch covers the whole range.
         u = (torch.arange(batch) + torch.rand(batch)) / batch
         sigma = shift_sigma(u_low + (u_high - u_low) * u, shift)
         x = torch.lerp(x0, noise, sigma[:, None, None, None, None])
         dropped = torch.rand(batch, 1, 1) < 0.1
         prompt = torch.where(dropped, no_prompt, prompts[caption])
+        x = torch.cat([x, given], dim=1)
         velocity = denoiser(x, 1000 * sigma, prompt, return_dict=False)[0]
         return F.mse_loss(velocity, noise - x0)
 
-    train(folder.stem, denoiser.parameters(), loss, member.steps, member.peak_lr)
+    snapshot = work / f"{folder.stem}.training.pt"
+    train(folder.stem, denoiser.parameters(), loss, member.steps, member.peak_lr, snapshot)
     denoiser.save_pretrained(folder)
 
 
-# The high expert decides the shapes' places and motion.
-make_high_expert = partial(make_expert, low=BOUNDARY, high=1.0, shift=SAMPLING_SHIFT)
-# The low expert draws them. Its shift is smaller than that of sampling, so that the last, large
-# step stays sharp.
-make_low_expert = partial(make_expert, low=0.0, high=BOUNDARY, shift=5.0)
+def make_high_expert(folder: Path, work: Path, seed: int, member: Member) -> None:
+    """The expert that decides the shapes' places and motion."""
+    sampling = member.sampling
+    make_expert(folder, work, seed, member, sampling.boundary, 1.0, sampling.shift)
+
+
+def make_low_expert(folder: Path, work: Path, seed: int, member: Member) -> None:
+    """The expert that draws them.
+
+    Its shift is never that of sampling from text, so that the last, large step stays sharp.
+    """
+    make_expert(folder, work, seed, member, 0.0, member.sampling.boundary, shift=5.0)
 
 
 # ----------------------------------------------------------------------------------------- training
 
 
 def train(
-    name: str, parameters: Iterable[Tensor], loss: Callable[[], Tensor], steps: int, peak_lr: float
+    name: str,
+    parameters: Iterable[Tensor],
+    loss: Callable[[], Tensor],
+    steps: int,
+    peak_lr: float,
+    snapshot: Path | None = None,
 ) -> None:
-    """AdamW with warm-up and cosine decay; leaves the exponential average in the parameters."""
+    """AdamW with warm-up and cosine decay; leaves the exponential average in the parameters.
+
+    Args:
+        snapshot: where the state is kept every SNAPSHOT_STEPS steps, so that training which was
+            stopped goes on as if it had not been.
+    """
     parameters = list(parameters)
     average = [parameter.detach().clone() for parameter in parameters]
     optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.99), weight_decay=0.01)
-    recent_loss = 0.0
-    bar = tqdm(range(steps), name, mininterval=2)
+    recent_loss, first = 0.0, 0
+    if snapshot is not None and snapshot.exists():
+        state = torch.load(snapshot)
+        first, recent_loss = state["step"], state["loss"]
+        for held, kept in zip([*parameters, *average], state["tensors"], strict=True):
+            held.data.copy_(kept)
+        optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["rng"])
+    bar = tqdm(range(first, steps), name, mininterval=2, initial=first, total=steps)
     for step in bar:
+        if snapshot is not None and step > first and step % SNAPSHOT_STEPS == 0:
+            state = dict(step=step, loss=recent_loss, tensors=[*parameters, *average])
+            state |= dict(optimizer=optimizer.state_dict(), rng=torch.get_rng_state())
+            torch.save(state, partial := snapshot.with_suffix(".partial"))
+            partial.replace(snapshot)
         cosine = (1 + math.cos(math.pi * step / steps)) / 2
         optimizer.param_groups[0]["lr"] = peak_lr * cosine * min(1, (step + 1) / 100)
         value = loss()
@@ -434,6 +555,7 @@ STAGES: dict[str, Stage] = {
     "transformer": make_high_expert,
     "transformer_2": make_low_expert,
 }
+EXPERTS = ("transformer", "transformer_2")
 
 
 def run_stage(name: str, work: Path, seed: int, member: Member) -> None:
@@ -457,26 +579,38 @@ def run_stage(name: str, work: Path, seed: int, member: Member) -> None:
 def assemble(work: Path, folder: Path, member: Member) -> None:
     """Writes the whole pipeline, laid out as the hosted Wan2.2-T2V-A14B-Diffusers is."""
     shutil.rmtree(folder, ignore_errors=True)
-    pipeline = WanPipeline(
+    transformer, transformer_2 = (
+        WanTransformer3DModel.from_pretrained(work / name) for name in EXPERTS
+    )
+    kind = WanImageToVideoPipeline if member.pictures else WanPipeline
+    pipeline = kind(
         tokenizer=T5TokenizerFast.from_pretrained(work / "tokenizer"),
         text_encoder=UMT5EncoderModel.from_pretrained(
             work / "text_encoder", tie_word_embeddings=True
         ),
         vae=AutoencoderKLWan.from_pretrained(work / "vae"),
-        transformer=WanTransformer3DModel.from_pretrained(work / "transformer"),
-        transformer_2=WanTransformer3DModel.from_pretrained(work / "transformer_2"),
+        transformer=transformer,
+        transformer_2=transformer_2,
         scheduler=UniPCMultistepScheduler(
             prediction_type="flow_prediction",
             use_flow_sigmas=True,
             num_train_timesteps=1000,
-            flow_shift=3.0,
+            flow_shift=member.sampling.shift if member.pictures else 3.0,  # hosted T2V-A14B: 3
         ),
-        boundary_ratio=BOUNDARY,
+        boundary_ratio=member.sampling.boundary,
     )
+    if member.pictures:
+        transformer.to(torch.bfloat16)
+        transformer_2.to(torch.bfloat16)
     pipeline.save_pretrained(folder)
-    for name in ("tokenizer", "text_encoder"):  # save_pretrained changes the form of these files
+    # save_pretrained changes the form of these files.
+    for name in {"tokenizer", "text_encoder", *member.borrowed}:
         shutil.rmtree(folder / name)
         shutil.copytree(work / name, folder / name)
+    for name in EXPERTS:
+        config = json.loads((folder / name / "config.json").read_text())
+        config.pop("_name_or_path", None)  # where they were made
+        write_json(folder / name / "config.json", config)
     index = json.loads((folder / "model_index.json").read_text())
     index["tokenizer"] = ["transformers", "T5TokenizerFast"]
     write_json(folder / "model_index.json", index)
@@ -484,6 +618,24 @@ def assemble(work: Path, folder: Path, member: Member) -> None:
     world = member.world
     (folder / "prompts.txt").write_text("\n".join(world.training_captions) + "\n")
     (folder / "heldout_prompts.txt").write_text("\n".join(world.heldout_captions) + "\n")
+    if member.pictures:
+        write_pictures(folder / "pictures", world, world.training_captions, seed=1)
+        write_pictures(folder / "heldout_pictures", world, world.heldout_captions, seed=2)
+
+
+def write_pictures(folder: Path, world: World, captions: list[str], seed: int) -> None:
+    """First frames of random clips, PICTURES_OF_EACH per caption, as `datasets` calls a folder of
+    images: PNG files and metadata.jsonl. All captions come once before any comes again.
+    """
+    folder.mkdir()
+    wanted = captions * PICTURES_OF_EACH
+    clips = world.render(wanted, torch.Generator().manual_seed(seed))
+    lines = []
+    for i, (caption, clip) in enumerate(zip(wanted, clips, strict=True)):
+        pixels = ((clip[:, 0].permute(1, 2, 0) + 1) * 127.5).round().byte()
+        Image.fromarray(pixels.numpy()).save(folder / f"{i:04d}.png", optimize=True)
+        lines.append(json.dumps({"file_name": f"{i:04d}.png", "text": caption}) + "\n")
+    (folder / "metadata.jsonl").write_text("".join(lines))
 
 
 # -------------------------------------------------------------------------------------------- check
@@ -491,34 +643,54 @@ def assemble(work: Path, folder: Path, member: Member) -> None:
 
 @torch.no_grad()
 def sample(
-    pipeline: WanPipeline, world: World, captions: list[str], rng: torch.Generator
+    pipeline: WanPipeline | WanImageToVideoPipeline,
+    member: Member,
+    captions: list[str],
+    rng: torch.Generator,
+    pictures: Tensor | None = None,
 ) -> Tensor:
-    """Clips [B, 3, F, H, W] in [-1, 1], by the guided Euler steps of the distillation's teacher."""
+    """Clips [B, 3, F, H, W] in [-1, 1], by the guided Euler steps of the distillation's teacher.
+
+    Args:
+        pictures: the first frames, [B, 3, H, W] in [-1, 1]; the unguided branch has them too.
+    """
+    world, sampling = member.world, member.sampling
     prompt, no_prompt = pipeline.encode_prompt(captions, "", max_sequence_length=TEXT_LENGTH)
     shape = (16, (world.frames - 1) // 4 + 1, world.height // 8, world.width // 8)
     x = torch.randn(len(captions), *shape, generator=rng)
-    sigmas = shift_sigma(torch.linspace(1, 0, SAMPLING_STEPS + 1), SAMPLING_SHIFT)
+    given = x[:, :0]
+    if pictures is not None:  # the stock pipeline's, which takes one picture at a time
+        size = dict(height=world.height, width=world.width, num_frames=world.frames)
+        given = torch.cat(
+            [
+                pipeline.prepare_latents(picture[None], 1, **size, dtype=x.dtype, device="cpu")[1]
+                for picture in pictures
+            ]
+        )
+    sigmas = shift_sigma(torch.linspace(1, 0, SAMPLING_STEPS + 1), sampling.shift)
     for sigma, lower in itertools.pairwise(sigmas):
-        expert = "transformer" if sigma >= BOUNDARY else "transformer_2"
+        expert = EXPERTS[0] if sigma >= sampling.boundary else EXPERTS[1]
         denoiser = getattr(pipeline, expert)
         timestep = (1000 * sigma).expand(len(x))
-        conditional = denoiser(x, timestep, prompt, return_dict=False)[0]
-        unconditional = denoiser(x, timestep, no_prompt, return_dict=False)[0]
-        x = x + (lower - sigma) * torch.lerp(unconditional, conditional, GUIDANCE[expert])
-    mean, std = (
-        torch.tensor(statistic).view(1, -1, 1, 1, 1)
-        for statistic in (pipeline.vae.config.latents_mean, pipeline.vae.config.latents_std)
-    )
+        model_input = torch.cat([x, given], dim=1)
+        conditional = denoiser(model_input, timestep, prompt, return_dict=False)[0]
+        unconditional = denoiser(model_input, timestep, no_prompt, return_dict=False)[0]
+        velocity = torch.lerp(unconditional, conditional, sampling.guidance[expert])
+        x = x + (lower - sigma) * velocity
+    mean, std = statistics_of(pipeline.vae)
     return pipeline.vae.decode(x * std + mean).sample
 
 
-def check(folder: Path, count: int, seed: int, sheet: Path | None, world: World) -> None:
-    """Prints which share of clips obeys its caption, for training and for held-out captions.
+def check(folder: Path, count: int, seed: int, sheet: Path | None, member: Member) -> None:
+    """Prints which share of clips obeys its caption, for training and for held-out captions, and of
+    a teacher that is given pictures how well the first frames are kept.
 
     Args:
-        sheet: saves some frames as a PNG here.
+        sheet: saves some frames as a PNG here, behind the pictures if there are any.
     """
-    pipeline = WanPipeline.from_pretrained(folder)
+    world = member.world
+    kind = WanImageToVideoPipeline if member.pictures else WanPipeline
+    pipeline = kind.from_pretrained(folder)
     rng = torch.Generator().manual_seed(seed)
     rows = []
     groups = {"training": world.training_captions, "held-out": world.heldout_captions}
@@ -527,9 +699,16 @@ def check(folder: Path, count: int, seed: int, sheet: Path | None, world: World)
             captions[i % len(captions)]
             for i in torch.randperm(max(count // 2, 1), generator=rng).tolist()
         ]
+        pictures = world.render(wanted, rng)[:, :, 0] if member.pictures else None
         clips = torch.cat(
             [
-                sample(pipeline, world, wanted[i : i + 20], rng)
+                sample(
+                    pipeline,
+                    member,
+                    wanted[i : i + 20],
+                    rng,
+                    None if pictures is None else pictures[i : i + 20],
+                )
                 for i in tqdm(range(0, len(wanted), 20), f"{group} captions")
             ]
         )
@@ -539,10 +718,34 @@ def check(folder: Path, count: int, seed: int, sheet: Path | None, world: World)
             f"{group}: {sum(good)} of {len(good)} clips obey their caption "
             f"({sum(good) / len(good):.1%})"
         )
-        rows += [torch.cat(list(clip[:, ::4].unbind(1)), dim=2) for clip in clips[:8]]
+        strips = [torch.cat(list(clip[:, ::4].unbind(1)), dim=2) for clip in clips[:8]]
+        if pictures is not None:
+            print_first_frames(group, pipeline.vae, clips, pictures)
+            strips = [torch.cat(pair, dim=2) for pair in zip(pictures[:8], strips, strict=True)]
+        rows += strips
     if sheet:
-        image = ((torch.cat(rows, dim=1).permute(1, 2, 0) + 1) * 127.5).byte()
+        image = ((torch.cat(rows, dim=1).permute(1, 2, 0) + 1) * 127.5).clamp(0, 255).byte()
         Image.fromarray(image.numpy()).save(sheet)
+
+
+@torch.no_grad()
+def print_first_frames(group: str, vae: AutoencoderKLWan, clips: Tensor, pictures: Tensor) -> None:
+    """Prints the error of the first frames, beside what the VAE alone makes of the pictures.
+
+    Args:
+        clips: [B, 3, F, H, W] in [-1, 1].
+        pictures: [B, 3, H, W] in [-1, 1].
+    """
+    kept = vae.decode(vae.encode(pictures[:, :, None]).latent_dist.mean).sample
+    shown, first, alone = (
+        ((frames.clamp(-1, 1) + 1) / 2).permute(0, 2, 3, 4, 1)
+        for frames in (pictures[:, :, None], clips[:, :, :1], kept)
+    )
+    error, floor = distance_from(first, shown[:, 0]), distance_from(alone, shown[:, 0])
+    print(
+        f"{group}: frame 1 differs from the picture by {error.mean():.4f} (largest "
+        f"{error.max():.4f}; encoded and decoded by the VAE alone: {floor.mean():.4f})"
+    )
 
 
 def main() -> None:
@@ -555,7 +758,7 @@ def main() -> None:
     parser.add_argument(
         "--output_dir",
         type=Path,
-        help="the pipeline's folder (the embedded teacher: in assets/; others: below .work/family)",
+        help="the pipeline's folder (embedded teachers: in assets/; others: below .work/family)",
     )
     parser.add_argument("--work_dir", type=Path, help="finished stages (default: .work/<member>)")
     parser.add_argument(
@@ -586,7 +789,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     member = FAMILY[args.member]
     work = args.work_dir or WORK / args.member
-    home = ASSETS if args.member == EMBEDDED else WORK / "family"
+    home = ASSETS if args.member in (EMBEDDED, EMBEDDED_I2V) else WORK / "family"
     folder = args.output_dir or home / args.member
     if args.stage:
         run_stage(args.stage, work, args.seed, member)
@@ -595,7 +798,7 @@ def main() -> None:
         for name in STAGES:
             run_stage(name, work, args.seed, member)
         assemble(work, folder, member)
-    check(folder, args.check_clips, args.seed, args.sheet, member.world)
+    check(folder, args.check_clips, args.seed, args.sheet, member)
 
 
 if __name__ == "__main__":
