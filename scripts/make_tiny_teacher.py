@@ -117,17 +117,18 @@ class Member:
 
 SAME_SHAPES = ("tokenizer", "text_encoder", "vae")
 EMBEDDED, EMBEDDED_I2V = "tiny_wan22", "tiny_i2v"
+SHORT = World(9, 32, 32, 0.5)  # 12 tokens a clip
 FAMILY = {
     EMBEDDED: Member(World(), heads=4, layers=3),
     EMBEDDED_I2V: Member(
         World(), 4, layers=3, steps=900, borrowed=SAME_SHAPES, clips=1920, pictures=True
     ),
     "wide": Member(World(9, 48, 48, 0.75), heads=8, layers=3, borrowed=SAME_SHAPES),
-    "wider": Member(World(9, 32, 32, 0.5), heads=16, layers=2, borrowed=SAME_SHAPES),
-    # Trained for a third of the time: its guided paths are rough.
-    "rough": Member(
-        World(9, 32, 32, 0.5), 5, layers=4, head_width=24, steps=1200, borrowed=SAME_SHAPES
-    ),
+    "wider": Member(SHORT, heads=16, layers=2, borrowed=SAME_SHAPES),
+    # Three widths, trained for a third of the time: their guided paths are rough.
+    "narrow": Member(SHORT, heads=2, layers=3, steps=1200, borrowed=SAME_SHAPES),
+    "rough": Member(SHORT, 5, layers=4, head_width=24, steps=1200, borrowed=SAME_SHAPES),
+    "broad": Member(SHORT, heads=8, layers=3, steps=1200, borrowed=SAME_SHAPES),
     "pairs": Member(
         World(17, 96, 96, pairs=True, captions=360), heads=4, layers=5, borrowed=("vae",)
     ),
