@@ -211,6 +211,17 @@ def test_the_figures_are_drawn_from_the_data():
         assert drawn == draw(), "python scripts/draw_figures.py"
 
 
+def test_the_image_is_made_of_files_that_exist_and_reach_the_builder():
+    """.dockerignore keeps everything out but what it names."""
+    recipe = (REPOSITORY / "Dockerfile").read_text(encoding="utf-8")
+    copied = [f for line in re.findall(r"^COPY (.*) \S+$", recipe, re.M) for f in line.split()]
+    kept = (REPOSITORY / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    for name in copied:
+        assert (REPOSITORY / name).exists(), name
+        assert f"!{name}" in kept or (name.endswith(".py") and "!*.py" in kept), name
+    assert set(SCRIPTS) <= set(copied)
+
+
 # ------------------------------------------------------------------------------- the first commands
 
 

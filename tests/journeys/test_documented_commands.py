@@ -77,6 +77,8 @@ def commands() -> list[tuple[str, str]]:
             for part in command.split(" && "):
                 program, *words = part.split() or [""]
                 assert program not in OF_GPUS, f"{document.name}: mark it `# needs ...`: {line}"
+                if program == "python" and words == ["train_distillation.py"]:
+                    continue  # tests/journeys/test_main_job.py makes it
                 if program == "python" and words[0] in SCRIPTS:
                     found.setdefault(part.strip(), document.name)
                 elif program == "python" and words[0].endswith(".py"):
@@ -125,7 +127,7 @@ def test_it_runs(document, command, desk, monkeypatch, capsys):
     code = script.main(prepared(command, desk))
     said = capsys.readouterr()
     if planned:  # this machine may be too small for it, which the plan says at its end
-        assert code in (0, 2) and "Fits      yes" in said.out, said.err
+        assert code in (0, 2) and "Time      about" in said.out, said.err
     else:
         assert code == 0, said.err
 

@@ -187,8 +187,8 @@ def test_the_dry_run_prints_the_plan(capsys):
     plan = capsys.readouterr().out
     for words in (
         "1.0000 high | 0.9375 high | 0.8333 low | 0.6250 low",
-        "steps [1, 2] (transformer)",
-        "steps [3, 4] (transformer_2)",
+        "steps 1 and 2 (transformer)",
+        "steps 3 and 4 (transformer_2)",
         "outputs",
         "1. trajectory",
         "600 updates",

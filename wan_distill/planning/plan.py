@@ -50,10 +50,13 @@ def describe_plan(
 def _updates(config: Config) -> list[str]:
     lines = []
     for expert in config.experts:
+        micro = f" ({config.train_batch_size} at a time)"
+        micro = micro if config.gradient_accumulation_steps > 1 else ""
         owned = [i + 1 for i in steps_of(expert, config.sigmas(), config.boundary_ratio)]
         lines.append(
-            f"  {expert:<7} {config.max_train_steps} updates of {config.train_batch_size} x "
-            f"{config.gradient_accumulation_steps} samples, steps {owned} ({SUBFOLDER[expert]})"
+            f"  {expert:<7} {config.max_train_steps} updates of "
+            f"{config.train_batch_size * config.gradient_accumulation_steps} samples"
+            f"{micro}; makes steps {' and '.join(map(str, owned))} ({SUBFOLDER[expert]})"
         )
     return lines
 
@@ -170,8 +173,8 @@ def _memory(config: Config, info: TeacherInfo, need: Estimate) -> list[str]:
     cost = need.trace
     tokens = shape_of(config, info).tokens
     return [
-        f"Model     {len(info.experts)} x {count(cost.parameters)} parameters, one expert resident "
-        f"at a time; {tokens} tokens per sample; {count(cost.adapter)} trained per role",
+        f"Model     {len(info.experts)} x {count(cost.parameters)} parameters, one in memory at "
+        f"a time; {tokens} tokens per sample; {count(cost.adapter)} trained per role",
         f"Memory    predicted peak {size(need.peak)} while an expert trains",
         *(f"  {name:<12}{size(value):>9}" for name, value in need.by_kind().items()),
     ]
