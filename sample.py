@@ -42,6 +42,9 @@ FLAGS: dict[str, dict[str, Any]] = {
         help="output folder of a run, or its files separated by commas",
     ),
     "--prompt": dict(type=text, help="what to show"),
+    "--image": dict(
+        type=path, metavar="FILE", help="picture that clips of an image-to-video student begin with"
+    ),
     "--prompts": dict(
         type=path,
         metavar="FILE",
@@ -161,6 +164,7 @@ def run(args: argparse.Namespace) -> int:
     made.check_prompts(info, clip["max_sequence_length"], [video[0] for video in videos])
     made.check_teacher(info, student, args.allow_other_teacher)
     made.check_fits(info, files)
+    clip |= sampling.given_picture(args.image, info, clip)
     call = dict(num_inference_steps=steps, guidance_scale=1.0, **clip)
     if missing := experts_without_student(student, steps, info):
         print(
@@ -325,7 +329,7 @@ def chosen_steps(args: argparse.Namespace, student: dict[str, Any]) -> int:
 
 def clip_settings(
     args: argparse.Namespace, student: dict[str, Any], info: TeacherInfo
-) -> dict[str, int]:
+) -> dict[str, Any]:
     """Size and text length, as the pipeline's arguments. Raises UsageError for impossible sizes."""
     clip = {key: getattr(args, key) or student[key] for key in ("height", "width", "num_frames")}
     clip["max_sequence_length"] = student["max_sequence_length"]

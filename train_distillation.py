@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Distil a Wan text-to-video teacher into a student that samples in a few steps without guidance.
+"""Distil a Wan teacher into a student that samples in a few steps without guidance.
 
     python train_distillation.py                                    the embedded tiny teacher
     python train_distillation.py --teacher_path Wan-AI/Wan2.2-T2V-A14B-Diffusers     the real one
@@ -41,7 +41,7 @@ if TYPE_CHECKING:  # torch is imported once the settings are known to be right
     from diffusers import WanPipeline
     from torch import Tensor
 
-    from wan_distill.data import Inputs, Prompt, PromptEmbeddings, Run
+    from wan_distill.data import Inputs, PictureSets, Prompt, PromptEmbeddings, Run
     from wan_distill.maths.sigmas import Expert
     from wan_distill.methods import Method
     from wan_distill.model import Denoiser, Teacher
@@ -101,7 +101,8 @@ def run(config: Config) -> int:
     resolved = resolve_stages(config, info)[-1]
     if resolved.clean:
         return clean(resolved)
-    prompts, held_out = data.split_prompts(resolved, info)
+    pictures = data.read_picture_sets(resolved, info)  # none for a text-to-video teacher
+    prompts, held_out = data.prompts_of(resolved, info, pictures)
     choice = planning.within_budget(config, info, len(prompts) + len(held_out))
     stages = choice.stages
     config = stages[-1]  # what the job is judged by
@@ -120,7 +121,7 @@ def run(config: Config) -> int:
     with lock_file(folder.lock, runtime.is_main):
         results.check_output(config)
         results.check_evaluated(config, info)
-        return carry_out(choice, info, prompts, held_out, surroundings, runtime)
+        return carry_out(choice, info, prompts, held_out, pictures, surroundings, runtime)
 
 
 def clean(config: Config) -> int:
@@ -142,6 +143,7 @@ def carry_out(
     info: TeacherInfo,
     prompts: Sequence[Prompt],
     held_out: Sequence[Prompt],
+    pictures: PictureSets,
     surroundings: Sequence[str],
     runtime: Runtime,
 ) -> int:
@@ -163,7 +165,7 @@ def carry_out(
         folder.plan.write_text("\n".join(lines), encoding="utf-8")
         planning.remember(choice)
     with show_job(planning.timeline(stages, info, sum(counts), hardware)):
-        do_job(stages, info, prompts, held_out, runtime)
+        do_job(stages, info, prompts, held_out, pictures, runtime)
     if runtime.is_main:
         runtime.say(*results.closing(config, info, data.text_of([*held_out, *prompts][0])))
     return 0
@@ -174,6 +176,7 @@ def do_job(
     info: TeacherInfo,
     prompts: Sequence[Prompt],
     held_out: Sequence[Prompt],
+    pictures: PictureSets,
     runtime: Runtime,
 ) -> None:
     """Encodes, trains, exports and measures."""
@@ -189,8 +192,14 @@ def do_job(
     encoded.append(config.negative_prompt)
     embeddings, verdict = encode_prompts(config, teacher, encoded, runtime)
 
+    with planning.explain_out_of_memory(config, info, "encoding pictures"):
+        first_frames = data.encode_pictures(config, teacher, pictures, runtime)
+
     # 3. Stage by stage, one expert after the other learns its own steps.
-    runs = [data.Run(stage, teacher, embeddings, tuple(prompts), runtime) for stage in stages]
+    runs = [
+        data.Run(stage, teacher, embeddings, tuple(prompts), runtime, first_frames)
+        for stage in stages
+    ]
     job = runs[-1]
     if not config.evaluate_only:
         if runtime.device.type != "cpu":  # if memory runs out, then now, not after hours of solving

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:  # the process that deals out the tests needs no torch
     from wan_distill.data import Run
 
 PROMPTS = ("a red circle", "a blue square", "a green dot")
+PICTURES = ("first picture", "second picture", "third picture")  # in place of digests
 JOURNEYS = Path(__file__).parent / "journeys"
 
 
@@ -164,11 +166,13 @@ def small_config(random_teacher: Path, tmp_path: Path) -> Callable[..., Config]:
 
 @pytest.fixture
 def make_run(small_config: Callable[..., Config]) -> Callable[..., Run]:
-    """Makes a Run of `PROMPTS`, whose embeddings are drawn, not encoded."""
+    """Makes a Run of `PROMPTS`, whose embeddings are drawn, not encoded; of an image-to-video
+    teacher each prompt has a picture, whose latents are drawn too.
+    """
     import torch
     from random_teachers import TEXT_DIM
 
-    from wan_distill.data import PromptEmbeddings, Run
+    from wan_distill.data import FirstFrames, PicturedPrompt, PromptEmbeddings, Run
     from wan_distill.model import Teacher
     from wan_distill.system.runtime import Runtime
 
@@ -181,7 +185,26 @@ def make_run(small_config: Callable[..., Config]) -> Callable[..., Run]:
         for i, prompt in enumerate([*PROMPTS, config.negative_prompt]):
             rng = torch.Generator().manual_seed(i)
             embeddings.store(prompt, torch.randn(4, TEXT_DIM, generator=rng))
-        teacher = Teacher(read_teacher(config), config, runtime)
-        return Run(config, teacher, embeddings, PROMPTS, runtime)
+        info = read_teacher(config)
+        teacher = Teacher(info, config, runtime)
+        if not info.takes_picture:
+            return Run(config, teacher, embeddings, PROMPTS, runtime)
+        pictures = {name: partial(drawn, name, 3, config.height, config.width) for name in PICTURES}
+        cache = RunFolder(Path(config.output_dir)).pictures
+        first_frames = FirstFrames(cache, {"vae": "drawn"}, info.mask_channels, runtime.device)
+        latents = iter([drawn(name, *info.latent_shape(config)) for name in PICTURES])
+        first_frames.fill(pictures, lambda pixels: next(latents), shown=False)
+        prompts = tuple(map(PicturedPrompt, PROMPTS, PICTURES))
+        return Run(config, teacher, embeddings, prompts, runtime, first_frames)
+
+    def drawn(name: str, *shape: int) -> torch.Tensor:
+        rng = torch.Generator().manual_seed(PICTURES.index(name))
+        return torch.randn(shape, generator=rng).clamp(-1, 1)
 
     return make
+
+
+@pytest.fixture
+def picture_run(make_run: Callable[..., Run], random_picture_teacher: Path) -> Callable[..., Run]:
+    """Makes a Run of an image-to-video teacher."""
+    return partial(make_run, teacher_path=str(random_picture_teacher))

@@ -10,12 +10,15 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanTransformer3DModel
+from PIL import Image
 from safetensors.torch import save_file
 from transformers import UMT5Config, UMT5EncoderModel
 
 from wan_distill.settings.assets import EMBEDDED_TEACHER
 
 TEXT_DIM = 16
+# In the words of the embedded teacher's tokenizer.
+CAPTIONS = ("a red circle", "a blue square", "a small red circle moving left")
 
 
 def random_transformer(
@@ -38,6 +41,16 @@ def random_transformer(
         rope_max_seq_len=32,
     )
     return model.eval()
+
+
+def write_pictures(folder: Path, count: int = 3) -> Path:
+    """A folder for `--images`: random pictures, each with a caption beside it."""
+    folder.mkdir(parents=True)
+    for i in range(count):
+        pixels = torch.randint(256, (40, 48, 3), generator=torch.Generator().manual_seed(i))
+        Image.fromarray(pixels.to(torch.uint8).numpy()).save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text(CAPTIONS[i % len(CAPTIONS)])
+    return folder
 
 
 def write_pipeline(

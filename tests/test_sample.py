@@ -29,7 +29,7 @@ from wan_distill.model.student_files import (
 from wan_distill.results import sampling
 from wan_distill.results.evaluated import check_evaluated
 from wan_distill.results.student import check_teacher, teacher_config
-from wan_distill.settings.assets import EMBEDDED_TEACHER
+from wan_distill.settings.assets import EMBEDDED, EMBEDDED_TEACHER
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo, read_teacher
 from wan_distill.settings.resolve import resolve
@@ -296,12 +296,19 @@ def test_only_a_student_of_this_teacher_and_schedule_is_evaluated(random_teacher
         check_evaluated(config, read_teacher(Config(teacher_path=str(other))))
 
 
-def test_the_embedded_teacher_is_found_from_another_machine():
-    metadata = sampling_metadata(read_teacher(Config()))
-    assert metadata["teacher"] == "embedded"  # and no path of this machine
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_an_embedded_teacher_is_found_from_another_machine(name):
+    metadata = sampling_metadata(read_teacher(Config(teacher_path=name)))
+    assert metadata["teacher"] == name  # and no path of this machine
     config = teacher_config(metadata, {"teacher_path": None})
-    assert config.teacher_path is None
+    assert config.teacher_path == name
     check_teacher(read_teacher(config), metadata, allow_other=False)
+
+
+@pytest.mark.parametrize("written", ["embedded", "/home/me/wan_distill/assets/tiny_wan22"])
+def test_students_of_earlier_versions_find_the_one_that_was_embedded(written):
+    metadata = sampling_metadata(read_teacher(Config())) | dict(teacher=written)
+    assert teacher_config(metadata, {"teacher_path": None}).teacher_path is None
 
 
 def sampling_metadata(info: TeacherInfo) -> dict:

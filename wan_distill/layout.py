@@ -154,6 +154,11 @@ class RunFolder:
         return self.path / "prompts"
 
     @property
+    def pictures(self) -> Path:
+        """Latents of the pictures that clips begin with."""
+        return self.path / "pictures"
+
+    @property
     def encoder_note(self) -> Path:
         """What was found out about the text encoder."""
         return self.prompts / "encoder.json"
@@ -173,7 +178,7 @@ class RunFolder:
             *(RunFolder(f) for f in self.path.glob("*") if (f / "metrics.jsonl").exists()),
         ]
         kinds = ("trajectories", "anchors", "handovers", "evaluation")
-        return [place for s in stages for place in (s.prompts, *map(s.samples, kinds))]
+        return [p for s in stages for p in (s.prompts, s.pictures, *map(s.samples, kinds))]
 
 
 # What an upload takes along, and what it must leave behind, as patterns of huggingface_hub.
@@ -191,6 +196,7 @@ UPLOADED = (
 NOT_UPLOADED = (
     "trajectory/*",
     "prompts/*",
+    "pictures/*",
     "trajectories/*",
     "anchors/*",
     "handovers/*",

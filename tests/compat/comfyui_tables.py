@@ -24,7 +24,7 @@ from unittest.mock import MagicMock
 TESTS = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(TESTS.parent), str(TESTS), str(TESTS / "planning")]
 
-from wan_shapes import A14B, config_of, teacher_of
+from wan_shapes import A14B, A14B_I2V, config_of, teacher_of
 
 from wan_distill.results.workflow_nodes import Workflow
 from wan_distill.results.workflows import comfyui_workflow
@@ -86,6 +86,7 @@ def comfyui_nodes(workflow: Workflow) -> dict[str, Any]:
 
     files = [n["inputs"][k] for n in workflow.values() for k in FILE_INPUTS if k in n["inputs"]]
     folder_paths.get_filename_list = lambda folder: files
+    folder_paths.exists_annotated_filepath = lambda name: True  # the picture of LoadImage
     valid, error, _, of_nodes = asyncio.run(execution.validate_prompt("0", workflow, None))
     if not valid:
         sys.exit(f"ComfyUI refuses the workflow: {error} {of_nodes}")
@@ -159,12 +160,14 @@ def main() -> None:
     info = teacher_of(A14B, Path("nowhere"))
     config = config_of(info)
     workflow = comfyui_workflow(config, info, ("high", "low"))
+    pictured = teacher_of(A14B_I2V, Path("nowhere"), takes_picture=True, boundary_ratio=0.9)
+    begun = comfyui_workflow(config_of(pictured), pictured, ("high", "low"))
     other = wrapper_workflow(config, info, ("high", "low"))
     start_comfyui(comfyui)
-    table = comfyui_nodes(workflow) | wrapper_nodes(wrapper, other)
+    table = comfyui_nodes(workflow) | comfyui_nodes(begun) | wrapper_nodes(wrapper, other)
     used = {
         (node["class_type"], name)
-        for node in (*workflow.values(), *other.values())
+        for node in (*workflow.values(), *begun.values(), *other.values())
         for name in node["inputs"]
     }
     for name, node in table.items():

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import REPOSITORY, tiny_flags
+from random_teachers import write_pictures
 
 import train_distillation
-from wan_distill.data.prompts import split_prompts
+from wan_distill.data.first_frames import text_of
+from wan_distill.data.picture_sets import encode_pictures, prompts_of, read_picture_sets
 from wan_distill.data.run import Run
 from wan_distill.model.loading import Teacher
 from wan_distill.settings.command_line import parse_args
@@ -37,12 +40,14 @@ def losses_of(flags: list[str], monkeypatch: pytest.MonkeyPatch) -> list[dict]:
     config = parse_args(flags)
     info = read_teacher(config)
     (config,) = stages = resolve_stages(config, info)
-    prompts, _ = split_prompts(config, info)
+    pictures = read_picture_sets(config, info)
+    prompts, _ = prompts_of(config, info, pictures)
     runtime = Runtime(config)
     teacher = Teacher(info, config, runtime)
-    encoded = [*prompts, config.negative_prompt]
+    encoded = [*map(text_of, prompts), config.negative_prompt]
     embeddings, _ = train_distillation.encode_prompts(config, teacher, encoded, runtime)
-    run = Run(config, teacher, embeddings, tuple(prompts), runtime)
+    first_frames = encode_pictures(config, teacher, pictures, runtime)
+    run = Run(config, teacher, embeddings, tuple(prompts), runtime, first_frames)
     for expert in config.experts:
         train_distillation.distil(run, expert, [], Tracker(stages, runtime))
     return losses
@@ -57,9 +62,15 @@ SETTINGS = {
 }
 
 
+@pytest.mark.parametrize("kind", ["", "-i2v"])
 @pytest.mark.parametrize("name", ["trajectory", "consistency", "dmd", "dmd-samples"])
 def test_twenty_recorded_losses(
-    name: str, random_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    kind: str,
+    random_teacher: Path,
+    random_picture_teacher: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A refactor leaves them where they are; a change of behaviour records them anew and says so in
     its commit.
@@ -70,8 +81,12 @@ def test_twenty_recorded_losses(
     """
     method = name.removesuffix("-samples")
     samples = name.endswith("-samples")
+    pictured: dict[str, Any] = {}
+    if kind:
+        images = write_pictures(tmp_path / "images", 4)
+        pictured = dict(prompts=None, images=images, diversity_weight=None)
     flags = tiny_flags(
-        random_teacher,
+        random_picture_teacher if kind else random_teacher,
         tmp_path / "out",
         method=method,
         gradient_checkpointing=False,
@@ -83,10 +98,11 @@ def test_twenty_recorded_losses(
         learning_rate=1e-3,
         fake_score_learning_rate=1e-3,
         **SETTINGS[method],
+        **pictured,
     )
     losses = losses_of(flags, monkeypatch)
     assert [line["expert"] for line in losses] == ["high"] * 20 + ["low"] * 20
-    recorded = RECORDED / f"{name}.json"
+    recorded = RECORDED / f"{name}{kind}.json"
     if not recorded.exists():
         recorded.write_text(json.dumps(losses, indent=1) + "\n")
         pytest.fail(f"recorded {recorded.name}: look at it, run again, and commit it")

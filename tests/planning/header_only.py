@@ -1,4 +1,6 @@
-"""Wan2.2-T2V-A14B as a folder of true configurations and weight files that have headers alone."""
+"""Wan2.2-T2V-A14B, or I2V-A14B, as a folder of true configurations and weight files that have
+headers alone.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from torch import nn
 from transformers import UMT5Config, UMT5EncoderModel
-from wan_shapes import A14B
+from wan_shapes import A14B, A14B_I2V
 
 from wan_distill.settings.assets import EMBEDDED_TEACHER
 
@@ -32,19 +34,24 @@ ENCODER = dict(
 VAE = dict(base_dim=96, z_dim=16, latents_mean=[0.0] * 16, latents_std=[1.0] * 16)
 
 
-def write_a14b(folder: Path, data: bool = True) -> Path:
+def write_a14b(folder: Path, data: bool = True, picture: bool = False) -> Path:
     """A folder laid out like the hosted one.
 
     Args:
         data: give each weight file its true size, as a hole that takes no room on the disk;
             otherwise it ends with its header.
+        picture: I2V-A14B instead.
     """
     for part in ("tokenizer", "scheduler"):
         shutil.copytree(EMBEDDED_TEACHER / part, folder / part)
-    shutil.copy(EMBEDDED_TEACHER / "model_index.json", folder)
+    index = json.loads((EMBEDDED_TEACHER / "model_index.json").read_text())
+    if picture:
+        index |= dict(_class_name="WanImageToVideoPipeline", boundary_ratio=0.9)
+        index |= dict(image_encoder=[None, None], image_processor=[None, None])
+    (folder / "model_index.json").write_text(json.dumps(index))
     with torch.device("meta"):
         models: dict[str, nn.Module] = {
-            "transformer": WanTransformer3DModel(**A14B),
+            "transformer": WanTransformer3DModel(**(A14B_I2V if picture else A14B)),
             "vae": AutoencoderKLWan(**VAE),
             "text_encoder": UMT5EncoderModel(UMT5Config(**ENCODER)),
         }

@@ -11,6 +11,7 @@ import pytest
 import safetensors
 from header_only import write_a14b
 from huggingface_hub import HfApi
+from random_teachers import write_pictures
 
 import train_distillation
 from wan_distill.planning import trace
@@ -30,9 +31,18 @@ def no_values(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(safetensors, "safe_open", lambda *_, **__: pytest.fail("read weights"))
 
 
-def planned(teacher: str, file: Path) -> tuple[dict, int]:
+def planned(teacher: str, file: Path, *more: str) -> tuple[dict, int]:
     """What --plan_json says of one H100, and the exit code."""
-    flags = ["--teacher_path", teacher, "--dry_run", "--gpu", "h100", "--plan_json", str(file)]
+    flags = [
+        "--teacher_path",
+        teacher,
+        "--dry_run",
+        "--gpu",
+        "h100",
+        "--plan_json",
+        str(file),
+        *more,
+    ]
     code = train_distillation.main([*flags, "--output_dir", str(file.with_suffix(""))])
     return json.loads(file.read_text()), code
 
@@ -46,6 +56,24 @@ def test_a_folder_of_headers_is_planned_with_default_flags(a14b, tmp_path, capsy
     said = capsys.readouterr()
     assert "whole by their headers" in said.out and "Host      11.4 GB of memory" in said.out
     assert "the text encoder's table 256384 rows" in said.err  # the tokenizer is not A14B's
+
+
+@pytest.mark.usefixtures("no_values")
+def test_image_to_video_is_planned_with_its_own_sampling(tmp_path, capsys):
+    teacher = write_a14b(tmp_path / "Wan2.2-I2V-A14B-Diffusers", picture=True)
+    images = write_pictures(tmp_path / "images", 20)
+    plan, _ = planned(str(teacher), tmp_path / "plan.json", "--images", str(images))
+    assert plan["fits"] and 40e9 < plan["peak_bytes"] <= 70e9
+    config = plan["config"]
+    sampling = [config[name] for name in ("boundary_ratio", "teacher_shift", "teacher_steps")]
+    assert sampling == [0.9, 5.0, 40]
+    assert config["guidance_scale"] == config["guidance_scale_2"] == 3.5
+    assert config["diversity_weight"] == 0 and config["flow_shift"] == 5
+    values = 16 * 21 * 60 * 104 + 3 * 480 * 832
+    assert plan["disk_bytes"]["for encoded pictures"] == 20 * 4 * values
+    said = capsys.readouterr()
+    assert "held out for the evaluation, each with its picture" in said.out
+    assert "pictures smaller than the clip, enlarged" in said.err
 
 
 @pytest.mark.usefixtures("no_values")

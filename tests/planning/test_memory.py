@@ -58,6 +58,15 @@ def test_predicted_peak_and_work_of_a_middling_model_are_those_of_real_updates(
     assert work == pytest.approx(real.flops, rel=0.02)
 
 
+def test_a_picture_beside_the_latents_is_in_the_prediction(tmp_path):
+    info = teacher_of(MIDDLE | dict(in_channels=36), tmp_path, takes_picture=True)
+    config = config_of(info, **MIDDLE_CLIP, method="trajectory", gradient_checkpointing=True)
+    need = estimate(config, info)
+    assert need.peak == pytest.approx(measured(config, info).peak, rel=0.1)
+    text = teacher_of(MIDDLE, tmp_path)
+    assert need.trace.parameters > estimate(config_of(text, **MIDDLE_CLIP), text).trace.parameters
+
+
 def test_a_guided_score_is_evaluated_while_the_students_graph_is_in_memory(tmp_path):
     """Both halves of it in one forward. On larger clips that is more than a backward pass needs."""
     info = teacher_of(MIDDLE | dict(num_layers=2), tmp_path)

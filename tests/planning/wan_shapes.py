@@ -36,6 +36,7 @@ A14B = dict(
     out_channels=16,
     patch_size=[1, 2, 2],
 )
+A14B_I2V = A14B | dict(in_channels=36)
 MIDDLE = A14B | dict(
     num_attention_heads=4, attention_head_dim=64, ffn_dim=1024, num_layers=4, text_dim=64
 )
@@ -75,7 +76,9 @@ def random_batch(config: Config, info: TeacherInfo, role: str) -> Any:
     size = config.train_batch_size
     latents, tokens = info.latent_shape(config), config.max_sequence_length
     prompt = torch.randn(size, tokens, info.transformer["text_dim"])
-    condition = Condition(prompt)
+    channels = info.transformer["in_channels"] - latents[0]
+    given = torch.randn(size, channels, *latents[1:])
+    condition = Condition(prompt, given if channels else None)
     x, end = torch.randn(size, *latents), torch.randn(size, *latents)
     sigmas = tuple(s for s in config.sigmas() if s > 0.8)
     if config.method == "trajectory":

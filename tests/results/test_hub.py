@@ -172,6 +172,9 @@ def test_the_card_names_a_teacher_of_the_hub_but_no_folder(small_config, tmp_pat
     local = ModelCard(model_card(tmp_path, config, info, None, "me/mine")).data
     assert local.library_name == "diffusers" and local.pipeline_tag == "text-to-video"
     assert "lora" in local.tags and local.base_model is None and local.license is None
+    pictured = dataclasses.replace(info, takes_picture=True)
+    data = ModelCard(model_card(tmp_path, config, pictured, None, "me/mine")).data
+    assert data.pipeline_tag == "image-to-video" in data.tags
     wan = dataclasses.replace(info, source="Wan-AI/Wan2.2-T2V-A14B-Diffusers")
     card = ModelCard(model_card(tmp_path, config, wan, None, "me/mine"))
     assert card.data.base_model == wan.source and card.data.license == "apache-2.0"

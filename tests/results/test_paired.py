@@ -44,6 +44,19 @@ def test_the_table_compares_each_row_with_the_teacher_from_the_same_noise(evalua
     assert len(list(run.folder.pairs.glob("*.mp4"))) == 4 and run.folder.comparison.exists()
 
 
+def test_each_clip_is_compared_with_its_own_picture(picture_run, monkeypatch):
+    """Clips that are shown as their pictures, a little lighter."""
+    run = picture_run(evaluation="pairs", eval_samples=4, method="trajectory")
+    pixels = run.first_frames.pixels(run.prompts[:2])
+    clips = iter([(pixels[i % 2] + 0.125).expand(1, 5, -1, -1, -1) for i in range(4)])
+    monkeypatch.setattr("wan_distill.results.paired.decode", lambda *_: next(clips))
+    evaluation = PairedEvaluation(run, run.prompts)
+    found = evaluation._pictures({"student 4": [torch.zeros(run.latent_shape)] * 4})
+    for clip in found["student 4"]:
+        assert clip["first_frame"] == pytest.approx(0.125)
+        assert clip["departure"] == pytest.approx(0.125)
+
+
 def test_the_paired_distance_is_the_mean_over_clips_of_the_root_mean_square(evaluated):
     run, evaluation = evaluated
     shape = run.latent_shape

@@ -41,7 +41,27 @@ def of_class(workflow, name):
 @pytest.mark.parametrize("maker", MAKERS)
 @pytest.mark.parametrize("experts", [("high", "low"), ("low",)])
 def test_every_node_has_its_inputs_and_they_are_of_their_types(made, maker, experts):
-    workflow = made(maker, experts)
+    check_types(made(maker, experts))
+
+
+def test_a_picture_goes_to_both_samplers(made, random_picture_teacher):
+    workflow = made(comfyui_workflow, teacher_path=str(random_picture_teacher))
+    check_types(workflow)
+    assert not of_class(workflow, "EmptyHunyuanLatentVideo")
+    (picture,) = of_class(workflow, "WanImageToVideo")
+    loaded, _ = picture["start_image"]
+    assert workflow[loaded]["class_type"] == "LoadImage"
+    assert (picture["width"], picture["height"], picture["length"]) == (32, 32, 5)
+    high, low = of_class(workflow, "KSamplerAdvanced")
+    number = next(n for n, node in workflow.items() if node["inputs"] is picture)
+    for sampler in (high, low):
+        assert (sampler["positive"], sampler["negative"]) == ([number, 0], [number, 1])
+    assert high["latent_image"] == [number, 2]
+    assert workflow[low["latent_image"][0]]["inputs"] is high
+
+
+def check_types(workflow):
+    """Every node has what it needs, of the right types, and its outputs are used."""
     for number, node in workflow.items():
         known = NODES[node["class_type"]]
         types = known["required"] | known["optional"]

@@ -116,6 +116,7 @@ def test_the_usage_names_the_command_that_was_called(called, monkeypatch):
 PATHS = (
     "teacher_path",
     "prompts",
+    "images",
     "output_dir",
     "init_student_from",
     "cache_dir",

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from wan_distill.errors import UsageError
 from wan_distill.settings import fingerprints
-from wan_distill.settings.assets import EMBEDDED_TEACHER
+from wan_distill.settings.assets import EMBEDDED, EMBEDDED_TEACHER
 from wan_distill.settings.config import WAN_NEGATIVE_PROMPT, Config
 from wan_distill.settings.description import TeacherInfo, read_teacher
 
@@ -52,6 +52,30 @@ def test_what_a_folder_says(folder):
     )
     change(folder / "model_index.json", expand_timesteps=True)
     assert read(folder).expand_timesteps
+
+
+def test_what_an_image_to_video_folder_says(random_picture_teacher, tmp_path):
+    info = read(random_picture_teacher)
+    assert info.takes_picture and (info.boundary_ratio, info.mask_channels) == (0.9, 4)
+    sampling = info.sampling_defaults
+    assert sampling["teacher_shift"] == 5.0
+    assert sampling["guidance_scale"] == sampling["guidance_scale_2"] == 3.5
+    config = Config(height=32, width=48, num_frames=9)
+    assert info.latent_shape(config) == (16, 3, 4, 6)  # the picture's channels are not sampled
+    other = shutil.copytree(random_picture_teacher, tmp_path / "teacher")
+    change(other / "model_index.json", expand_timesteps=True)
+    with pytest.raises(UsageError, match=r"tokens a timestep of their own.*Wan2\.2-I2V"):
+        read(other)
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_embedded_teachers_have_short_names(name, tmp_path, monkeypatch):
+    info = read_teacher(Config(teacher_path=name))
+    assert info.embedded and info.folder == EMBEDDED[name] and info.is_local
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).mkdir()  # a folder of the user's own goes first
+    with pytest.raises(UsageError, match=f"{name}: model_index.json is missing"):
+        read_teacher(Config(teacher_path=name))
 
 
 def test_without_a_path_it_is_the_embedded_teacher():

@@ -187,6 +187,8 @@ HEALTHY = dict(motion=1.0, saturation=1.0, diversity=1.0, luminance=0.0)
         ("luminance", 0.10, 0.11, "over-exposes"),
         ("saturation", 1.40, 1.41, "over-exposes"),
         ("diversity", 0.60, 0.59, "collapses"),
+        ("departure", 0.60, 0.59, "holds on to the picture"),
+        ("first_frame", 1.50, 1.51, "does not begin with the picture"),
     ],
 )
 def test_the_limits_of_a_healthy_student(name, last_healthy, first_ill, word):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from wan_distill.data.embeddings import PromptEmbeddings
+from wan_distill.data.first_frames import PicturedPrompt
 from wan_distill.data.run import Run
 from wan_distill.model.loading import Teacher
 from wan_distill.settings.description import read_teacher
@@ -50,6 +51,14 @@ def test_previews_keep_to_their_share_of_the_run(make_previews, clock, capsys):
     assert not shown.due(20) and capsys.readouterr().out.count("was left out") == 1
     clock[0] = 101.0
     assert shown.due(10) and not shown.due(11)
+
+
+def test_prompts_that_are_asked_for_are_given_pictures_where_a_teacher_takes_them(small_config):
+    held_out = [PicturedPrompt("a", "first"), PicturedPrompt("b", "second")]
+    asked = small_config(validation_prompt="one|two|three")
+    expected = list(map(PicturedPrompt, ("one", "two", "three"), ("first", "second", "first")))
+    assert previews.validation_prompts(asked, held_out) == expected
+    assert previews.validation_prompts(small_config(), held_out) == held_out
 
 
 def test_the_prompts_of_previews_are_those_asked_for(small_config):

@@ -29,6 +29,7 @@ MAY_CHANGE = {
     "teacher_transformer_2",
     "teacher_path",
     "prompts",
+    "images",
     "output_dir",
     "max_train_steps",
     "dry_run",

@@ -79,6 +79,12 @@ def test_the_script_refuses_pickles_without_permission(tmp_path, capsys):
     assert script.main(["--teacher_path", folder, "--allow_pickle", "--repair", str(clean)]) == 0
 
 
+def test_the_script_checks_an_image_to_video_teacher(random_picture_teacher, capsys):
+    """Its text encoder is the same."""
+    code = script.main(["--teacher_path", str(random_picture_teacher)])
+    assert (code, "rows       " in capsys.readouterr().out) == (0, True)
+
+
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [

@@ -103,18 +103,13 @@ def split_prompts(config: Config, teacher: TeacherInfo) -> tuple[list[str], list
     Raises UsageError as `read_prompts` and `counting_tokens` do.
     """
     say = functools.partial(print, file=sys.stderr)
-    if teacher.takes_picture:
-        raise UsageError(
-            f"--teacher_path {teacher.source}: image to video is not here yet; give a "
-            "text-to-video teacher"
-        )
     too_long = counting_tokens(config, teacher)
     if config.prompts is None and teacher.world is not None:
         own = teacher.folder / "prompts.txt"
         return read_prompts(own, say, too_long), _captions_for_evaluation(teacher)
     prompts = read_prompts(config.prompts or BUILT_IN_PROMPTS, say, too_long)
     if len(prompts) > 1:
-        held_out = _held_out(prompts)
+        held_out = held_out_of(prompts)
         excluded = set(held_out)
         return [prompt for prompt in prompts if prompt not in excluded], held_out
     say(
@@ -124,7 +119,7 @@ def split_prompts(config: Config, teacher: TeacherInfo) -> tuple[list[str], list
     if teacher.world is not None:
         others = _captions_for_evaluation(teacher)
     else:
-        others = _held_out(read_prompts(BUILT_IN_PROMPTS))
+        others = held_out_of(read_prompts(BUILT_IN_PROMPTS))
     return prompts, [prompt for prompt in others if prompt not in prompts]
 
 
@@ -133,7 +128,7 @@ def _captions_for_evaluation(tiny: TeacherInfo) -> list[str]:
     return read_prompts(tiny.folder / "heldout_prompts.txt")
 
 
-def _held_out(prompts: list[str]) -> list[str]:
+def held_out_of(prompts: list[str]) -> list[str]:
     """Those of two prompts or more that are not trained on: some, and not all."""
     digests = {p: int(hashlib.sha256(p.encode()).hexdigest(), 16) for p in prompts}
     chosen = [p for p in prompts if digests[p] % HELD_OUT == 0]

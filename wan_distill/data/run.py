@@ -15,6 +15,7 @@ from torch import Tensor
 from wan_distill.data.embeddings import PromptEmbeddings
 from wan_distill.data.first_frames import FirstFrames, Prompt, text_of
 from wan_distill.layout import RunFolder
+from wan_distill.maths.first_frames import first_frame_statistics
 from wan_distill.maths.randomness import generator
 from wan_distill.maths.sigmas import SUBFOLDER, Expert, expert_sigmas
 from wan_distill.model.condition import Condition
@@ -86,6 +87,14 @@ class Run:
         embeddings = self.embeddings.batch([text_of(prompt) for prompt in prompts])
         pictures = self.first_frames
         return Condition(embeddings, None if pictures is None else pictures.batch(prompts))
+
+    def first_frame_statistics(self, prompts: Sequence[Prompt], frames: Tensor) -> dict[str, float]:
+        """`maths.first_frames.first_frame_statistics` of clips [N, F, H, W, 3] of at least as many
+        `prompts`; nothing where the teacher takes no pictures.
+        """
+        if self.first_frames is None:
+            return {}
+        return first_frame_statistics(frames, self.first_frames.pixels(prompts[: len(frames)]))
 
     def generator(self, expert: Expert, index: int) -> torch.Generator:
         """The source of every draw of one micro-batch of one expert, by its global index."""

@@ -175,16 +175,16 @@ def sharpness(frames: Tensor) -> float:
 def relative(student: dict[str, float], teacher: dict[str, float]) -> dict[str, float]:
     """What the student's statistics are, compared with the teacher's.
 
-    Ratios student / teacher of motion, saturation and diversity, each left out where the teacher's
-    is 0 or nan; for luminance the difference, since its zero is arbitrary.
+    Ratios student / teacher, each left out where the teacher's is 0 or nan; for luminance the
+    difference, since its zero is arbitrary.
 
     Args:
-        student: the four statistics of `picture_statistics` and `diversity`.
+        student: statistics of a set by name, luminance among them.
         teacher: the same.
     """
     ratios = {
         name: student[name] / teacher[name]
-        for name in ("motion", "saturation", "diversity")
-        if teacher[name] > 0  # False for nan
+        for name in student
+        if name != "luminance" and teacher[name] > 0  # False for nan
     }
     return ratios | dict(luminance=student["luminance"] - teacher["luminance"])

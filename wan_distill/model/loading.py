@@ -185,6 +185,7 @@ def encode_first_frame(vae: AutoencoderKLWan, picture: Tensor, frames: int) -> T
     Args:
         picture: [3, H, W] in [-1, 1].
     """
+    vae.disable_tiling()  # pieces of a picture have other latents than the whole
     clip = torch.zeros(1, 3, frames, *picture.shape[1:], device=vae.device)
     clip[0, :, 0] = picture
     latents: Tensor = vae.encode(clip).latent_dist.mode()

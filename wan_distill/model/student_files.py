@@ -17,6 +17,7 @@ from wan_distill.errors import FileError, UsageError
 from wan_distill.layout import RunFolder
 from wan_distill.maths.sigmas import SUBFOLDER, Expert
 from wan_distill.model.adapters import adapter_parameters, prune
+from wan_distill.settings.assets import short_name
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
 from wan_distill.settings.lora_names import original_name
@@ -48,7 +49,7 @@ def schedule_metadata(config: Config, info: TeacherInfo, expert: Expert) -> dict
     return dict(
         expert=expert,
         subfolder=SUBFOLDER[expert],
-        teacher="embedded" if info.embedded else info.source,
+        teacher=short_name(info.folder) or info.source,
         teacher_embedded=info.embedded,
         teacher_commit=None if info.is_local else info.commit,
         teacher_variant=info.variant,

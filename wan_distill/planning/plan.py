@@ -38,9 +38,10 @@ def describe_plan(
     for number, stage in enumerate(stages, start=1):
         lines += _method(stage, f"{number}. " if len(stages) > 1 else "")
         lines += _updates(stage)
+    each = ", each with its picture" if info.takes_picture else ""
     lines += [
         *budget,
-        f"Prompts   {len(prompts)} to train on, {len(held_out)} held out for the evaluation",
+        f"Prompts   {len(prompts)} to train on, {len(held_out)} held out for the evaluation{each}",
         f"Output    {config.output_dir} (checkpoints every {config.checkpointing_steps} student "
         "updates)",
     ]
@@ -128,7 +129,7 @@ def describe_needs(stages: Sequence[Config], info: TeacherInfo, prompts: int = 0
     lines = [*_decisive(stages, info, need, hardware, prompts), *_memory(config, info, need)]
     host = host_needs(config, info, need.trace)
     lines += [f"Host      {size(number)} of memory {what}" for what, number in host.items()]
-    disk = disk_needs(stages, info, need.trace)
+    disk = disk_needs(stages, info, need.trace, prompts)
     lines += [f"Disk      {size(number)} {what}" for what, number in disk.items()]
     lines += _work(stages, info)
     if not info.embedded:
@@ -210,7 +211,7 @@ def plan_numbers(stages: Sequence[Config], info: TeacherInfo, prompts: int) -> d
         peak_bytes=need.peak,
         bytes_by_kind=need.by_kind(),
         host_bytes=host_needs(config, info, need.trace),
-        disk_bytes=disk_needs(stages, info, need.trace),
+        disk_bytes=disk_needs(stages, info, need.trace, prompts),
         seconds=seconds,
         seconds_by_stage={part.name: part.seconds(hardware) for part in found},
         gpu_hours=hours,

@@ -45,7 +45,7 @@ def checks(stages: Sequence[Config], info: TeacherInfo, prompts: Sequence[str] =
         lambda: f"Files     {check_files(info, config)}",
         lambda: (found := check_changes(info, config)) and f"Changed   {found}",
         lambda: f"Text      {check_text(info, prompts, config)}",
-        lambda: f"Disk      {check_disk(stages, info)}",
+        lambda: f"Disk      {check_disk(stages, info, len(prompts))}",
         lambda: check_download(config, info),
         lambda: f"RAM       {size(min(check_memory(c, info) for c in stages))} available",
     ]
@@ -157,10 +157,11 @@ def check_begin(config: Config, info: TeacherInfo) -> str | None:
 # ------------------------------------------------------------------------------- versions and room
 
 
-def check_disk(stages: Sequence[Config], info: TeacherInfo) -> str:
+def check_disk(stages: Sequence[Config], info: TeacherInfo, prompts: int = 0) -> str:
     """Free room, in words. Raises UsageError where this run may write more than that."""
     config = stages[-1]
-    needed = sum(disk_needs(stages, info, trace(shape_of(config, info))).values())
+    cost = trace(shape_of(config, info))
+    needed = sum(disk_needs(stages, info, cost, prompts).values())
     output_dir = Path(config.output_dir).resolve()
     place = next(p for p in (output_dir, *output_dir.parents) if p.exists())
     if not place.is_dir() or not os.access(place, os.W_OK):

@@ -109,6 +109,12 @@ class Shape:
         return math.prod(self.latents)
 
     @property
+    def given_channels(self) -> int:
+        """Of the picture and its mask, beside the noisy latents; 0 for text to video."""
+        channels: int = dict(self.transformer)["in_channels"]
+        return channels - self.latents[0]
+
+    @property
     def tokens(self) -> int:
         """Patches of one sample."""
         patch = dict(self.transformer)["patch_size"]
@@ -175,7 +181,8 @@ def _trace(shape: Shape, depth: int) -> Trace:
         x = torch.zeros(shape.batch, *shape.latents)
         time_shape = (shape.batch, shape.tokens) if shape.expand_timesteps else (shape.batch,)
         prompt = torch.zeros(shape.batch, shape.text, settings["text_dim"], dtype=shape.dtype)
-        inputs = (x.to(model.dtype), torch.zeros(time_shape), prompt)
+        given = torch.zeros(shape.batch, shape.given_channels, *shape.latents[1:])
+        inputs = (torch.cat([x, given], 1).to(model.dtype), torch.zeros(time_shape), prompt)
         autocast = functools.partial(
             torch.autocast, "cpu", shape.dtype, enabled=shape.dtype != torch.float32
         )

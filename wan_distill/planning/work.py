@@ -165,11 +165,14 @@ def solved_before(config: Config, info: TeacherInfo) -> int:
     return round(total / each)
 
 
-def disk_needs(stages: Sequence[Config], info: TeacherInfo, cost: Trace) -> dict[str, float]:
+def disk_needs(
+    stages: Sequence[Config], info: TeacherInfo, cost: Trace, prompts: int = 0
+) -> dict[str, float]:
     """Bytes that this run writes below --output_dir, by kind.
 
     Args:
         cost: of any stage.
+        prompts: how many there are, each with its picture where the teacher takes some.
     """
     config = stages[-1]
     adapter = FP32 * cost.adapter
@@ -181,6 +184,9 @@ def disk_needs(stages: Sequence[Config], info: TeacherInfo, cost: Trace) -> dict
         "for the exported LoRA files": float(exported * adapter),
         "for solved samples": float(stored * latents),
     }
+    if info.takes_picture:
+        pixels = 3 * config.height * config.width
+        needs["for encoded pictures"] = float(prompts * (latents + FP32 * pixels))
     if config.save_merged:
         needs["for the merged pipeline"] = len(info.experts) * cost.base_bytes
     for name, matrix in (("comfyui", BF16), ("comfyui-fp8", 1)):

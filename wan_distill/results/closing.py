@@ -7,6 +7,7 @@ from pathlib import Path
 
 from wan_distill.layout import RunFolder
 from wan_distill.planning.wording import size
+from wan_distill.results.snippet import PICTURE
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
 from wan_distill.settings.other_names import command_name
@@ -25,13 +26,15 @@ def closing(config: Config, info: TeacherInfo, prompt: str) -> list[str]:
     sampler = f"python {sampler}" if sampler.endswith(".py") else sampler
     caches = size(bytes_of(caches_in(folder)))
     checkpoints = size(bytes_of(checkpoints_in(folder)))
+    picture = f" --image {PICTURE}" if info.takes_picture else ""
     where = json.dumps(str(folder.path)) if " " in str(folder.path) else str(folder.path)
     return [
         f"Done: {folder.path.resolve()}",
         f"  {folder.page.name:<12} how good, how fast, how healthy",
         f"  {folder.readme.name:<12} how to use the student: diffusers, ComfyUI and others",
         f"  {' and '.join(files)}: the student",
-        f"Next: {sampler} --student {where} --prompt {json.dumps(prompt, ensure_ascii=False)}",
+        f"Next: {sampler} --student {where}{picture} --prompt "
+        f"{json.dumps(prompt, ensure_ascii=False)}",
         f"May be deleted: {caches} of caches (the same command with --clean), {checkpoints} of "
         "checkpoints (needed to train on)",
     ]

@@ -26,7 +26,7 @@ def elsewhere(config: Config, info: TeacherInfo, files: RunFolder) -> list[str]:
             "(`--max_sequence_length`). Its clips would be wrong there, and in every other program "
             "that pads so.",
         ]
-    parts.append(comfyui(config, files if comfyui_can(config, info) else None))
+    parts.append(comfyui(config, info, files if comfyui_can(config, info) else None))
     if comfyui_can(config, info) and files.wrapper_workflow.exists():
         parts.append(
             f"ComfyUI-WanVideoWrapper: open `{files.wrapper_workflow.name}`. Its scheduler is "
@@ -55,7 +55,7 @@ def older_diffusers(config: Config) -> str:
     )
 
 
-def comfyui(config: Config, files: RunFolder | None) -> str:
+def comfyui(config: Config, info: TeacherInfo, files: RunFolder | None) -> str:
     """The settings of ComfyUI's nodes with which it samples as this student was trained.
 
     Args:
@@ -70,9 +70,10 @@ def comfyui(config: Config, files: RunFolder | None) -> str:
             "every setting below."
         )
     if (steps, config.flow_shift, split) == TEMPLATE:
+        kind = "Image" if info.takes_picture else "Text"
         parts.append(
-            "ComfyUI's template *Wan 2.2 14B Text to Video* has the same settings where its 4-step "
-            "LoRAs are on: put these files in their place."
+            f"ComfyUI's template *Wan 2.2 14B {kind} to Video* has the same settings where its "
+            "4-step LoRAs are on: put these files in their place."
         )
     parts.append(
         "By hand: load each file into the model of its expert with strength 1, and set the shift "
@@ -87,6 +88,11 @@ def comfyui(config: Config, files: RunFolder | None) -> str:
             f"1. high-noise expert: steps 0 to {split}; add noise: enable; return with leftover "
             f"noise: enable\n2. low-noise expert: steps {split} to {steps}; add noise: disable; "
             "return with leftover noise: disable"
+        )
+    if info.takes_picture:
+        parts.append(
+            "The picture goes through the node WanImageToVideo (`start_image`), whose three "
+            "outputs are what the samplers are given; no CLIP vision model is needed."
         )
     parts.append("Any other scheduler, shift, cfg or split gives other clips.")
     if TRAIN_STEPS % steps:

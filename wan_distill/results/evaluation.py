@@ -46,6 +46,7 @@ from wan_distill.system.pictures import contact_sheet
 COMPONENTS = 64
 PICTURES = 96  # clips per row that are decoded; the latents' measures use all
 COMPARED = 4  # prompts in the contact sheet
+RATIOS = ("motion", "first_frame", "departure")
 
 
 class Drawn(NamedTuple):
@@ -180,18 +181,21 @@ class Evaluation:
 
     # ----------------------------------------------------------------------------------- comparison
 
+    def _statistics(self, clips: Tensor) -> dict[str, float]:
+        return picture_statistics(clips) | self.run.first_frame_statistics(self.prompts, clips)
+
     def _compare(self, rows: Samplers, drawn: dict[Sampler, Drawn]) -> dict[str, Any]:
         reference = drawn[rows.independent].latents
         paired = drawn[rows.paired].latents
         project = principal_components(torch.cat([reference, paired]), COMPONENTS)
         floor = frechet_distance(project(paired), project(reference))
         vae = self.run.teacher.load_vae()
-        base = picture_statistics(decode(vae, paired[:PICTURES]))
+        base = self._statistics(decode(vae, paired[:PICTURES]))
         table: dict[Sampler, dict[str, Any]] = {}
         for row in rows.table:
             latents = drawn[row].latents
             clips = decode(vae, latents[:PICTURES])
-            pictures = picture_statistics(clips)
+            pictures = self._statistics(clips)
             difference = (latents - paired).square().flatten(1).mean(1).sqrt()
             distance = frechet_distance(project(latents), project(reference))
             table[row] = dict(
@@ -202,15 +206,14 @@ class Evaluation:
                 excess=distance / floor,
                 **world_measures(self.run.info.world, clips, self.texts),
                 paired_distance=float(difference.mean()),
-                motion=pictures["motion"] / base["motion"],
+                **{name: pictures[name] / base[name] for name in RATIOS if name in base},
                 diversity=diversity(latents, self.distinct) / diversity(paired, self.distinct),
                 luminance_drift=pictures["luminance"] - base["luminance"],
                 seconds_per_sample=drawn[row].seconds,
             )
-        worst = table[rows.few_unguided]["frechet"]
-        closed = {
-            row.steps: gap_closed(table[row]["frechet"], floor, worst) for row in rows.students
-        }
+        distances = {row: table[row]["frechet"] for row in rows.table}
+        worst = distances[rows.few_unguided]
+        closed = {row.steps: gap_closed(distances[row], floor, worst) for row in rows.students}
         best = rows.students[-1]
         sets = [project(drawn[row].latents) for row in (best, rows.paired, rows.few_unguided)]
         error = standard_error(sets, project(reference))

@@ -17,7 +17,7 @@ from wan_distill.results.readme import readme
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
 
-TAGS = ["lora", "text-to-video", "wan", "distillation", "few-step"]
+TAGS = ["lora", "wan", "distillation", "few-step"]
 
 
 def check_hub(config: Config) -> None:
@@ -92,10 +92,11 @@ def model_card(
     hub's front matter and the schedule and clips.
     """
     local = Path(info.source).is_dir()  # a path on this machine names nothing on the hub
+    kind = "image-to-video" if info.takes_picture else "text-to-video"
     front = ModelCardData(
         library_name="diffusers",
-        pipeline_tag="text-to-video",
-        tags=TAGS,
+        pipeline_tag=kind,
+        tags=[*TAGS, kind],
         base_model=None if local else info.source,
         license="apache-2.0" if info.source.startswith("Wan-AI/") else None,
     )

@@ -34,7 +34,8 @@ from wan_distill.system.pictures import contact_sheet, write_video
 SEEDS = 2  # per prompt: the fewest that show whether samples differ
 COMPARED = 4  # clips in the contact sheet
 FRAMES = 6  # of each of those clips
-RATIOS = ("motion", "optical_flow", "saturation", "sharpness")  # those that were measured
+RATIOS = ("motion", "optical_flow", "first_frame", "departure", "saturation", "sharpness")
+"""those that were measured"""
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,9 @@ class PairedEvaluation:
             beside: dict[str, Tensor] = {}
             for name, clips in latents.items():
                 frames = decode(vae, clips[i][None], 1)
-                statistics[name].append(_statistics(frames))
+                prompt = self.prompts[i % len(self.prompts)]
+                given = self.run.first_frame_statistics([prompt], frames)
+                statistics[name].append(_statistics(frames) | given)
                 if i < COMPARED:
                     chosen = torch.linspace(0, frames.shape[1] - 1, FRAMES).round().long()
                     shown[name].append(frames[0, chosen])

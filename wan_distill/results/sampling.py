@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy
 import torch
-from diffusers import FlowMapEulerDiscreteScheduler, WanPipeline
+from diffusers import FlowMapEulerDiscreteScheduler, WanImageToVideoPipeline, WanPipeline
 
+from wan_distill.data.pictures import read_picture
 from wan_distill.errors import FileError, UsageError, one_line
 from wan_distill.maths.sigmas import SUBFOLDER
 from wan_distill.model.loading import load_transformer, load_vae
@@ -21,11 +23,10 @@ from wan_distill.settings.description import TeacherInfo
 from wan_distill.umt5.text import load_text
 
 TEACHER_STEPS = 40  # Wan2.2's own
+Pipeline: TypeAlias = "WanPipeline | WanImageToVideoPipeline"
 
 
-def load_pipeline(
-    info: TeacherInfo, config: Config, files: list[Path], offload: bool
-) -> WanPipeline:
+def load_pipeline(info: TeacherInfo, config: Config, files: list[Path], offload: bool) -> Pipeline:
     """The teacher's pipeline with a verified text side and the student's weights, on its device.
 
     Each part is read from the files that a run reads. `model_index.json` and `scheduler/` are not
@@ -46,7 +47,8 @@ def load_pipeline(
         SUBFOLDER[expert]: load_transformer(info, config, expert, dtype, torch.device("cpu"))
         for expert in info.experts
     }
-    pipe = WanPipeline(
+    kind = WanImageToVideoPipeline if info.takes_picture else WanPipeline
+    pipe = kind(
         tokenizer=tokenizer,
         text_encoder=encoder,
         vae=load_vae(info, config),
@@ -64,7 +66,7 @@ def load_pipeline(
     return pipe
 
 
-def add_student(pipe: WanPipeline, file: Path) -> None:
+def add_student(pipe: Pipeline, file: Path) -> None:
     """Gives one expert of the pipeline its LoRA, or the weights of a shallower student. Raises
     UsageError where it does not fit.
     """
@@ -86,8 +88,22 @@ def add_student(pipe: WanPipeline, file: Path) -> None:
         ) from error
 
 
+def given_picture(file: str | None, info: TeacherInfo, clip: Mapping[str, Any]) -> dict[str, Any]:
+    """What clips begin with, as the pipeline's argument, cropped to their aspect; nothing where a
+    teacher takes no picture. Raises UsageError where there is none, or one too many.
+    """
+    if file is None and not info.takes_picture:
+        return {}
+    if file is None:
+        raise UsageError("--image: this student's clips begin with a picture; give the file of one")
+    if not info.takes_picture:
+        raise UsageError(f"--image {file}: this student makes videos from text alone; leave it out")
+    size = clip["height"], clip["width"]
+    return dict(image=read_picture(file, size=size).cropped(*size))
+
+
 def sample_clip(
-    pipe: WanPipeline, prompt: str, seed: int, shift: float, call: dict[str, Any]
+    pipe: Pipeline, prompt: str, seed: int, shift: float, call: dict[str, Any]
 ) -> tuple[numpy.ndarray, float]:
     """One clip: frames [F, H, W, 3] in [0, 1], and the seconds it took, decoding included.
 
@@ -98,16 +114,16 @@ def sample_clip(
     pipe.scheduler = FlowMapEulerDiscreteScheduler(shift=shift)
     noise = torch.Generator().manual_seed(seed)
     started = time.perf_counter()
-    frames = pipe(prompt, generator=noise, output_type="np", **call).frames[0]
+    frames = pipe(prompt=prompt, generator=noise, output_type="np", **call).frames[0]
     return frames, time.perf_counter() - started
 
 
 def sample_teacher(
-    pipe: WanPipeline, prompt: str, seed: int, info: TeacherInfo, clip: dict[str, int]
+    pipe: Pipeline, prompt: str, seed: int, info: TeacherInfo, clip: dict[str, Any]
 ) -> tuple[numpy.ndarray, float]:
     """One clip of the guided teacher, sampled as Wan does, returned as by `sample_clip`.
 
-    The student's LoRAs are off meanwhile. `clip` gives size and text length.
+    The student's LoRAs are off meanwhile. `clip` gives size, text length and picture.
     """
     wan = info.sampling_defaults
     call: dict[str, Any] = dict(clip, num_inference_steps=TEACHER_STEPS)

@@ -9,6 +9,9 @@ from wan_distill.layout import LORA_FILE
 from wan_distill.maths.sigmas import SUBFOLDER, Expert
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
+from wan_distill.settings.pipelines import IMAGE_TO_VIDEO, TEXT_TO_VIDEO
+
+PICTURE = "first_frame.png"  # to be replaced by the user's own, of the clip's aspect
 
 
 def snippet(
@@ -24,23 +27,26 @@ def snippet(
     dtype = "torch.float32" if config.mixed_precision == "no" else "torch.bfloat16"
     local = Path(info.source).is_dir()
     source = _here(Path(info.source), where) if local else info.source
-    imports = ["FlowMapEulerDiscreteScheduler", "WanPipeline"]
+    pipeline = IMAGE_TO_VIDEO if info.takes_picture else TEXT_TO_VIDEO
+    imports = ["FlowMapEulerDiscreteScheduler", pipeline]
     load = "".join([*_merge_lines(info, where), *_load_lines(experts, json.dumps(where))])
     replaced = {} if config.whole_student else _replaced(info, json.dumps(source), dtype, where)
     imports += ["WanTransformer3DModel"] if replaced else []
     if config.whole_student:  # a complete pipeline, scheduler included
-        imports, load = ["WanPipeline"], ""
+        imports, load = [pipeline], ""
         source = "student" if where == "." else where
+    tools = ["export_to_video", "load_image"] if info.takes_picture else ["export_to_video"]
+    picture = f'image=load_image("{PICTURE}"),\n    ' if info.takes_picture else ""
     given = [f"{part}={part}" for part in replaced]
     arguments = ", ".join([json.dumps(source), *given, f"dtype={dtype}"])
     return f"""import torch
 from diffusers import {", ".join(imports)}
-from diffusers.utils import export_to_video
+from diffusers.utils import {", ".join(tools)}
 
-{"".join(replaced.values())}pipe = WanPipeline.from_pretrained({arguments})
+{"".join(replaced.values())}pipe = {pipeline}.from_pretrained({arguments})
 {load}pipe.to("cuda" if torch.cuda.is_available() else "cpu")
 video = pipe(
-    "a prompt of yours",
+    {picture}prompt="a prompt of yours",
     height={config.height},
     width={config.width},
     num_frames={config.num_frames},

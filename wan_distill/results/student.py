@@ -16,7 +16,7 @@ from wan_distill.model.part_files import parts_of
 from wan_distill.model.student_files import read_metadata
 from wan_distill.model.warm_start import check_shapes
 from wan_distill.planning.teacher_files import check_text, describe_files
-from wan_distill.settings.assets import download
+from wan_distill.settings.assets import EMBEDDED, download
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo, read_teacher
 from wan_distill.settings.lora_headers import LoraHeader
@@ -53,7 +53,7 @@ def find_student(student: str) -> list[Path]:
         if (folder / "model_index.json").is_file():
             raise UsageError(
                 f"--student {student}: is a whole pipeline; load it with "
-                "WanPipeline.from_pretrained, or give the folder of the run around it"
+                "DiffusionPipeline.from_pretrained, or give the folder of the run around it"
             )
         raise UsageError(
             f"--student {student}: holds none of {', '.join(LORA_FILE.values())}; train first, or "
@@ -127,10 +127,12 @@ def teacher_config(student: dict[str, Any], chosen: dict[str, Any]) -> Config:
         student: the student's metadata.
         chosen: settings that the user gives instead, by name; None: as the run had it.
     """
+    # Earlier versions had one embedded teacher, and wrote where it was on their machine.
+    is_earlier = student.get("teacher_embedded") and student["teacher"] not in EMBEDDED
     made: dict[str, Any] = {}
     if chosen["teacher_path"] in (None, student["teacher"]):
         made = dict(
-            teacher_path=None if student.get("teacher_embedded") else student["teacher"],
+            teacher_path=None if is_earlier else student["teacher"],
             revision=student.get("teacher_commit"),
             variant=student.get("teacher_variant"),
             teacher_lora=tuple(student.get("teacher_lora", ())),

@@ -16,6 +16,8 @@ COLUMNS = {
     "paired_distance": ("paired", "{:.3f}"),
     "motion": ("motion", "{:.3f}"),
     "optical_flow": ("flow", "{:.3f}"),
+    "first_frame": ("first frame", "{:.3f}"),
+    "departure": ("departure", "{:.3f}"),
     "saturation": ("saturation", "{:.3f}"),
     "sharpness": ("sharpness", "{:.3f}"),
     "diversity": ("diversity", "{:.3f}"),

@@ -14,7 +14,7 @@ Workflow = dict[str, dict[str, Any]]
 PROMPT = "a red fox runs through snow"
 # The names under which ComfyUI's own templates download the files of A14B.
 VAE = "wan_2.1_vae.safetensors"
-A14B = "wan2.2_t2v_{expert}_noise_14B_fp8_scaled.safetensors"
+A14B = "wan2.2_{kind}_{expert}_noise_14B_fp8_scaled.safetensors"
 A14B_SIZE = (40, 40, 2)  # blocks, heads, experts
 
 
@@ -37,7 +37,7 @@ def base_file(info: TeacherInfo, expert: Expert) -> str:
         return replaced.name
     size = (info.transformer["num_layers"], info.transformer["num_attention_heads"])
     if (*size, len(info.experts)) == A14B_SIZE:
-        return A14B.format(expert=expert)
+        return A14B.format(kind="i2v" if info.takes_picture else "t2v", expert=expert)
     return f"{info.name}_{expert}_noise.safetensors"
 
 

@@ -6,9 +6,12 @@ They are written as ComfyUI's API takes them (`POST /prompt`); its editor opens 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from wan_distill.layout import LORA_FILE, RunFolder
 from wan_distill.maths.sigmas import Expert
+from wan_distill.results.snippet import PICTURE
 from wan_distill.results.workflow_nodes import PROMPT, VAE, Nodes, Workflow, base_file, phases
 from wan_distill.results.wrapper_workflow import WRAPPER_STEPS, wrapper_workflow
 from wan_distill.settings.config import Config
@@ -35,7 +38,7 @@ def write_workflows(config: Config, info: TeacherInfo, folder: RunFolder) -> lis
     if comfyui_can(config, info):
         write_atomically(folder.workflow, as_json(comfyui_workflow(config, info, experts)))
         written.append(folder.workflow.name)
-        if config.grid_steps == WRAPPER_STEPS:
+        if config.grid_steps == WRAPPER_STEPS and not info.takes_picture:
             workflow = wrapper_workflow(config, info, experts)
             write_atomically(folder.wrapper_workflow, as_json(workflow))
             written.append(folder.wrapper_workflow.name)
@@ -60,13 +63,8 @@ def comfyui_workflow(config: Config, info: TeacherInfo, experts: tuple[Expert, .
     negative = nodes.add(
         "CLIPTextEncode", "Negative prompt (unused at cfg 1)", clip=[encoder, 0], text=""
     )
-    latents = nodes.add(
-        "EmptyHunyuanLatentVideo",
-        width=config.width,
-        height=config.height,
-        length=config.num_frames,
-        batch_size=1,
-    )
+    begun = _begin(nodes, config, info, Begun([positive, 0], [negative, 0], [vae, 0]))
+    latents = begun.latents
     for expert, first, last in phases(config, info):
         model = nodes.add(
             "UNETLoader",
@@ -91,7 +89,7 @@ def comfyui_workflow(config: Config, info: TeacherInfo, experts: tuple[Expert, .
                 strength_model=1.0,
             )
         model = nodes.add("ModelSamplingSD3", model=[model, 0], shift=config.flow_shift)
-        latents = nodes.add(
+        sampled = nodes.add(
             "KSamplerAdvanced",
             f"Steps {first} to {last}",
             model=[model, 0],
@@ -101,12 +99,45 @@ def comfyui_workflow(config: Config, info: TeacherInfo, experts: tuple[Expert, .
             cfg=1.0,
             sampler_name="euler",
             scheduler="simple",
-            positive=[positive, 0],
-            negative=[negative, 0],
-            latent_image=[latents, 0],
+            positive=begun.positive,
+            negative=begun.negative,
+            latent_image=latents,
             start_at_step=first,
             end_at_step=last,
             return_with_leftover_noise="disable" if last == steps else "enable",
         )
-    nodes.add_video(nodes.add("VAEDecode", samples=[latents, 0], vae=[vae, 0]), config.fps)
+        latents = [sampled, 0]
+    nodes.add_video(nodes.add("VAEDecode", samples=latents, vae=[vae, 0]), config.fps)
     return nodes.all
+
+
+@dataclass(frozen=True)
+class Begun:
+    """What a workflow's first sampler is given: outputs of nodes."""
+
+    positive: list[Any]
+    negative: list[Any]
+    vae: list[Any]
+    latents: list[Any] = field(default_factory=list)
+
+
+def _begin(nodes: Nodes, config: Config, info: TeacherInfo, begun: Begun) -> Begun:
+    """Adds the node that makes empty latents and, of an image-to-video student, those of the
+    picture, which ComfyUI crops to the clip as this tool does.
+    """
+    size: dict[str, Any] = dict(
+        width=config.width, height=config.height, length=config.num_frames, batch_size=1
+    )
+    if not info.takes_picture:
+        empty = nodes.add("EmptyHunyuanLatentVideo", **size)
+        return replace(begun, latents=[empty, 0])
+    picture = nodes.add("LoadImage", "First frame", image=PICTURE)
+    both = nodes.add(
+        "WanImageToVideo",
+        start_image=[picture, 0],
+        positive=begun.positive,
+        negative=begun.negative,
+        vae=begun.vae,
+        **size,
+    )
+    return Begun([both, 0], [both, 1], begun.vae, [both, 2])

@@ -16,6 +16,14 @@ ASSETS = next(
     REPOSITORY,
 )
 EMBEDDED_TEACHER = ASSETS / "tiny_wan22"
+EMBEDDED = {"tiny-t2v": EMBEDDED_TEACHER, "tiny-i2v": ASSETS / "tiny_i2v"}
+"""Short names of the teachers that come with the package"""
+
+
+def short_name(folder: Path) -> str | None:
+    """Of the embedded teacher in `folder`; None for any other."""
+    names = (name for name, own in EMBEDDED.items() if own.resolve() == folder.resolve())
+    return next(names, None)
 
 
 def download(source: str, revision: str | None, cache_dir: str | None, patterns: list[str]) -> Path:

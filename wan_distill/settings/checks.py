@@ -16,6 +16,7 @@ def check_all(config: Config, teacher: TeacherInfo) -> None:
     """Raises UsageError where a resolved `config` cannot work with `teacher`."""
     check_values(config)
     check_single(config)
+    check_pictures(config, teacher)
     check_clip(config, teacher.side_multiple)
     check_student_layers(config, teacher)
     check_grids(config)
@@ -75,6 +76,20 @@ def check_single(config: Config) -> None:
         raise UsageError(
             f"--score_sigma_max {config.score_sigma_max}: must be at least 0.9 and below 1 (DMD2: "
             "0.98)"
+        )
+
+
+def check_pictures(config: Config, teacher: TeacherInfo) -> None:
+    """Raises UsageError where a teacher is given what it does not learn from."""
+    if config.images is not None and not teacher.takes_picture:
+        raise UsageError(
+            f"--images {config.images}: {teacher.name} is a text-to-video teacher, which takes no "
+            "pictures; leave it out"
+        )
+    if config.prompts is not None and teacher.takes_picture:
+        raise UsageError(
+            f"--prompts {config.prompts}: {teacher.name} begins its clips with pictures, whose "
+            "captions lie beside them; give --images instead"
         )
 
 

@@ -17,16 +17,18 @@ from wan_distill.settings.recipes import RECIPES, STAGES
 from wan_distill.settings.yaml_file import YES, as_arguments, load_yaml
 
 DESCRIPTION = (
-    "Distil a Wan text-to-video teacher into a student that samples in a few steps without "
-    "guidance."
+    "Distil a Wan teacher, text to video or image to video, into a student that samples in a few "
+    "steps without guidance."
 )
 A14B = "--teacher_path Wan-AI/Wan2.2-T2V-A14B-Diffusers"
+I2V_A14B = A14B.replace("T2V", "I2V")
 EXAMPLES = f"""\
 examples:
   {{0}}                        distil the embedded tiny teacher
   {{0}} --sampling_steps 2     the same, into a 2-step student
   {{0}} {A14B} --dry_run
   {{0}} {A14B} --prompts prompts.txt
+  {{0}} {I2V_A14B} --images pictures
 
 exit codes:
   0   done

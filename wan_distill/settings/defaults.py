@@ -70,7 +70,10 @@ EVERY_METHOD: dict[str, Default] = {
         "samples", "samples give the better student; a guided score belongs to no distribution"
     ),
     "score_sigma_max": Default(0.98, "DMD2 compares scores at t from 20 to 980"),
-    "diversity_weight": Default(1.0, "matching alone lets samples of one prompt grow alike"),
+    "diversity_weight": Default(
+        lambda scale: 0.0 if scale.takes_picture else 1.0,
+        "matching alone lets samples of one prompt grow alike; with a picture it does harm",
+    ),
     "solver_points": Default(24, "about as many as the teacher's own steps"),
 }
 
@@ -126,7 +129,8 @@ DMD_REASONS: Mapping[str, str] = {  # printed in the plan
     "score_sigma_max": "only near 1 can the score see a clip's brightness: raise it if clips grow "
     "light or dark",
     "score_draws": "the high phase's target is 100 times noisier than plain flow matching's",
-    "diversity_weight": "matching alone lets samples of one prompt grow alike (DP-DMD)",
+    "diversity_weight": "matching alone lets samples of one prompt grow alike (DP-DMD); where a "
+    "picture is given, it does harm",
     "ema_decay": "single updates of a matching loss are noisy",
     "adam_beta1": "0 as published: the critic's direction turns (DMD2)",
     "max_grad_norm": "one bad rollout must not undo a hundred good ones",

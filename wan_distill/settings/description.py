@@ -11,7 +11,7 @@ from typing import Any
 
 from wan_distill.errors import FileError, UsageError
 from wan_distill.maths.sigmas import Expert
-from wan_distill.settings.assets import EMBEDDED_TEACHER, download, is_offline
+from wan_distill.settings.assets import EMBEDDED, EMBEDDED_TEACHER, download, is_offline, short_name
 from wan_distill.settings.config import WAN_NEGATIVE_PROMPT, Config
 from wan_distill.settings.fingerprints import fingerprint_part
 from wan_distill.settings.pipelines import (
@@ -47,7 +47,7 @@ class TeacherInfo:
         source: the hub id or folder that the user gave.
         folder: where the files are on this machine.
         name: the last part of `source`, for the names of output folders.
-        embedded: whether this is the tiny teacher that comes with the package.
+        embedded: whether this is a tiny teacher that comes with the package.
         boundary_ratio: sigma in (0, 1) at and above which the high expert works; None: one expert.
         expand_timesteps: whether each token has its own timestep (Wan2.2 TI2V-5B).
         transformer, vae: their `config.json`.
@@ -179,6 +179,8 @@ def read_teacher(config: Config) -> TeacherInfo:
     its files are missing or damaged.
     """
     source = config.teacher_path or str(EMBEDDED_TEACHER)
+    if not os.path.isdir(source):
+        source = str(EMBEDDED.get(source, source))
     folder = Path(source)
     local = os.path.isdir(folder)  # False, not an error, where the name is too long
     if not local:
@@ -194,7 +196,7 @@ def read_teacher(config: Config) -> TeacherInfo:
         source=source,
         folder=folder,
         name=Path(os.path.abspath(source)).name if local else source.rstrip("/").split("/")[-1],
-        embedded=folder.resolve() == EMBEDDED_TEACHER.resolve(),
+        embedded=short_name(folder) is not None,
         boundary_ratio=boundary,
         expand_timesteps=bool(index.get("expand_timesteps")),
         transformer=transformer,

@@ -24,7 +24,8 @@ class JobSettings:
 
     teacher_path: str | None = flag(
         None,
-        "hub id or folder of a Wan text-to-video pipeline (default: the tiny embedded teacher)",
+        "hub id or folder of a Wan pipeline, from text or from text and a picture; tiny-t2v and "
+        "tiny-i2v are embedded (default: tiny-t2v)",
         START,
         alias=("--pretrained_teacher_model",),
         free=True,
@@ -34,6 +35,15 @@ class JobSettings:
         None,
         ".txt (one per line), .json, .jsonl, .csv, .tsv, a folder of .txt, or a `datasets` id "
         "(default: built in)",
+        START,
+        free=True,
+        parse=path,
+    )
+    images: str | None = flag(
+        None,
+        "pictures that clips of an image-to-video teacher begin with, and their captions: a folder "
+        "with NAME.txt beside each NAME.png, a folder with metadata.jsonl or .csv, or a `datasets` "
+        "id (default: a few rendered ones, to try with)",
         START,
         free=True,
         parse=path,
@@ -168,10 +178,14 @@ class JobSettings:
         16, "--teacher_solver ab2: steps, at the student's --flow_shift", TEACHER
     )
     teacher_shift: float = flag(
-        None, "shift of the teacher's sigmas (Wan2.2 T2V-A14B: 12)", TEACHER
+        None, "shift of the teacher's sigmas (Wan2.2 T2V-A14B: 12, I2V: 5)", TEACHER
     )
-    guidance_scale: float = flag(None, "guidance of the high expert; 1 = off (Wan2.2: 4)", TEACHER)
-    guidance_scale_2: float = flag(None, "guidance of the low expert; 1 = off (Wan2.2: 3)", TEACHER)
+    guidance_scale: float = flag(
+        None, "guidance of the high expert; 1 = off (Wan2.2 T2V: 4, I2V: 3.5)", TEACHER
+    )
+    guidance_scale_2: float = flag(
+        None, "guidance of the low expert; 1 = off (Wan2.2 T2V: 3, I2V: 3.5)", TEACHER
+    )
     negative_prompt: str = flag(
         None, "negative prompt of the teacher's guidance (default: Wan's own)", TEACHER
     )

@@ -26,6 +26,8 @@ class Scale:
     """of one clip (A14B, 81 frames of 480x832: 32,760)"""
     devices: int
     """processes that share a batch"""
+    takes_picture: bool = False
+    """whether clips begin with a picture that is given (image to video)"""
 
     @property
     def is_large(self) -> bool:
@@ -73,7 +75,8 @@ def scale_of(config: Config, teacher: TeacherInfo) -> Scale:
     # Two attentions of four matrices each, two matrices of the feed-forward.
     block = 8 * width**2 + 2 * width * shape["ffn_dim"]
     shares = 1 if config.context_parallel else processes(config)
-    return Scale(width, shape["num_layers"] * block, tokens, shares)
+    parameters = shape["num_layers"] * block
+    return Scale(width, parameters, tokens, shares, teacher.takes_picture)
 
 
 def processes(config: Config) -> int:

@@ -172,9 +172,10 @@ def _expert_files(path: Path, flag: str, transformer: dict[str, Any]) -> Path:
     names = {name: name for name in SAME}
     if is_original(folder):
         names = ORIGINAL_NAMES
-        if config.get("model_type") != "t2v":
+        kind = "t2v" if transformer["in_channels"] == transformer["out_channels"] else "i2v"
+        if config.get("model_type") != kind:
             raise UsageError(
-                f"{flag} {path}: its model_type is {config.get('model_type')}; give a t2v model"
+                f"{flag} {path}: its model_type is {config.get('model_type')}; give a {kind} model"
             )
     for theirs, ours in names.items():
         if config.get(theirs) != transformer.get(ours):

@@ -41,6 +41,7 @@ DECODED = 32  # clips per check that become pictures; score and diversity are of
 # Limits of a healthy student, as ratios to the teacher; of luminance: the difference.
 FROZEN = 0.6
 COLLAPSED = 0.6
+UNFAITHFUL = 1.5
 OVEREXPOSED = 0.1
 OVERSATURATED = 1.4
 SEEN = "seen"  # metadata of the stored weights, as JSON
@@ -130,7 +131,11 @@ class Monitor:
     def _statistics(self, x0: Tensor) -> dict[str, float]:
         vae = self.run.teacher.load_vae()
         frames = decode(vae, x0[:DECODED], self.run.config.sample_batch_size)
-        return picture_statistics(frames) | dict(diversity=diversity(x0, len(self.clips.prompts)))
+        prompts = self.clips.start.prompts_of(self.clips.rows)
+        spread = dict(diversity=diversity(x0, len(self.clips.prompts)))
+        return (
+            picture_statistics(frames) | spread | self.run.first_frame_statistics(prompts, frames)
+        )
 
     # ------------------------------------------------------------------------- the best weights
 
@@ -187,6 +192,18 @@ def warnings(values: dict[str, float]) -> list[str]:
             f"the student freezes: its clips move {values['motion']:.2f} times as much as the "
             "teacher's. Lower --learning_rate, or begin from a trajectory student "
             "(--init_student_from)."
+        )
+    if values.get("departure", 1.0) < FROZEN:
+        problems.append(
+            f"the student holds on to the picture: its clips leave it {values['departure']:.2f} "
+            "times as far as the teacher's. Lower --learning_rate, or begin from a trajectory "
+            "student (--init_student_from)."
+        )
+    if values.get("first_frame", 1.0) > UNFAITHFUL:
+        problems.append(
+            f"the student does not begin with the picture: its first frames are "
+            f"{values['first_frame']:.2f} times as far from it as the teacher's. Lower "
+            "--learning_rate, or train for longer."
         )
     if values["luminance"] > OVEREXPOSED or values.get("saturation", 1.0) > OVERSATURATED:
         problems.append(
