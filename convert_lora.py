@@ -17,6 +17,7 @@ from wan_distill.settings.command_line import OneLineParser
 from wan_distill.settings.flags import path
 from wan_distill.settings.lora_headers import LoraHeader
 from wan_distill.settings.lora_names import LAYOUTS
+from wan_distill.settings.lora_sources import expert_of_file
 from wan_distill.settings.other_names import command_name
 from wan_distill.system.console import escape_unencodable
 from wan_distill.system.disk_errors import describe_disk_error
@@ -103,6 +104,9 @@ def run(args: argparse.Namespace) -> int:
     header = LoraHeader(source, "IN", part)
     if args.expert is None and len(header.transformers) > 1:
         raise UsageError(f"{source}: holds LoRAs of both experts; give --expert high or low")
+    said = expert_of_file(header)
+    if args.expert and len(header.transformers) < 2 and said not in (None, args.expert):
+        raise UsageError(f"--expert {args.expert}: {source} says that it is for the {said} one")
     print(lora_conversion.convert(header, out, args.to))
     return 0
 

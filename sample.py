@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import itertools
+import os
 import re
 import sys
 from functools import partial
@@ -21,16 +22,19 @@ import numpy
 
 from wan_distill.errors import INTERRUPTED, Halted, UsageError, one_line
 from wan_distill.maths.sigmas import sigma_grid, steps_of
-from wan_distill.settings.checks import check_clip
+from wan_distill.settings.clip_sizes import check_clip, check_positions
 from wan_distill.settings.command_line import OneLineParser
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
 from wan_distill.settings.flags import path, paths, text
 from wan_distill.settings.other_names import SAMPLING, command_name
+from wan_distill.settings.schedulers import check_diffusers
+from wan_distill.settings.students import find_student, is_declared, student_schedule
 from wan_distill.system.console import escape_unencodable
 from wan_distill.system.disk_errors import describe_disk_error
 from wan_distill.system.notices import keep_notices, print_kept
 
+LONGEST_NAME = 250  # bytes
 NAME_BYTES = 180  # of a video's name, in UTF-8: file systems allow 255 in all
 # Flag -> folder, and videos per prompt: VBench's own number is 5.
 SERIES = {"prompts": ("videos", 1), "vbench_prompts": ("vbench", 5)}
@@ -39,7 +43,8 @@ FLAGS: dict[str, dict[str, Any]] = {
     "--student": dict(
         type=paths,
         required=True,
-        help="output folder of a run, or its files separated by commas",
+        help="output folder of a run, or its files separated by commas; or LoRAs of another tool "
+        "(HIGH,LOW, a folder, or on the hub), with --teacher_path, --flow_shift and --steps",
     ),
     "--prompt": dict(type=text, help="what to show"),
     "--image": dict(
@@ -85,6 +90,9 @@ FLAGS: dict[str, dict[str, Any]] = {
     "--teacher_transformer_2": dict(help="the same for the low expert"),
     "--steps": dict(
         type=int, help="one of the step counts the student was trained for (default: the largest)"
+    ),
+    "--flow_shift": dict(
+        type=float, help="shift of the student's sigmas, where its files do not say it"
     ),
     "--height": dict(type=int, help="pixels (default: as trained)"),
     "--width": dict(type=int, help="pixels (default: as trained)"),
@@ -146,6 +154,9 @@ def run(args: argparse.Namespace) -> int:
     if not videos:
         print("all videos are there")
         return 0
+    files = find_student(args.student, args.cache_dir)
+    student = student_schedule(files, vars(args))
+    check_diffusers(student)
 
     with keep_notices():
         from wan_distill.results import sampling
@@ -153,8 +164,6 @@ def run(args: argparse.Namespace) -> int:
         from wan_distill.system.pictures import write_video
 
     made.check_folders({file.parent for _, _, file in videos})
-    files = made.find_student(args.student)
-    student = made.read_schedule(files)
     steps = chosen_steps(args, student)
     names = ("teacher_path", "revision", "variant", "cache_dir", "allow_pickle", *CHANGES)
     chosen = {name: getattr(args, name) for name in names}
@@ -162,8 +171,13 @@ def run(args: argparse.Namespace) -> int:
     info, config = made.find_teacher(student, chosen)
     clip = clip_settings(args, student, info)
     made.check_prompts(info, clip["max_sequence_length"], [video[0] for video in videos])
-    made.check_teacher(info, student, args.allow_other_teacher)
-    made.check_fits(info, files)
+    taught = info
+    if is_declared(student):
+        taught, student["experts"] = made.merged_into(info, args.student, config)
+        files = []
+    else:
+        made.check_teacher(info, student, args.allow_other_teacher)
+        made.check_fits(info, files)
     clip |= sampling.given_picture(args.image, info, clip)
     call = dict(num_inference_steps=steps, guidance_scale=1.0, **clip)
     if missing := experts_without_student(student, steps, info):
@@ -174,7 +188,7 @@ def run(args: argparse.Namespace) -> int:
         )
     print(what_it_will_do(args, videos, steps, clip, info), flush=True)
 
-    pipe = sampling.load_pipeline(info, config, files, args.offload)
+    pipe = sampling.load_pipeline(taught, config, files, args.offload)
     teacher = pipe
     if args.compare and not made.has_teacher_beneath(student):
         teacher = sampling.load_pipeline(info, config, [], args.offload)
@@ -199,9 +213,9 @@ def check_numbers(args: argparse.Namespace) -> None:
     for name, value in vars(args).items():
         if value == []:  # argparse's way with `--steps=--`
             raise UsageError(f"--{name} --: is no value; give one, or leave it out")
-    for name in ("samples", "steps", "height", "width", "num_frames", "fps"):
+    for name in ("samples", "steps", "height", "width", "num_frames", "fps", "flow_shift"):
         value = getattr(args, name)
-        if value is not None and value < 1:
+        if value is not None and not 0 < value < float("inf"):
             raise UsageError(f"--{name} {value}: must be greater than 0")
     if not 0 <= args.seed < 2**63:
         raise UsageError(f"--seed {args.seed}: must be at least 0 and below 2^63")
@@ -249,7 +263,9 @@ def check_out(args: argparse.Namespace) -> None:
         raise UsageError(f"--prompt {args.prompt!a}: is no text of the terminal's encoding")
     if args.out is None:
         return
-    if Path(args.out).is_dir():
+    if len(os.fsencode(Path(args.out).name)) > LONGEST_NAME:
+        raise UsageError(f"--out {args.out}: is too long a name; choose another")
+    if os.path.isdir(args.out):
         raise UsageError(f"--out {args.out}: is a folder; name a file in it, such as video.mp4")
     if Path(args.out).suffix.lower() != ".mp4":
         raise UsageError(f"--out {args.out}: videos are written as mp4; give a name with .mp4")
@@ -331,9 +347,11 @@ def clip_settings(
     args: argparse.Namespace, student: dict[str, Any], info: TeacherInfo
 ) -> dict[str, Any]:
     """Size and text length, as the pipeline's arguments. Raises UsageError for impossible sizes."""
-    clip = {key: getattr(args, key) or student[key] for key in ("height", "width", "num_frames")}
-    clip["max_sequence_length"] = student["max_sequence_length"]
+    made = info.sampling_defaults | student
+    clip = {key: getattr(args, key) or made[key] for key in ("height", "width", "num_frames")}
+    clip["max_sequence_length"] = made["max_sequence_length"]
     check_clip(Config(**clip), info.side_multiple)
+    check_positions(Config(**clip), info)
     return clip
 
 

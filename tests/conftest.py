@@ -98,6 +98,21 @@ def random_picture_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_pipeline(tmp_path_factory.mktemp("teachers") / "random-i2v", picture=True)
 
 
+@pytest.fixture
+def clips(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Receives the frames of each video of sample.py instead of a file."""
+    from wan_distill.system import pictures
+
+    frames_of: list[Any] = []
+
+    def receive(file: Path, frames: Any, fps: int) -> Path:
+        frames_of.append(frames)
+        return file
+
+    monkeypatch.setattr(pictures, "write_video", receive)
+    return frames_of
+
+
 # ------------------------------------------------------------------------------------------- runs
 
 

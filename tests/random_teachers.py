@@ -38,7 +38,7 @@ def random_transformer(
         freq_dim=16,
         ffn_dim=32,
         num_layers=layers,
-        rope_max_seq_len=32,
+        rope_max_seq_len=64,
     )
     return model.eval()
 

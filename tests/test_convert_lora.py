@@ -124,6 +124,13 @@ def test_bad_input_is_one_line(student, tmp_path, capsys):
     save_file(random_transformer(1, channels=48).state_dict(), other)
     assert "not of the same model" in refusal(out, "--extract", base, other)
     assert "differs from" in refusal(out, "--extract", base, base)
+    assert "is a LoRA; give a whole expert" in refusal(out, "--extract", student, student)
+    assert "is for the high one" in refusal(student, out, "--expert", "low")
+    (tmp_path / "model_index.json").touch()
+    assert "is a pipeline; give its" in refusal(out, "--extract", tmp_path, tmp_path)
+    broken = tmp_path / "broken.safetensors"
+    save_file({name: tensor + torch.nan for name, tensor in load_file(student).items()}, broken)
+    assert "values that are no numbers" in refusal(broken, out)
     assert "invalid choice" in refusal(student, out, "--to", "gguf")
     assert not out.exists()
 

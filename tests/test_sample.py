@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy
@@ -20,12 +21,7 @@ from wan_distill.errors import UsageError
 from wan_distill.layout import LORA_FILE
 from wan_distill.model.adapters import adapter_parameters, add_adapter
 from wan_distill.model.loading import Teacher
-from wan_distill.model.student_files import (
-    METADATA_KEY,
-    read_metadata,
-    save_lora,
-    schedule_metadata,
-)
+from wan_distill.model.student_files import METADATA_KEY, save_lora, schedule_metadata
 from wan_distill.results import sampling
 from wan_distill.results.evaluated import check_evaluated
 from wan_distill.results.student import check_teacher, teacher_config
@@ -33,6 +29,8 @@ from wan_distill.settings.assets import EMBEDDED, EMBEDDED_TEACHER
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo, read_teacher
 from wan_distill.settings.resolve import resolve
+from wan_distill.settings.schedulers import check_diffusers
+from wan_distill.settings.students import read_metadata
 from wan_distill.system import pictures
 from wan_distill.system.runtime import Runtime
 
@@ -68,19 +66,6 @@ def trained(random_teacher, tmp_path_factory) -> Path:
 def student(trained, tmp_path) -> Path:
     """The same, in a folder that a test may change."""
     return shutil.copytree(trained, tmp_path / "student")
-
-
-@pytest.fixture
-def clips(monkeypatch) -> list[numpy.ndarray]:
-    """Receives the frames of each video instead of a file."""
-    frames_of: list[numpy.ndarray] = []
-
-    def receive(file: Path, frames: numpy.ndarray, fps: int) -> Path:
-        frames_of.append(frames)
-        return file
-
-    monkeypatch.setattr(pictures, "write_video", receive)
-    return frames_of
 
 
 @pytest.fixture
@@ -313,7 +298,7 @@ def test_students_of_earlier_versions_find_the_one_that_was_embedded(written):
 
 def sampling_metadata(info: TeacherInfo) -> dict:
     """Of a student of `info`."""
-    config = resolve(Config(teacher_path=info.source, output_dir="x"), info)
+    config = resolve(Config(teacher_path=info.source, output_dir="x", **SIZE), info)
     return schedule_metadata(config, info, "high")
 
 
@@ -443,6 +428,10 @@ def test_files_of_two_students_are_refused(student, change, reason, capsys):
         (["--height=40"], "--height 40: Wan's patches need a multiple of 16; use 32 or 48"),
         (["--width=8"], "--width 8: Wan's patches need a multiple of 16; use 16 or 32"),
         (["--num_frames=16"], "--num_frames 16: Wan needs 4k+1 frames; use 13 or 17"),
+        (["--height=1040"], "--height 1040: needs 65 positions, of which random has 64"),
+        (["--width=1040"], "--width 1040: needs 65 positions"),
+        (["--num_frames=257"], "--num_frames 257: needs 65 positions"),
+        ([f"--out={'a' * 300}.mp4"], "is too long a name; choose another"),
         (["--vbench_prompts=x.txt"], "--prompt: give one, or --prompts FILE, or --vbench_prompts"),
         (["--prompts=x.txt"], "--prompt: give one, or --prompts FILE, or --vbench_prompts FILE"),
         ([f"--out={PICTURE.with_suffix('.mp4')}"], "exists; choose another name, or --overwrite"),
@@ -526,9 +515,10 @@ def test_what_is_not_a_student_is_refused(random_teacher, student, tmp_path, cap
         (tmp_path / "empty", "train first, or give the folder of the run"),
         (random_teacher, "is a whole pipeline; load it with"),
         ("nowhere.safetensors", "no such file"),
+        ("a" * 400, "there is no such file or folder; check the spelling"),
         (f"{high},nowhere", "--student nowhere: there is no such file"),
         (f"{high},{high}", "both are for the high expert"),
-        (foreign, "carries no schedule"),
+        (foreign, "holds no LoRA layer of Wan, only names such as"),
         (tmp_path / "pointer.safetensors", "is a pointer of Git LFS"),
         (tmp_path / "cut.safetensors", "truncated"),
         (tmp_path / "empty.safetensors", "truncated or not safetensors"),
@@ -537,6 +527,39 @@ def test_what_is_not_a_student_is_refused(random_teacher, student, tmp_path, cap
         (with_metadata(tmp_path / "bare.safetensors", "{}"), "its schedule lacks teacher, "),
     ):
         assert reason in refused(capsys, "--student", str(given), "--prompt", PROMPT)
+
+
+def test_a_shift_is_the_students_own(trained, clips, capsys):
+    command = ["--student", str(trained), "--prompt", PROMPT]
+    said = refused(capsys, *command, "--flow_shift=5")
+    assert "--flow_shift 5: this student was trained with 4; leave it out" in said
+    assert sample.main([*command, "--flow_shift=4"]) == 0 and len(clips) == 1
+
+
+@pytest.mark.parametrize(
+    ("version", "reason"),
+    [
+        ("0.34.0", "nothing loads a LoRA into the second expert"),
+        ("0.35.2", "FlowMatchEulerDiscreteScheduler(shift=4.0), with set_timesteps always given "),
+        ("0.38.0", "sigmas=[1.0, 0.75, 0.5, 0.25], gives its sigmas with this version"),
+        ("0.39.0", "FlowMapEulerDiscreteScheduler(shift=4.0) gives its sigmas with this version"),
+        ("0.40.0", "sample.py needs 0.41 or newer; pip install -U diffusers"),
+    ],
+)
+def test_an_old_diffusers_is_told_what_gives_the_sigmas(
+    version, reason, trained, capsys, monkeypatch
+):
+    monkeypatch.setattr("importlib.metadata.version", lambda _: version)
+    monkeypatch.delattr("diffusers.FlowMapEulerDiscreteScheduler")
+    monkeypatch.delitem(sys.modules, "wan_distill.results.sampling")
+    said = refused(capsys, "--student", str(trained), "--prompt", PROMPT)
+    assert f"diffusers {version}: " in said and reason in said
+
+
+@pytest.mark.parametrize("version", ["0.41.0", "0.42.1", "1.0.0.dev0"])
+def test_newer_versions_are_not_refused(version, monkeypatch):
+    monkeypatch.setattr("importlib.metadata.version", lambda _: version)
+    check_diffusers(dict(flow_shift=5.0, sampling_steps=[4]))
 
 
 def test_three_files_are_compared_with_each_other(student, tmp_path, capsys):
@@ -600,6 +623,33 @@ def test_pickles_and_a_teacher_without_a_scheduler_are_read(
     assert sample.main([*argv, *other]) == 0
     for clip in clips[1:]:
         numpy.testing.assert_allclose(clip, clips[0], rtol=0, atol=1e-5)
+
+
+def test_what_is_not_finite_is_not_written(student, random_teacher, tmp_path, clips, capsys):
+    command = ["--student", str(student), "--prompt", PROMPT, "--allow_other_teacher"]
+    teacher = shutil.copytree(random_teacher, tmp_path / "teacher")
+    (vae,) = (teacher / "vae").glob("*.safetensors")
+    save_file({k: v + torch.nan for k, v in load_file(vae).items()}, vae, {"format": "pt"})
+    assert sample.main([*command, f"--teacher_path={teacher}"]) == 1
+    assert "error: the clip is not finite" in capsys.readouterr().err
+    file = student / LORA_FILE["low"]
+    text = json.dumps(read_metadata(file))
+    save_file({k: v + torch.nan for k, v in load_file(file).items()}, file)
+    with_metadata(file, text)
+    assert "holds values that are no numbers" in refused(capsys, *command)
+    assert not clips
+
+
+def test_too_little_gpu_memory_is_one_line(trained, monkeypatch, capsys):
+    def fail(*_, **__) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(WanPipeline, "__call__", fail)
+    assert sample.main(["--student", str(trained), "--prompt", PROMPT]) == 1
+    said = capsys.readouterr().err
+    assert said.splitlines()[-1] == (
+        "error: out of GPU memory; give --offload, or a smaller --height, --width or --num_frames"
+    )
 
 
 def test_long_prompts_are_said(trained, grey_clips, clips, capsys):

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from wan_distill.data.embeddings import PromptEmbeddings
+from wan_distill.data.prompt_text import is_blank
 from wan_distill.data.prompts import read_prompts
 from wan_distill.errors import UsageError
 
@@ -40,7 +41,7 @@ def json_lines(rows, ascii: bool, end: str) -> str:
 
 def check_prompts(file: Path, written: list[str]) -> None:
     """Fails unless `file` gives each of `written` that is not blank, once each and in order."""
-    expected = list(dict.fromkeys(text.strip() for text in written if text.strip()))
+    expected = list(dict.fromkeys(text.strip() for text in written if not is_blank(text)))
     if expected:
         assert read_prompts(file) == expected
     else:

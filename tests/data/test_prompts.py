@@ -36,6 +36,7 @@ TWO = ["a cat jumps", "a dog, running"]
         ("P.CSV", "sep=;\r\nfile;Caption \r\n1.mp4;a cat jumps\r\n2.mp4;a dog, running\r\n"),
         ("semicolons.csv", '"file";"caption"\n1;a cat jumps\n2;"a dog, running"\n'),
         ("p.tsv", "file\ttext\n1.mp4\ta cat jumps\n2.mp4\ta dog, running\n"),
+        ("one.csv", "caption\na cat jumps\na dog, running\n"),
         ("prompts", "a cat jumps\na dog, running"),
         ("mac.TXT", "a cat jumps\ra dog, running\r"),
     ],
@@ -226,6 +227,43 @@ def test_columns_and_saved_data_sets_are_read_by_the_package(monkeypatch, tmp_pa
     assert "1 empty captions left out" in said[0] and "[1]" in said[0]
     (tmp_path / "dataset_dict.json").write_text("{}")
     assert read_prompts(tmp_path) == ["a red ball"]
+
+
+@pytest.mark.parametrize("name", ["p.txt", "p.json", "p.jsonl", "p.csv", "p.parquet", "p"])
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:a\n", "is a pointer of Git LFS"),
+        (b"\n<!DOCTYPE html>\n<html>401</html>\n", "is a web page and not the file"),
+        (b"<HTML><body></body></HTML>", "is a web page and not the file"),
+    ],
+)
+def test_what_only_has_the_name_of_a_prompt_file_is_refused(name, content, reason, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UsageError, match=reason):
+        read_prompts(tmp_path / name)
+
+
+def test_nothing_of_a_folder_or_a_line_is_lost_without_a_word(tmp_path):
+    said = []
+    file = tmp_path / "p.txt"
+    file.write_text(
+        "a <b>cat</b>\n\u200b\n\ufeff\u2060\na dog --w=832\na fox -- running\n", "utf-8"
+    )
+    assert read_prompts(file, said.append) == ["a <b>cat</b>", "a dog --w=832", "a fox -- running"]
+    assert f"2 empty captions left out (the first: {file}:2)" in said[0]
+    assert (
+        f"1 prompts with what looks like an option, kept in the text (the first: {file}:4)"
+        in (said[1])
+    )
+    (tmp_path / "gone.txt").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UsageError, match=r"gone\.txt: cannot be read"):
+        read_prompts(tmp_path)
+    with pytest.raises(UsageError, match="check the name; prompts stand in a file"):
+        read_prompts("a red ball rolling")
+    for name in ("a" * 300, "a" * 300 + ".parquet"):
+        with pytest.raises(UsageError, match=r"cannot be read|there is no such file"):
+            read_prompts(name)
 
 
 # ------------------------------------------------------------------------------------------- split

@@ -30,12 +30,13 @@ from wan_distill.maths.sigmas import Expert
 from wan_distill.model.condition import Condition
 from wan_distill.model.denoiser import Denoiser
 from wan_distill.model.loading import Teacher
-from wan_distill.model.student_files import load_student, read_metadata
+from wan_distill.model.student_files import load_student
 from wan_distill.settings.assets import EMBEDDED_TEACHER
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import read_teacher
 from wan_distill.settings.recipes import Role
 from wan_distill.settings.resolve import resolve
+from wan_distill.settings.students import read_metadata
 from wan_distill.system.runtime import Runtime
 
 SHORT = [

@@ -243,12 +243,37 @@ def test_an_explicit_checkpoint_is_resumed_and_later_ones_are_set_aside(
     assert (root / "checkpoint-4").exists()
 
 
+def test_an_explicit_checkpoint_that_is_pruned_before_the_low_expert_begins(
+    run, finished, tmp_path
+):
+    out = shutil.copytree(finished("trajectory"), tmp_path / "out")
+    before = loras(out)
+    settings = dict(checkpoints_total_limit=1, checkpointing_steps=1)
+    wanted = out / "high" / "checkpoint-2"
+    assert run("out", "trajectory", resume_from_checkpoint=wanted, **settings) == 0
+    assert loras(out) == before and not wanted.exists()
+
+
+@pytest.mark.parametrize("stage", ["trajectory", "."])
+def test_an_explicit_checkpoint_of_either_stage(run, finished, tmp_path, capsys, stage):
+    settings = dict(refine_steps=2, checkpointing_steps=1, critic_warmup_steps=1)
+    out = shutil.copytree(finished("trajectory+dmd", **settings), tmp_path / "out")
+    before, root = loras(out), out / stage / "high"
+    step = min(int(folder.name.split("-")[1]) for folder in root.glob("checkpoint-*"))
+    wanted = root / f"checkpoint-{step}"
+    assert run("out", "trajectory+dmd", resume_from_checkpoint=wanted, **settings) == 0
+    said = capsys.readouterr().out
+    assert f"Going on from {wanted}." in said and loras(out) == before
+    # What a stage does anew, the ones after it do too.
+    assert bool(list((out / "low").glob("set-aside-*"))) == (stage == "trajectory")
+
+
 def test_an_explicit_checkpoint_that_is_missing_or_damaged_fails_loudly(
     run, finished, tmp_path, capsys
 ):
     out = shutil.copytree(finished("trajectory", max_train_steps=2), tmp_path / "out")
     assert run("out", "trajectory", resume_from_checkpoint="/no/such") == 2
-    assert "--resume_from_checkpoint /no/such" in capsys.readouterr().err
+    assert "--resume_from_checkpoint /no/such: there is no such folder" in capsys.readouterr().err
     folder = out / "low" / "checkpoint-2"
     (folder / "student.safetensors").write_bytes(b"")
     assert run("out", "trajectory", resume_from_checkpoint=folder) == 2

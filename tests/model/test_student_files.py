@@ -21,7 +21,6 @@ from wan_distill.model.adapters import adapter_parameters, add_adapter
 from wan_distill.model.loading import Teacher
 from wan_distill.model.student_files import (
     load_student,
-    read_metadata,
     save_lora,
     save_student,
     to_original_names,
@@ -30,6 +29,7 @@ from wan_distill.model.verification import transformer_without_weights, verify_l
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TEACHER_PARTS, TEXT_PARTS, read_teacher
 from wan_distill.settings.lora_names import read_name
+from wan_distill.settings.students import read_metadata
 from wan_distill.system.runtime import Runtime
 
 RANK = 4

@@ -272,6 +272,9 @@ def test_the_flag_may_be_given_several_times(tmp_path):
 def test_a_colon_in_a_path_is_no_strength():
     assert parse_lora("C:/loras/a.safetensors") == ("C:/loras/a.safetensors", 1.0)
     assert parse_lora("C:/loras/a.safetensors:-0.5") == ("C:/loras/a.safetensors", -0.5)
+    for strength in ("nan", "inf", "1e999"):
+        with pytest.raises(UsageError, match="the strength must be a finite number"):
+            parse_lora(f"a.safetensors:{strength}")
 
 
 # ---------------------------------------------------------------------------------------- refusals
@@ -293,6 +296,13 @@ def test_what_does_not_fit_is_refused(styles, small_config, tmp_path):
     said = refusal(teacher_transformer=str(deep))
     assert "its num_layers is 2, the pipeline's is 1" in said
     assert "give a transformer's folder" in refusal(teacher_transformer=str(tmp_path))
+    said = refusal(teacher_transformer=str(tmp_path / "gone.safetensors"))
+    assert "gone.safetensors: there is no such file or folder" in said
+    whole = {n: t.to(torch.int8) for n, t in in_original_names(random_transformer(7)).items()}
+    save_file(whole, tmp_path / "int8.safetensors")
+    assert "as I8, which is no float" in refusal(
+        teacher_transformer=str(tmp_path / "int8.safetensors")
+    )
     (tmp_path / "x.gguf").write_bytes(b"GGUF")
     assert "not a .safetensors file" in refusal(teacher_transformer=str(tmp_path / "x.gguf"))
     wide = {
@@ -319,7 +329,7 @@ def test_a_run_distils_the_changed_teacher_and_says_so(
     changes = dict(teacher_lora=f"{high},{low}:0.7", method="trajectory", save_merged=True)
     flags = tiny_flags(random_teacher, out, **changes)
     assert train_distillation.main(flags) == 0
-    assert f"changed: {high.name} x 0.7 (high)" in capsys.readouterr().out
+    assert f"changed: {high.name} x 0.7 (high)" in (out / "plan.txt").read_text(encoding="utf-8")
     text = (out / "README.md").read_text(encoding="utf-8")
     assert f"The teacher was changed: {high.name} x 0.7 (high); {low.name} x 0.7 (low)." in text
     # The code of the README makes what is in the merged pipeline.
@@ -335,7 +345,7 @@ def test_a_run_distils_the_changed_teacher_and_says_so(
     # sample.py finds the same teacher, and refuses another.
     clip = [f"--student={out}", "--prompt=a", f"--out={tmp_path / 'a.mp4'}"]
     assert sample.main(clip) == 0
-    assert sample.main([*clip, f"--teacher_lora={high},{low}"]) == 2
+    assert sample.main([*clip, "--overwrite", f"--teacher_lora={high},{low}"]) == 2
     assert (
         "are not known to be the same (other: transformer, transformer_2)"
         in capsys.readouterr().err

@@ -170,3 +170,24 @@ def test_an_expert_that_is_not_trained_here_is_carried_over(make_run, tmp_path):
     carry_over(other.config, other.info)
     target = other.folder.lora("high")
     assert target.read_bytes() == source.read_bytes()  # metadata and names are this tool's
+
+
+def test_what_no_reader_of_our_files_reads_is_not_carried_over(make_run, tmp_path):
+    first = make_run(method="trajectory", output_dir=str(tmp_path / "first"))
+    write_student(first, "high", "low")
+    start = tmp_path / "theirs"
+    for expert in ("high", "low"):
+        file = start / f"{expert}_noise.safetensors"
+        write_in("lightning with extras", first.folder.lora(expert), file)
+    settings = dict(method="trajectory", expert="low", init_student_from=str(start))
+    own = make_run(output_dir=str(tmp_path / "second"), **settings)
+    assert "2 tensors (diffusion_model.blocks.0.cross_attn.k.diff_b, " in found(own.config)
+    carry_over(own.config, own.info)
+    source, target = first.folder.lora("high"), own.folder.lora("high")
+    assert target.read_bytes() == source.read_bytes()
+    file = start / "high_noise.safetensors"
+    wider = {k: v.repeat(1, 2) if ".lora_down" in k else v for k, v in load_file(file).items()}
+    save_file(wider, file)
+    target.unlink()
+    with pytest.raises(UsageError, match=r"high_noise.*is a matrix of 24x48, random's is 24x24"):
+        found(own.config)

@@ -34,6 +34,16 @@ def broken(random_teacher, tmp_path, capsys):
     return complaint
 
 
+def test_a_teachers_own_folder_is_no_output_folder(random_teacher, tmp_path, capsys):
+    folder = shutil.copytree(random_teacher, tmp_path / "teacher")
+    before = sorted(folder.rglob("*"))
+    for out in (folder, folder / "transformer"):
+        for dry_run in (True, False):
+            assert train_distillation.main(tiny_flags(folder, out, dry_run=dry_run)) == 2
+            assert "so it is a model's folder, whose files would" in capsys.readouterr().err
+    assert sorted(folder.rglob("*")) == before
+
+
 def test_a_missing_expert_is_named(broken):
     said = broken(lambda folder: (folder / "transformer_2" / WEIGHTS).unlink())
     assert "transformer_2" in said and "no weight file" in said
@@ -56,6 +66,52 @@ def test_weights_of_another_shape_are_named(broken):
 
     said = broken(swap)
     assert "transformer_2" in said and "proj_out.weight" in said
+
+
+def test_weights_without_a_tensor_are_named(broken):
+    said = broken(lambda folder: save_file({}, folder / "transformer" / WEIGHTS))
+    assert "transformer stores" in said and "as nothing, its configuration asks for" in said
+
+
+@pytest.mark.parametrize("part", ["transformer_2", "vae", "text_encoder"])
+def test_weights_that_are_quantised_are_named(broken, part):
+    """Loaders make floats of integers, without the scales that they need."""
+
+    def in_integers(folder):
+        (file,) = (folder / part).glob("*.safetensors")
+        tensors = load_file(file)
+        name = next(name for name, tensor in tensors.items() if tensor.ndim == 2 or part == "vae")
+        save_file(tensors | {name: tensors[name].to(torch.int8)}, file, {"format": "pt"})
+
+    assert "as I8, which is no float; give the bf16 weights" in broken(in_integers)
+
+
+@pytest.mark.parametrize("part", ["transformer", "text_encoder"])
+def test_a_part_whose_configuration_says_that_it_is_quantised_is_named(broken, part):
+    def quantised(folder):
+        file = folder / part / "config.json"
+        settings = json.loads(file.read_text()) | dict(quantization_config=dict(load_in_8bit=True))
+        file.write_text(json.dumps(settings))
+
+    assert "was quantised (quantization_config in its config.json)" in broken(quantised)
+
+
+def test_a_configuration_of_another_version_is_read_as_diffusers_reads_it(random_teacher, tmp_path):
+    """Settings that this diffusers does not know are left out."""
+    folder = shutil.copytree(random_teacher, tmp_path / "teacher")
+    for part in ("transformer", "vae"):
+        file = folder / part / "config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | dict(of_next_year=5)))
+    assert train_distillation.main(tiny_flags(folder, tmp_path / "out", dry_run=True)) == 0
+
+
+def test_networks_that_cannot_compute_the_clips_are_named(broken):
+    def empty(folder):
+        file = folder / "vae" / "config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | dict(dim_mult=[])))
+
+    said = broken(empty)
+    assert "its transformer or VAE describes none that computes such clips" in said
 
 
 def test_a_configuration_that_cannot_be_read_is_named(broken):

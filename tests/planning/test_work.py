@@ -7,9 +7,12 @@ import math
 
 import pytest
 from conftest import tiny_flags
+from foreign_loras import write_in
 from safetensors.torch import load_file
+from written_students import write_student
 
 import train_distillation
+from wan_distill.layout import LORA_FILE
 from wan_distill.planning import work
 from wan_distill.planning.memory import shape_of
 from wan_distill.planning.trace import trace
@@ -57,6 +60,34 @@ def test_the_plan_has_the_samples_that_the_run_then_solves(random_teacher, tmp_p
     files = [file for kind in KINDS for file in out.glob(f"{kind}/*/*.safetensors")]
     assert rows == len(files) > 0
     assert disk == sum(load_file(file)["latents"].nbytes for file in files)
+
+
+@pytest.mark.parametrize("both", [True, False])
+def test_the_plan_of_the_low_expert_knows_whether_a_high_one_begins(
+    both, make_run, random_teacher, tmp_path, capsys
+):
+    """With LoRAs of another tool: whose hand-over is solved is the same in plan and run."""
+    first = make_run(method="trajectory", lora_alpha=2.0, output_dir=str(tmp_path / "first"))
+    write_student(first, "high", "low")
+    start = tmp_path / "theirs"
+    for expert in ("high", "low") if both else ("low",):
+        write_in("kohya", first.folder.lora(expert), start / f"{expert}_noise.safetensors")
+    out = tmp_path / "out"
+    changes = dict(method="trajectory", expert="low", init_student_from=start, monitor_steps=1)
+    flags = tiny_flags(random_teacher, out, monitor_samples=4, **changes)
+    config, info, _ = planned(flags)
+    specs = [(part.spec, part.rows) for part in work.sample_work((config,), info)]
+    rows = sum(rows for _, rows in specs)
+    assert ("student" in {spec.sampler for spec, _ in specs}) == both
+    assert train_distillation.main([*flags, "--dry_run"]) == 0
+    said = capsys.readouterr().out
+    assert "low from low_noise.safetensors (kohya layout, rank 4)" in said
+    carried = "high, which is not trained here, carried over from high_noise.safetensors (kohya"
+    assert (carried in said) == both
+    assert train_distillation.main(flags) == 0
+    files = [file for kind in KINDS for file in out.glob(f"{kind}/*/*.safetensors")]
+    assert rows == len(files) > 0
+    assert (out / LORA_FILE["high"]).exists() == both
 
 
 def test_the_plan_knows_what_the_warm_start_has_solved(small_config, tmp_path):

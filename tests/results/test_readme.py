@@ -11,10 +11,11 @@ from random_teachers import write_pipeline
 
 from wan_distill.layout import LORA_FILE, RunFolder
 from wan_distill.model.loading import Teacher
-from wan_distill.results.elsewhere import comfyui, elsewhere, older_diffusers
+from wan_distill.results.elsewhere import comfyui, elsewhere
 from wan_distill.results.readme import describe_results, package_versions, readme
 from wan_distill.results.workflows import write_workflows
 from wan_distill.settings.description import read_teacher
+from wan_distill.settings.schedulers import older_diffusers
 from wan_distill.system.runtime import Runtime
 from wan_distill.umt5.verify import Verdict
 
@@ -30,7 +31,8 @@ from wan_distill.umt5.verify import Verdict
     ],
 )
 def test_comfyui_gets_the_split_of_this_students_sigmas(small_config, steps, shift, high):
-    words = comfyui(small_config(sampling_steps=(steps,), flow_shift=shift), None)
+    config = small_config(sampling_steps=(steps,), flow_shift=shift)
+    words = comfyui(config, read_teacher(config), None)
     assert f"{steps} steps, cfg 1, sampler `euler` and scheduler `simple`" in words
     assert f"the shift of each model to {shift:g} " in words
     assert "in two KSampler (Advanced) nodes:\n\n1. " in words
@@ -42,7 +44,8 @@ def test_comfyui_gets_the_split_of_this_students_sigmas(small_config, steps, shi
 
 def test_a_teacher_of_one_expert_needs_one_node(small_config, tmp_path):
     teacher = write_pipeline(tmp_path / "one", two_experts=False)
-    words = comfyui(small_config(teacher_path=str(teacher)), None)
+    config = small_config(teacher_path=str(teacher))
+    words = comfyui(config, read_teacher(config), None)
     assert "in one KSampler node." in words and "low-noise" not in words
 
 
@@ -68,7 +71,8 @@ def test_the_workflows_that_are_there_are_named(small_config, tmp_path):
 
 def test_older_versions_of_diffusers_get_the_trained_sigmas(small_config):
     config = small_config(flow_shift=12.0, sampling_steps=(8,))
-    code = re.search(r"```python\n(.*?)```", older_diffusers(config), re.S)[1]
+    said = older_diffusers(config.flow_shift, config.grid_steps)
+    code = re.search(r"```python\n(.*?)```", said, re.S)[1]
     scope = dict(pipe=SimpleNamespace())
     exec(code, scope)
     scheduler = scope["pipe"].scheduler

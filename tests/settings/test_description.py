@@ -31,7 +31,8 @@ def read(folder: Path, **changes) -> TeacherInfo:
 
 
 def change(file: Path, **values) -> None:
-    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+    content = json.loads(file.read_text()) | values
+    file.write_text(json.dumps({k: v for k, v in content.items() if v is not ...}))
 
 
 def flip(file: Path, position: int) -> None:
@@ -288,6 +289,11 @@ def test_a_hub_that_does_not_answer_is_named(monkeypatch):
         ),
         ("model_index.json", dict(tokenizer=["transformers", "X"]), "UMT5's is T5TokenizerFast"),
         ("model_index.json", dict(vae=None), r"vae is null, .*AutoencoderKLWan"),
+        ("model_index.json", dict(vae=...), r"vae is null, .*AutoencoderKLWan"),
+        ("model_index.json", dict(transformer=...), "transformer is null, .*WanTransformer3DModel"),
+        ("model_index.json", dict(expand_timesteps="yes"), 'expand_timesteps is "yes"; write true'),
+        ("text_encoder/config.json", dict(d_model="64"), "d_model '64'"),
+        ("text_encoder/config.json", dict(num_layers=0), "num_layers 0"),
         ("model_index.json", dict(scheduler=["unipc", "UniPC"]), "UniPC of unipc, .*UniPCMulti"),
         ("model_index.json", dict(transformer=["diffusers", "X"]), "transformer is X; this tool"),
         ("model_index.json", dict(text_encoder=["transformers", "T5EncoderModel"]), "is T5Encoder"),
@@ -311,6 +317,11 @@ def test_a_hub_that_does_not_answer_is_named(monkeypatch):
         ("model_index.json", dict(image_encoder=["transformers", "X"]), "an image encoder"),
         ("transformer/config.json", dict(num_layers="2"), "num_layers 2"),
         ("transformer/config.json", dict(ffn_dim=0), "ffn_dim 0"),
+        ("transformer/config.json", dict(num_layers=1001), "num_layers 1001"),
+        ("transformer/config.json", dict(rope_max_seq_len="x"), "rope_max_seq_len x"),
+        ("transformer/config.json", dict(rope_max_seq_len=10**9), "rope_max_seq_len 1000000000"),
+        ("vae/config.json", dict(num_res_blocks=10**9), "num_res_blocks 1000000000"),
+        ("text_encoder/config.json", dict(num_layers=10**9), "num_layers 1000000000"),
         ("transformer/config.json", dict(text_dim=True), "text_dim True"),
         ("transformer/config.json", dict(patch_size=[1, 2]), r"patch_size \[1, 2\]"),
         ("transformer/config.json", dict(patch_size=[1, 2, 0]), r"patch_size \[1, 2, 0\]"),
@@ -319,6 +330,7 @@ def test_a_hub_that_does_not_answer_is_named(monkeypatch):
         ("vae/config.json", dict(latents_mean=[0.0] * 15), "latents_mean is not 16 numbers"),
         ("vae/config.json", dict(latents_std=[float("nan")] * 16), "latents_std is not 16"),
         ("vae/config.json", dict(z_dim=8), "latents_mean is not 16 numbers"),
+        ("vae/config.json", dict(latents_std=[0.0] * 16), "latents_std holds a number that is not"),
     ],
 )
 def test_what_is_not_a_text_to_video_wan_is_refused(file, values, reason, folder):
@@ -361,6 +373,20 @@ def test_a_cache_that_cannot_be_written_is_not_a_spelling_error(monkeypatch, tmp
     monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
     with pytest.raises(UsageError, match=r"--cache_dir .*: Permission denied at .*models--some"):
         read_teacher(Config(teacher_path="some/Wan", cache_dir=str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("source", "remedy"),
+    [
+        ("https://huggingface.co/Wan-AI/Wan2.2", "give Wan-AI/Wan2.2$"),
+        ("https://huggingface.co/Wan-AI/Wan2.2/", "give Wan-AI/Wan2.2$"),
+        ("https://hf.co/Wan-AI/Wan2.2/tree/v1/vae", "give Wan-AI/Wan2.2 and --revision v1$"),
+        ("Wan-AI/Wan2.2/tree/main", "give Wan-AI/Wan2.2 and --revision main$"),
+    ],
+)
+def test_an_address_is_not_an_id(source, remedy):
+    with pytest.raises(UsageError, match=f"is an address of the hub; {remedy}"):
+        read(source)
 
 
 @pytest.mark.parametrize("source", ["/no/such/teacher", "./teacher", "../t", "some/where/else"])

@@ -99,6 +99,7 @@ def test_a_file_says_what_it_means(text, changes, config_of):
         ("? [a, b]\n: 3", "cannot be read"),
         ("height: !!python/object/apply:os.system [ls]", "cannot be read"),
         ("caf\xe9: 1".encode("latin-1"), "cannot be read"),
+        ("lora_layers: " + "[" * 5000 + "]" * 5000, "cannot be read"),
     ],
 )
 def test_what_it_does_not_mean_is_named(text, reason, config_of, tmp_path):

@@ -36,6 +36,15 @@ def test_the_output_is_known_by_another_path_too(tmp_path, monkeypatch):
     assert ROOM in describe_disk_error(failure(errno.EACCES, "out/a"), str(tmp_path / "disk"))
 
 
+@pytest.mark.parametrize("code", [errno.EISDIR, errno.ENOTDIR, errno.EEXIST])
+def test_what_lies_in_the_way_is_to_be_moved(code, tmp_path):
+    out, file = str(tmp_path / "out"), str(tmp_path / "out" / "high")
+    said = describe_disk_error(failure(code, file), out)
+    assert said == f"{file}: {os.strerror(code)}; move it away, and run the same command again"
+    renamed = OSError(code, os.strerror(code), f"{out}/.partial", None, file)
+    assert describe_disk_error(renamed, out) == said
+
+
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EIO, errno.ENOENT, errno.EISDIR])
 def test_everything_else_is_read(code, tmp_path):
     file = str(tmp_path / "teacher" / "a")

@@ -19,6 +19,21 @@ def test_a_whole_environment_or_none_is_right(environment):
     check_launcher(environment)
 
 
+@pytest.mark.parametrize("name", ["PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"])
+def test_processes_of_mpirun_are_not_waited_for(name):
+    check_launcher({name: "1"})
+    check_launcher(WHOLE | {name: "2"})
+    with pytest.raises(UsageError, match=f"{name}=2: is of mpirun, .*unset it"):
+        check_launcher({name: "2"})
+
+
+@pytest.mark.parametrize("name", ["ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"])
+def test_engines_that_are_not_used_are_not_left_out_silently(name):
+    check_launcher(WHOLE | {name: "false"})
+    with pytest.raises(UsageError, match=f"{name}=true: this tool does not train with .*--shard"):
+        check_launcher(WHOLE | {name: "true"})
+
+
 @pytest.mark.parametrize("lacking", ALL)
 def test_what_is_missing_is_named(lacking):
     for empty in (
@@ -45,6 +60,7 @@ def test_one_variable_alone_is_named_with_what_to_unset(alone):
         (dict(RANK="-1"), "RANK=-1: is no number"),
         (dict(WORLD_SIZE="0", RANK="0"), "WORLD_SIZE is 0"),
         (dict(MASTER_PORT="http"), "MASTER_PORT=http: is no number"),
+        (dict(MASTER_PORT="99999"), "MASTER_PORT=99999: is no port"),
     ],
 )
 def test_what_cannot_be_is_named(changes, says):

@@ -9,13 +9,9 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from wan_distill.data.prompt_records import (
-    CAPTION_KEYS,
-    json_records,
-    load_rows,
-    table_rows,
-)
-from wan_distill.data.prompt_text import read_text, split_lines
+from wan_distill.data.prompt_records import json_records, load_rows
+from wan_distill.data.prompt_tables import table_rows
+from wan_distill.data.prompt_text import CAPTION_KEYS, read_text, split_lines
 from wan_distill.data.remarks import Remarks
 from wan_distill.errors import FileError, UsageError
 

@@ -6,20 +6,20 @@ content decides: one JSON value or one per line, the delimiter of a table, the e
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from wan_distill.data.prompt_records import (
-    CAPTION_KEYS,
     is_json,
     read_columns,
     read_data_set,
     read_json,
     read_rows,
-    read_table,
 )
-from wan_distill.data.prompt_text import Entry, read_text, split_lines
+from wan_distill.data.prompt_tables import read_table
+from wan_distill.data.prompt_text import CAPTION_KEYS, Entry, read_text, split_lines
 from wan_distill.errors import UsageError
 
 # `a prompt --w 832 --fs 5`: options of musubi-tuner's prompt files, in any case. Those of the first
@@ -27,6 +27,8 @@ from wan_distill.errors import UsageError
 MUSUBI_OPTION = re.compile(
     r"\s+--(?:(?:[whfdsgl]|fs)\s+[-+.\d]|(?:[ni]|ei|cn|ci|of)\s+\S)", re.IGNORECASE
 )
+UNKNOWN_OPTION = re.compile(r"\s--\w")
+KEPT = "prompts with what looks like an option, kept in the text"
 COMMENT = "comment lines left out"
 OPTIONS = "prompts cut where musubi-tuner's options begin"
 JOINED = "files of several lines, each one prompt"
@@ -43,12 +45,12 @@ def entries(source: str) -> Iterator[Entry]:
     """
     place = Path(source)
     suffix = place.suffix.casefold()
-    if place.is_dir():
+    if os.path.isdir(place):  # False, not an error, where the name is too long
         return _folder(place)
     named = re.fullmatch(r"[\w.-]+/[\w.-]+", source)
-    if suffix in READERS and (suffix or place.exists() or not named):
+    if suffix in READERS and (suffix or os.path.exists(place) or not named):
         return READERS[suffix](place)
-    if place.exists():
+    if os.path.exists(place):
         raise UsageError(
             f"--prompts {place}: {suffix} is no format that is read; give .txt (one prompt per "
             f"line), {', '.join(known for known in READERS if known not in ('', '.txt'))}, or a "
@@ -68,7 +70,8 @@ def _lines(place: Path) -> Iterator[Entry]:
             yield Entry(where, "", COMMENT)
         elif line.strip():
             prompt = MUSUBI_OPTION.split(f" {line}", maxsplit=1)[0]
-            yield Entry(where, prompt, OPTIONS if len(prompt) <= len(line) else "")
+            cut = OPTIONS if len(prompt) <= len(line) else ""
+            yield Entry(where, prompt, cut or (KEPT if UNKNOWN_OPTION.search(prompt) else ""))
 
 
 def _refuse_records(place: Path, text: str) -> None:
@@ -83,7 +86,7 @@ def _refuse_records(place: Path, text: str) -> None:
     if kind:
         raise UsageError(
             f"--prompts {place}: holds {kind[1:].upper()}, not one prompt per line; rename it to "
-            f"{place.stem}{kind}"
+            f"{place.stem.removesuffix(kind)}{kind}"
         )
 
 
@@ -97,7 +100,7 @@ def _folder(place: Path) -> Iterator[Entry]:
         for file in sorted(place.rglob("*"))
         if file.suffix.casefold() == ".txt"
         and not any(part.startswith(".") for part in file.relative_to(place).parts)
-        and file.is_file()
+        and not file.is_dir()
     ]
     for file in captions:
         if file.parent != place:

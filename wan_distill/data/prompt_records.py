@@ -1,20 +1,21 @@
-"""Captions in records: JSON, tables, data sets."""
+"""Captions in records: JSON and data sets."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-import re
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from wan_distill.data.prompt_text import Entry, read_text, split_lines
+from wan_distill.data.prompt_text import (
+    CAPTION_KEYS,
+    Entry,
+    read_text,
+    refuse_pretender,
+    split_lines,
+)
 from wan_distill.errors import UsageError, one_line
-
-CAPTION_KEYS = ("caption", "text", "prompt")
-DELIMITERS = {".csv": ",;\t|", ".tsv": "\t,;|"}  # the usual one first
 
 
 def caption_of(record: Any, where: str) -> str:
@@ -94,69 +95,6 @@ def _listed(
         yield f"{place}: record {number}", record
 
 
-def read_table(place: Path) -> Iterator[Entry]:
-    """The caption column of a table."""
-    for where, row in table_rows(place):
-        yield Entry(where, next(row[key] for key in CAPTION_KEYS if key in row))
-
-
-def table_rows(
-    place: Path, flag: str = "--prompts", keys: tuple[str, ...] = CAPTION_KEYS
-) -> Iterator[tuple[str, dict[str, str]]]:
-    """(place, fields by lower-case name) of each row of a table with a header, quoted as the csv
-    module and Excel quote. Raises UsageError, also where the header names none of `keys`.
-    """
-    text = read_text(place, flag)
-    first = 1
-    choices = DELIMITERS[place.suffix.casefold()]
-    stated = re.match(r"sep=(.)\r?\n", text)  # Excel's line before the header
-    if stated:
-        text, first, choices = text[stated.end() :], 2, stated[1]
-    headers = {delimiter: _header(text, delimiter) for delimiter in choices}
-    delimiter = next((d for d, names in headers.items() if set(names) & set(keys)), "")
-    if not delimiter:
-        raise UsageError(
-            f"{flag} {place}:{first}: the header names none of {', '.join(keys)}; rename the column"
-        )
-    names = headers[delimiter]
-    for line, row in _split_rows(place, text, delimiter, first, flag)[1:]:
-        if len(row) != len(names):
-            raise UsageError(
-                f"{flag} {place}:{line}: {len(row)} fields, the header has {len(names)}; put "
-                f"captions that hold {delimiter!r} in double quotes"
-            )
-        # The first of two columns of one name.
-        yield f"{place}:{line}", dict(zip(reversed(names), reversed(row), strict=True))
-
-
-def _header(text: str, delimiter: str) -> list[str]:
-    """The names in the first line that has any, if `delimiter` stands between them."""
-    line = next((line for line in split_lines(text) if line.strip()), "")
-    return [name.strip(' "').casefold() for name in line.split(delimiter)]
-
-
-def _split_rows(
-    place: Path, text: str, delimiter: str, first: int, flag: str
-) -> list[tuple[int, list[str]]]:
-    """(line, fields) of each row that has any. Raises UsageError."""
-    limit = csv.field_size_limit(max(len(text), 1))  # whole captions: the usual limit is 131,072
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    rows, line = [], first
-    try:
-        for row in reader:
-            if row:
-                rows.append((line, row))
-            line = first + reader.line_num
-    except csv.Error as error:
-        raise UsageError(
-            f"{flag} {place}:{line}: malformed ({error}); put captions in double quotes, and "
-            "write a double quote inside them twice"
-        ) from error
-    finally:
-        csv.field_size_limit(limit)
-    return rows
-
-
 # -------------------------------------------------------------------------------------- data sets
 
 
@@ -167,8 +105,10 @@ def read_data_set(source: str) -> Iterator[Entry]:
 
 def read_columns(place: Path) -> Iterator[Entry]:
     """A .parquet or .arrow file."""
-    if not place.is_file():
+    if not os.path.isfile(place):
         raise UsageError(f"--prompts {place}: there is no such file; check the name")
+    with place.open("rb") as data:
+        refuse_pretender(place, data.read(200))
     kind = place.suffix.casefold()[1:]
     return read_rows(
         str(place),

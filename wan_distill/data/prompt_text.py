@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import codecs
 import re
+import unicodedata
 from pathlib import Path
 from typing import NamedTuple
 
 from wan_distill.errors import UsageError
 
+CAPTION_KEYS = ("caption", "text", "prompt")
 ENCODINGS = {  # by the mark at the beginning; that of UTF-16 also begins UTF-32's
     codecs.BOM_UTF32_LE: "UTF-32",
     codecs.BOM_UTF32_BE: "UTF-32",
     codecs.BOM_UTF16_LE: "UTF-16",
     codecs.BOM_UTF16_BE: "UTF-16",
 }
+
+
+# What lies under the name of a prompt file although it is something else.
+POINTER = b"version https://git-lfs"
+PAGE = re.compile(rb"\s*<(!doctype\s+html|html)\b", re.IGNORECASE)
+UNSEEN = ("Cc", "Cf", "Zs", "Zl", "Zp")  # categories of characters
 
 
 class Entry(NamedTuple):
@@ -33,9 +41,11 @@ def read_text(file: Path, flag: str = "--prompts") -> str:
     try:
         data = file.read_bytes()
     except OSError as error:
-        raise UsageError(
-            f"{flag} {file}: cannot be read ({error.strerror}); give a text file"
-        ) from error
+        remedy = "give a text file"
+        if isinstance(error, FileNotFoundError) and not file.is_symlink():
+            remedy = "check the name; prompts stand in a file, one per line"
+        raise UsageError(f"{flag} {file}: cannot be read ({error.strerror}); {remedy}") from error
+    refuse_pretender(file, data[:200], flag)
     encoding = next((name for mark, name in ENCODINGS.items() if data.startswith(mark)), "UTF-8")
     try:
         text = data.decode(encoding).removeprefix("\ufeff")
@@ -47,6 +57,21 @@ def read_text(file: Path, flag: str = "--prompts") -> str:
     if "\0" in text or text.startswith(("{\\rtf", "PK\x03\x04")):
         raise UsageError(f"{flag} {file}: a binary file; give plain text")
     return text
+
+
+def refuse_pretender(file: Path, start: bytes, flag: str = "--prompts") -> None:
+    """Raises UsageError where the first bytes of a text file show that it is something else."""
+    if start.startswith(POINTER):
+        raise UsageError(
+            f"{flag} {file}: is a pointer of Git LFS and not the file; run `git lfs pull`"
+        )
+    if PAGE.match(start):
+        raise UsageError(f"{flag} {file}: is a web page and not the file; download it again")
+
+
+def is_blank(text: str) -> bool:
+    """Whether nothing of `text` is seen: white space, control and zero-width characters alone."""
+    return all(unicodedata.category(character) in UNSEEN for character in text)
 
 
 def split_lines(text: str) -> list[str]:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from wan_distill.data.prompt_files import entries
-from wan_distill.data.prompt_text import check_characters
+from wan_distill.data.prompt_text import check_characters, is_blank
 from wan_distill.data.remarks import Remarks
 from wan_distill.errors import FileError, UsageError
 from wan_distill.settings.assets import ASSETS
@@ -48,7 +48,7 @@ def read_prompts(
         if note:
             remarks.count(note, where)
         prompt = text.strip()
-        if not prompt:
+        if is_blank(prompt):
             if not note:
                 remarks.count("empty captions left out", where)
             continue

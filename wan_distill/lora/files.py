@@ -13,6 +13,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from wan_distill.errors import UsageError
 from wan_distill.settings.lora_headers import LoraHeader
 from wan_distill.settings.lora_names import Part
 
@@ -80,6 +81,17 @@ class LoraFile:
             if re.match(rf"(.*\.)?({pattern})$", self.header.stems[module]):
                 alpha = value
         return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+    def check(self) -> None:
+        """Raises UsageError where a value that is used is no number."""
+        for module, parts in self.header.layers.items():
+            values = [self._tensors.get_tensor(name) for name in parts.values()]
+            finite = all(bool(tensor.float().isfinite().all()) for tensor in values)
+            if not (finite and math.isfinite(self.scale(module))):
+                raise UsageError(
+                    f"{self.header.label}: {module} holds values that are no numbers (nan or inf); "
+                    "give another file"
+                )
 
     def extras(self) -> Iterator[tuple[str, float]]:
         """(name, norm) of each tensor that is added as it is and is not zero everywhere: the part

@@ -15,7 +15,7 @@ from wan_distill.lora.layouts import named_for
 from wan_distill.lora.ranks import Cut, cut_matrix
 from wan_distill.model.expert_weights import ExpertWeights
 from wan_distill.settings.lora_headers import PEFT_METADATA, LoraHeader
-from wan_distill.settings.lora_names import Layout, is_trained
+from wan_distill.settings.lora_names import Layout, is_trained, read_name
 from wan_distill.settings.reading import read_header
 from wan_distill.settings.weight_files import weight_files
 from wan_distill.system.files import write_tensors
@@ -25,9 +25,11 @@ from wan_distill.system.tensor_stream import write_stream
 def convert(header: LoraHeader, out: Path, layout: Layout) -> str:
     """Writes a LoRA in another layout; its dtypes and its metadata stay.
 
-    Returns what was done, in words, and what the layout has no place for.
+    Returns what was done, in words, and what the layout has no place for. Raises UsageError where
+    the file holds values that are no numbers.
     """
     lora = LoraFile(header)
+    lora.check()
     left_out = list(header.unknown)
 
     def layers() -> Iterator[tuple[str, Tensor]]:
@@ -87,11 +89,13 @@ def extract_lora(base: Path, tuned: Path, out: Path, rank: int, layout: Layout, 
 
 def open_expert(path: Path) -> ExpertWeights:
     """The tensors of an expert. Raises UsageError where there are none."""
+    if (path / "model_index.json").is_file():
+        raise UsageError(f"--extract {path}: is a pipeline; give its transformer/ folder")
     try:
         files = [path] if path.is_file() else weight_files(path)
         for file in files:
-            if file.suffix == ".safetensors":
-                read_header(file)
+            if file.suffix == ".safetensors" and any(map(read_name, read_header(file)[0])):
+                raise UsageError(f"--extract {path}: is a LoRA; give a whole expert")
     except FileError as error:
         raise UsageError(f"--extract {error}") from error
     if any(file.suffix != ".safetensors" for file in files):

@@ -16,10 +16,16 @@ from wan_distill.errors import FileError, UsageError, one_line
 from wan_distill.maths.sigmas import SUBFOLDER, Expert
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
-from wan_distill.settings.reading import AGAIN, check_pickle, read_header, read_json
+from wan_distill.settings.reading import (
+    AGAIN,
+    FETCH_AGAIN,
+    check_pickle,
+    read_header,
+    read_json,
+)
 from wan_distill.settings.teacher_changes import EXPERT_FLAG, is_original
 from wan_distill.settings.weight_files import refuse_pickles, variant_or_none, weight_files
-from wan_distill.settings.weight_names import ONE_CHECKPOINT, explain_names
+from wan_distill.settings.weight_names import ONE_CHECKPOINT, explain_codes, explain_names
 from wan_distill.umt5.inspect import check_class, inspect_text_encoder
 from wan_distill.umt5.tables import EMBED, SHARED
 
@@ -92,7 +98,7 @@ def check_part(info: TeacherInfo, config: Config, part: str) -> Header:
             check_class(inspection, "UMT5EncoderModel")
     except FileError as error:
         raise UsageError(of_teacher(info, error)) from error
-    if header:
+    if files[0].suffix == ".safetensors":
         _check_shapes(info, part, header)
     return header
 
@@ -101,10 +107,7 @@ def of_teacher(info: TeacherInfo, error: FileError) -> str:
     """The line on a file of the teacher."""
     if info.is_local or AGAIN not in error.remedy:
         return f"--teacher_path {info.source}: {error}"
-    return (
-        f"--teacher_path {info.source}: {error.reason}; the hub's cache is not whole: delete that "
-        "file if it is there, and run once with the network and without HF_HUB_OFFLINE"
-    )
+    return f"--teacher_path {info.source}: {error.reason}; {FETCH_AGAIN}"
 
 
 def _headers(files: Iterable[Path]) -> Header:
@@ -139,7 +142,8 @@ def _check_shapes(info: TeacherInfo, part: str, header: Header) -> None:
     stored = {name: t["shape"] for name, t in header.items()}
     if part == "text_encoder":  # its table has two names: umt5/ looks into that
         wanted = {name: shape for name, shape in wanted.items() if name not in (SHARED, EMBED)}
-    if shown := explain_names(stored, wanted):
+    settings = read_json(info.folder / part / "config.json")
+    if shown := explain_names(stored, wanted) or explain_codes(settings, header):
         raise UsageError(f"--teacher_path {info.source}: {part} {'; '.join(shown)}")
     if part == "text_encoder":
         stored = {name: shape for name, shape in stored.items() if name in wanted}
@@ -158,4 +162,4 @@ def _build(folder: Path) -> torch.nn.Module:
     if folder.name == "text_encoder":
         return UMT5EncoderModel(UMT5Config.from_dict(settings))
     kind = AutoencoderKLWan if folder.name == "vae" else WanTransformer3DModel
-    return kind(**{name: value for name, value in settings.items() if not name.startswith("_")})
+    return kind.from_config(settings)  # which leaves out what it does not know, as loading does

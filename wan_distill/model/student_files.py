@@ -13,16 +13,15 @@ from diffusers import FlowMapEulerDiscreteScheduler, WanPipeline, WanTransformer
 from safetensors.torch import load_file
 from torch import Tensor
 
-from wan_distill.errors import FileError, UsageError
 from wan_distill.layout import RunFolder
 from wan_distill.maths.sigmas import SUBFOLDER, Expert
 from wan_distill.model.adapters import adapter_parameters, prune
 from wan_distill.settings.assets import short_name
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
+from wan_distill.settings.lora_headers import METADATA_KEY
 from wan_distill.settings.lora_names import original_name
-from wan_distill.settings.lora_sources import METADATA_KEY
-from wan_distill.settings.reading import read_header
+from wan_distill.settings.students import read_metadata
 from wan_distill.system.files import write_tensors
 
 # ------------------------------------------------------------------------------------------- names
@@ -110,30 +109,6 @@ def scheduler_for(config: Config) -> FlowMapEulerDiscreteScheduler:
 
 
 # ----------------------------------------------------------------------------------------- reading
-
-
-def read_metadata(file: Path) -> dict[str, Any]:
-    """The schedule in a student's header. Raises UsageError for files that are not ours, and for
-    damaged ones.
-    """
-    try:
-        header, _ = read_header(file)
-    except FileError as error:
-        raise UsageError(f"--student {error}") from error
-    metadata = header.get("__metadata__")
-    text = metadata.get(METADATA_KEY) if isinstance(metadata, dict) else None
-    if text is None:
-        raise UsageError(
-            f"{file}: carries no schedule; it was not written by this tool: begin a run with it "
-            "(--init_student_from), or sample it as docs/use_your_student.md says"
-        )
-    try:
-        schedule = json.loads(text)
-    except (ValueError, TypeError) as error:
-        raise UsageError(f"{file}: its schedule cannot be read ({error}); train again") from error
-    if not isinstance(schedule, dict):
-        raise UsageError(f"{file}: its schedule is none; train again")
-    return schedule
 
 
 def load_student(transformer: WanTransformer3DModel, file: Path) -> None:

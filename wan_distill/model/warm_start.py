@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from wan_distill.settings.description import TeacherInfo
 from wan_distill.settings.job import LORA_TARGETS
 from wan_distill.settings.lora_headers import LoraHeader
 from wan_distill.settings.lora_names import is_trained
-from wan_distill.settings.lora_sources import METADATA_KEY, find_loras
+from wan_distill.settings.lora_sources import find_loras
 from wan_distill.settings.recipes import Role
 from wan_distill.system.files import write_atomically, write_tensors
 
@@ -62,11 +62,24 @@ def check_warm_start(config: Config, info: TeacherInfo) -> str | None:
     for expert in config.experts:
         file = files[expert]
         _check_layers(file, config, info)
-        ranks = "/".join(map(str, file.ranks))
         fits = "" if file.ranks == (config.rank,) else f" in --rank {config.rank}"
-        lines.append(f"{expert} from {file.path.name} ({file.layout} layout, rank {ranks}{fits})")
+        lines.append(f"{expert} from {_describe(file)}{fits})")
+    for expert, file in _carried(config, files).items():
+        check_shapes(file, info)
+        lines.append(f"{expert}, which is not trained here, carried over from {_describe(file)})")
     notes = [*_left_out(files, config), *_schedule(files, config)]
     return "; ".join(lines) + "".join(f"\n          {note}" for note in notes)
+
+
+def _describe(file: LoraHeader) -> str:
+    ranks = "/".join(map(str, file.ranks))
+    return f"{file.path.name} ({file.layout} layout, rank {ranks}"
+
+
+def _carried(config: Config, files: dict[Expert, LoraHeader]) -> dict[Expert, LoraHeader]:
+    """Those of `files` that the output folder takes over as they are."""
+    out = RunFolder(Path(config.output_dir))
+    return {e: f for e, f in files.items() if e not in config.experts and not out.lora(e).exists()}
 
 
 def _trained(file: LoraHeader) -> list[str]:
@@ -92,10 +105,11 @@ def _check_layers(file: LoraHeader, config: Config, info: TeacherInfo) -> None:
 
 
 def check_shapes(file: LoraHeader, info: TeacherInfo) -> None:
-    """Raises UsageError where a trained layer of `file` is none of the teacher's, or of another
-    size.
+    """Raises UsageError where a trained layer of `file` is none of the teacher's, of another size,
+    or holds what is no number.
     """
     blocks = info.transformer["num_layers"]
+    LoraFile(file).check()
     for module in _trained(file):
         wanted = _matrix_shape(module, info.transformer)
         found = (file.shape(module, "up")[0], file.shape(module, "down")[1])
@@ -124,16 +138,8 @@ def _left_out(files: dict[Expert, LoraHeader], config: Config) -> list[str]:
     """One line for what of the files' effect the student does not take over."""
     names = [
         name
-        for expert in config.experts
-        for name in (
-            *files[expert].unknown,
-            *(name for name, _ in LoraFile(files[expert]).extras()),
-            *(
-                parts["down"]
-                for module, parts in files[expert].layers.items()
-                if "down" in parts and not is_trained(module)
-            ),
-        )
+        for file in (*map(files.__getitem__, config.experts), *_carried(config, files).values())
+        for name in (*file.unknown, *_without_adapter(file))
     ]
     if not names:
         return []
@@ -141,15 +147,21 @@ def _left_out(files: dict[Expert, LoraHeader], config: Config) -> list[str]:
     return [f"left out, since no adapter here has a place for them: {len(names)} tensors ({shown})"]
 
 
+def _without_adapter(file: LoraHeader) -> list[str]:
+    """The tensors of Wan's layers with an effect that no adapter here can have."""
+    others = [p["down"] for m, p in file.layers.items() if "down" in p and not is_trained(m)]
+    return [*(name for name, _ in LoraFile(file).extras()), *others]
+
+
 def _schedule(files: dict[Expert, LoraHeader], config: Config) -> list[str]:
     """One line for a schedule that is not this run's, or not known."""
     now = [round(sigma, 4) for sigma in config.sigmas()[:-1]]
     ours = f"this run trains sigmas {now} (--flow_shift, --sampling_steps)"
     for expert in config.experts:
-        text = files[expert].metadata.get(METADATA_KEY)
-        if text is None:
+        schedule = files[expert].schedule
+        if schedule is None:
             return [f"which sigmas it was trained for it does not say; {ours}"]
-        then = [round(sigma, 4) for sigma in json.loads(text).get("sigmas", [])[:-1]]
+        then = [round(sigma, 4) for sigma in schedule.get("sigmas", [])[:-1]]
         if then != now:
             return [f"it was trained for sigmas {then}; {ours}"]
     return []
@@ -160,10 +172,8 @@ def begin_as(transformer: WanTransformer3DModel, role: Role, file: LoraHeader) -
     """Gives the adapter of `role` the effect of `file`, whose alphas and ranks may be others.
 
     A smaller rank is filled up with what the adapter has: a random half and a zero half, which can
-    learn. A larger one is cut to the nearest product of this rank. Layers that the file lacks stay
-    as they are.
-
-    Returns what the cut has lost, in words; None where nothing was cut.
+    learn. A larger one is cut to the nearest product of this rank; returned is what that has lost,
+    in words. Layers that the file lacks stay as they are.
     """
     ours = adapter_parameters(transformer, role)
     settings = transformer.peft_config[role]
@@ -198,11 +208,10 @@ def carry_over(config: Config, info: TeacherInfo) -> list[str]:
     into the output folder, where none is yet. Returns what was done, in words.
     """
     done = []
-    for expert, file in warm_start_files(config, info).items():
+    for expert, file in _carried(config, warm_start_files(config, info)).items():
         target = RunFolder(Path(config.output_dir)).lora(expert)
-        if expert in config.experts or target.exists():
-            continue
-        if METADATA_KEY in file.metadata and file.layout == "comfyui":
+        is_ours = file.schedule is not None and file.layout == "comfyui"
+        if is_ours and not _without_adapter(file):
             write_atomically(target, file.path.read_bytes())
         else:
             write_tensors(target, _in_our_layout(file), student_metadata(config, info, expert))
@@ -211,7 +220,9 @@ def carry_over(config: Config, info: TeacherInfo) -> list[str]:
 
 
 def _in_our_layout(file: LoraHeader) -> dict[str, Tensor]:
+    """What an adapter can hold of it, which is what every reader of our files reads."""
     lora, tensors = LoraFile(file), dict[str, Tensor]()
-    for module in file.layers:
-        tensors |= named_for("comfyui", module, lora.read(module))[0]
+    for module in _trained(file):
+        product = dataclasses.replace(lora.read(module), weight=None, bias=None)
+        tensors |= named_for("comfyui", module, product)[0]
     return tensors

@@ -8,6 +8,7 @@ import torch
 from diffusers import WanTransformer3DModel
 
 from wan_distill.errors import FileError, UsageError
+from wan_distill.lora.files import LoraFile
 from wan_distill.maths.sigmas import Expert
 from wan_distill.model.expert_weights import diffusers_names
 from wan_distill.model.part_files import expert_files
@@ -15,6 +16,7 @@ from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
 from wan_distill.settings.reading import read_header
 from wan_distill.settings.teacher_changes import EXPERT_FLAG, TeacherLora
+from wan_distill.settings.weight_names import explain_codes
 
 Shapes = dict[str, list[int]]
 
@@ -35,9 +37,8 @@ def check_changes(info: TeacherInfo, config: Config) -> str | None:
 
 def transformer_shapes(info: TeacherInfo) -> Shapes:
     """Name -> shape of the tensors of this teacher's transformer."""
-    settings = {k: v for k, v in info.transformer.items() if not k.startswith("_")}
     with torch.device("meta"):
-        model = WanTransformer3DModel(**settings)
+        model = WanTransformer3DModel.from_config(info.transformer)
     return {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
@@ -52,6 +53,8 @@ def _check_expert(info: TeacherInfo, config: Config, expert: Expert, wanted: Sha
         raise UsageError(f"{flag} {error}") from error
     header.pop("__metadata__", None)
     names = diffusers_names(header)
+    if shown := explain_codes({}, {name: header[name] for name in names}):
+        raise UsageError(f"{flag} {path}: {shown[0]}; {shown[1]}")
     found = {names[name]: header[name]["shape"] for name in names}
     for name in sorted(wanted.keys() | found.keys()):
         if wanted.get(name) != found.get(name):
@@ -66,6 +69,7 @@ def _check_expert(info: TeacherInfo, config: Config, expert: Expert, wanted: Sha
 def _check_lora(lora: TeacherLora, wanted: Shapes) -> list[str]:
     """The tensors of a LoRA that belong to no layer. Raises UsageError where one does not fit."""
     header = lora.header
+    LoraFile(header).check()
     for module, parts in header.layers.items():
         shape = wanted.get(f"{module}.weight")
         found = shape

@@ -39,7 +39,7 @@ def decoding_bytes(config: Config, info: TeacherInfo) -> float:
 def _traced(settings: str, latents: tuple[int, ...]) -> tuple[int, int]:
     """(bytes of the weights, peak beyond them) of decoding `latents` [B, C, F, H, W]."""
     with FakeTensorMode():
-        vae = AutoencoderKLWan(**json.loads(settings)).requires_grad_(False).eval()
+        vae = AutoencoderKLWan.from_config(json.loads(settings)).requires_grad_(False).eval()
         held = [*vae.parameters(), *vae.buffers()]
         with Ledger(held) as ledger, torch.no_grad():
             vae.decode(torch.zeros(latents))

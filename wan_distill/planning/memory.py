@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
+from wan_distill.errors import UsageError, one_line
 from wan_distill.planning.decoding import decoding_bytes
 from wan_distill.planning.trace import Shape, Trace, trace
 from wan_distill.settings.config import Config
@@ -14,6 +15,7 @@ from wan_distill.settings.scale import processes
 from wan_distill.system.runtime import DTYPES
 
 FP32 = 4
+SHOWN = 200  # characters of a library's message
 ADAM_MOMENTS = 2
 # Bytes per weight of the blocks' matrices. nf4: 4 bits and one fp32 scale per 64 weights (QLoRA,
 # arXiv 2305.14314).
@@ -52,7 +54,7 @@ def shape_of(config: Config, info: TeacherInfo) -> Shape:
     sizes = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in info.transformer.items()
-        if not name.startswith("_")
+        if not name.startswith("_") and not isinstance(value, dict)
     }
     sizes["num_layers"] = config.student_layers or sizes["num_layers"]
     return Shape(
@@ -71,8 +73,17 @@ def shape_of(config: Config, info: TeacherInfo) -> Shape:
 
 
 def estimate(config: Config, info: TeacherInfo) -> Estimate:
-    """Memory of training one expert with these settings."""
-    cost = trace(shape_of(config, info))
+    """Memory of training one expert with these settings. Raises UsageError where the teacher's
+    configuration describes networks that cannot compute such clips.
+    """
+    try:
+        cost = trace(shape_of(config, info))
+        decoding = decoding_bytes(config, info)
+    except Exception as error:  # wrong values make networks fail in any way
+        raise UsageError(
+            f"--teacher_path {info.source}: the config.json of its transformer or VAE describes "
+            f"none that computes such clips ({one_line(error)[:SHOWN]}); download it again"
+        ) from error
     count = processes(config)
     base, unpacked = _base(config, info, cost)
     if config.shard:
@@ -82,7 +93,7 @@ def estimate(config: Config, info: TeacherInfo) -> Estimate:
         activations /= count
     activations += unpacked
     if config.monitor_steps or config.validation_steps:  # between updates, beside the expert
-        activations = max(activations, decoding_bytes(config, info))
+        activations = max(activations, decoding)
     roles = len(recipe_of(config).roles(config))
     adapter = FP32 * cost.adapter
     moments = roles * ADAM_MOMENTS * adapter / (FP32 if config.use_8bit_adam else 1)

@@ -40,6 +40,7 @@ def checks(stages: Sequence[Config], info: TeacherInfo, prompts: Sequence[str] =
         lambda: check_tracker(config),
         lambda: check_processes(config, info),
         lambda: check_optional(config),
+        lambda: check_place(config),
         lambda: check_begin(stages[0], info),
         lambda: f"Versions  {check_versions()}",
         lambda: f"Files     {check_files(info, config)}",
@@ -76,6 +77,16 @@ def examine_surroundings(
 
 
 # --------------------------------------------------------------------- settings against the machine
+
+
+def check_place(config: Config) -> None:
+    """Raises UsageError where the output folder is a pipeline's, or that of a part of one."""
+    for name in ("model_index.json", "config.json"):
+        if (Path(config.output_dir) / name).exists():
+            raise UsageError(
+                f"--output_dir {config.output_dir}: holds a {name}, so it is a model's folder, "
+                "whose files would be mixed with the run's or replaced; choose another"
+            )
 
 
 def check_tracker(config: Config) -> None:

@@ -126,7 +126,8 @@ def _check_pickles(info: TeacherInfo, config: Config) -> None:
     flag = "--offload" if config.offload else f"--base_precision {config.base_precision}"
     for part in files.keys() & {SUBFOLDER[expert] for expert in info.experts}:
         if (stored or part in changed) and files[part][0].suffix == ".bin":
-            flag = flag if stored else "--teacher_lora"
+            loras = info.changes.loras
+            flag = flag if stored or not loras else loras[0].header.flag
             raise UsageError(
                 f"{flag}: reads safetensors only, and {part} has .bin weights; convert them, or "
                 "leave it out"

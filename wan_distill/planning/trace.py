@@ -164,7 +164,7 @@ def trace(shape: Shape) -> Trace:
 def _trace(shape: Shape, depth: int) -> Trace:
     settings = dict(shape.transformer) | {"num_layers": depth}
     with torch.device("meta"):
-        model = WanTransformer3DModel(**settings).requires_grad_(False)
+        model = WanTransformer3DModel.from_config(settings).requires_grad_(False)
     matrices = sum(m.weight.numel() for m in model.blocks.modules() if isinstance(m, nn.Linear))
     if shape.whole:
         model.requires_grad_(True)

@@ -6,9 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from wan_distill.errors import UsageError
 from wan_distill.layout import RunFolder
 from wan_distill.maths.sigmas import Expert, expert_sigmas
 from wan_distill.methods import make_method
+from wan_distill.model.warm_start import warm_start_files
 from wan_distill.planning.memory import ADAM_MOMENTS, FP32, shape_of
 from wan_distill.planning.trace import Trace
 from wan_distill.settings.config import Config
@@ -49,8 +51,9 @@ def sample_work(stages: Sequence[Config], info: TeacherInfo) -> list[SampleWork]
     The teacher's samples are shared by all stages; each stage hands over its own student's.
     """
     rows: dict[tuple[str, SampleSpec], frozenset[int]] = {}
+    has_high = hands_over(stages, info)
     for config in stages:
-        for owner, spec, chosen in _reads(config):
+        for owner, spec, chosen in _reads(config, has_high):
             rows[owner, spec] = rows.get((owner, spec), frozenset()) | chosen
     config = stages[0]
     solved = solved_before(config, info)
@@ -66,11 +69,22 @@ def sample_work(stages: Sequence[Config], info: TeacherInfo) -> list[SampleWork]
 TRAINING = "training"
 
 
-def _reads(config: Config) -> Iterator[tuple[str, SampleSpec, frozenset[int]]]:
+def hands_over(stages: Sequence[Config], info: TeacherInfo) -> bool:
+    """Whether a high expert's student hands its latents over to the low one: a trained one, one
+    that is there already, or one that --init_student_from brings.
+    """
+    if any("high" in config.experts or student_of(config, "high") for config in stages):
+        return True
+    try:
+        return "high" in warm_start_files(stages[0], info)
+    except UsageError:  # the preflight says why
+        return False
+
+
+def _reads(config: Config, has_high: bool) -> Iterator[tuple[str, SampleSpec, frozenset[int]]]:
     """(for what, set, samples) of everything that one stage reads. The student's own samples are
     its stage's alone.
     """
-    has_high = student_of(config, "high") is not None or "high" in config.experts
     micro_batches = config.gradient_accumulation_steps * processes(config)
     for expert in config.experts:
         specs = recipe_of(config).samples(config, expert, has_high)

@@ -7,6 +7,7 @@ from wan_distill.results.workflow_nodes import first_step_of_low
 from wan_distill.results.workflows import COMFYUI_TOKENS, comfyui_can
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
+from wan_distill.settings.schedulers import older_diffusers
 
 # Of ComfyUI's template video_wan2_2_14B_t2v, where its 4-step LoRAs are on.
 TEMPLATE = (4, 5.0, 2)  # steps, shift, first step of the low expert
@@ -17,7 +18,7 @@ def elsewhere(config: Config, info: TeacherInfo, files: RunFolder) -> list[str]:
     """Paragraphs about older diffusers, ComfyUI and WanVideoWrapper; none of a whole student."""
     if config.whole_student:
         return []
-    parts = [older_diffusers(config)]
+    parts = [older_diffusers(config.flow_shift, config.grid_steps)]
     if config.max_sequence_length != COMFYUI_TOKENS:
         return [
             *parts,
@@ -34,25 +35,6 @@ def elsewhere(config: Config, info: TeacherInfo, files: RunFolder) -> list[str]:
             "wrong."
         )
     return parts
-
-
-def older_diffusers(config: Config) -> str:
-    """What to change in the code above for older versions of diffusers."""
-    grid = [step / config.grid_steps for step in range(config.grid_steps, 0, -1)]
-    return (
-        "The code needs diffusers 0.41 or newer. In 0.39 and 0.40 write `torch_dtype` for `dtype`. "
-        "In 0.35 to 0.38 do that too, and replace the scheduler; nothing else there visits the "
-        "trained sigmas:\n\n"
-        "```python\n"
-        "import functools\n"
-        "from diffusers import FlowMatchEulerDiscreteScheduler\n\n"
-        f"scheduler = FlowMatchEulerDiscreteScheduler(shift={config.flow_shift})\n"
-        "scheduler.set_timesteps = functools.partial(\n"
-        f"    scheduler.set_timesteps, sigmas={grid}\n"
-        ")\n"
-        "pipe.scheduler = scheduler\n"
-        "```"
-    )
 
 
 def comfyui(config: Config, info: TeacherInfo, files: RunFolder | None) -> str:

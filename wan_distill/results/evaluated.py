@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from wan_distill.errors import UsageError
 from wan_distill.layout import student_file
-from wan_distill.results.student import SAME_SCHEDULE, check_teacher, read_one
+from wan_distill.results.student import check_teacher
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
+from wan_distill.settings.students import SAME_SCHEDULE, read_one
 
 
 def check_evaluated(config: Config, info: TeacherInfo) -> None:

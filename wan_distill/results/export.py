@@ -21,6 +21,7 @@ def export_student(run: Run) -> None:
             f"{file.name}: {config.lora_dtype}, loaded back as diffusers and as ComfyUI do; equal "
             f"to {difference:.1g}"
         )
+    folder.scheduler.mkdir(parents=True, exist_ok=True)  # diffusers only asserts that it is none
     scheduler_for(config).save_pretrained(folder.scheduler)
     if config.save_merged:
         save_merged(run)

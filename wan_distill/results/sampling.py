@@ -12,14 +12,15 @@ import torch
 from diffusers import FlowMapEulerDiscreteScheduler, WanImageToVideoPipeline, WanPipeline
 
 from wan_distill.data.pictures import read_picture
-from wan_distill.errors import FileError, UsageError, one_line
+from wan_distill.errors import FileError, Halted, NonFiniteError, UsageError, one_line
 from wan_distill.maths.sigmas import SUBFOLDER
 from wan_distill.model.loading import load_transformer, load_vae
 from wan_distill.model.part_files import of_teacher
-from wan_distill.model.student_files import load_student, read_metadata
+from wan_distill.model.student_files import load_student
 from wan_distill.results.student import has_teacher_beneath
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
+from wan_distill.settings.students import read_metadata
 from wan_distill.umt5.text import load_text
 
 TEACHER_STEPS = 40  # Wan2.2's own
@@ -110,11 +111,20 @@ def sample_clip(
     Args:
         shift: of the sigmas, which are those of `FlowMapEulerDiscreteScheduler`.
         call: further arguments of the pipeline.
+
+    Raises NonFiniteError where it is none, and Halted where the memory does not suffice.
     """
     pipe.scheduler = FlowMapEulerDiscreteScheduler(shift=shift)
     noise = torch.Generator().manual_seed(seed)
     started = time.perf_counter()
-    frames = pipe(prompt=prompt, generator=noise, output_type="np", **call).frames[0]
+    try:
+        frames = pipe(prompt=prompt, generator=noise, output_type="np", **call).frames[0]
+    except torch.OutOfMemoryError as error:
+        raise Halted(
+            "out of GPU memory; give --offload, or a smaller --height, --width or --num_frames"
+        ) from error
+    if not numpy.isfinite(frames).all():
+        raise NonFiniteError("the clip is not finite; download the student and its teacher again")
     return frames, time.perf_counter() - started
 
 

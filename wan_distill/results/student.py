@@ -1,8 +1,8 @@
-"""The student that sample.py is given: its files, its schedule, and its teacher."""
+"""The teacher of the student that sample.py is given, and whether the two fit."""
 
 from __future__ import annotations
 
-import os
+import dataclasses
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,29 +10,20 @@ from typing import Any
 
 from wan_distill.data.prompts import counting_tokens
 from wan_distill.errors import UsageError
-from wan_distill.layout import LORA_FILE, student_file
+from wan_distill.maths.sigmas import Expert
 from wan_distill.model.hub_files import patterns_of
 from wan_distill.model.part_files import parts_of
-from wan_distill.model.student_files import read_metadata
 from wan_distill.model.warm_start import check_shapes
+from wan_distill.planning.changed_files import check_changes
 from wan_distill.planning.teacher_files import check_text, describe_files
 from wan_distill.settings.assets import EMBEDDED, download
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo, read_teacher
 from wan_distill.settings.lora_headers import LoraHeader
+from wan_distill.settings.lora_sources import find_loras
+from wan_distill.settings.students import FLAG, is_declared, read_metadata
+from wan_distill.settings.teacher_changes import TeacherChanges, TeacherLora
 from wan_distill.system.files import make_output_folder
-
-# What both experts of one student have in common.
-SAME_SCHEDULE = (
-    "teacher",
-    "sampling_steps",
-    "flow_shift",
-    "boundary_ratio",
-    "max_sequence_length",
-    "student_layers",
-)
-# What a sampler reads of a student's metadata.
-NEEDED = (*SAME_SCHEDULE, "expert", "subfolder", "height", "width", "num_frames")
 
 
 def check_folders(folders: Iterable[Path]) -> None:
@@ -41,80 +32,11 @@ def check_folders(folders: Iterable[Path]) -> None:
         make_output_folder(folder, "--out")
 
 
-def find_student(student: str) -> list[Path]:
-    """The files of the experts that --student names: a run's folder, or files separated by commas.
-    Raises UsageError where there is none.
-    """
-    folder = Path(student)
-    if folder.is_dir():
-        files = [file for expert in LORA_FILE if (file := student_file(folder, expert)).exists()]
-        if files:
-            return files
-        if (folder / "model_index.json").is_file():
-            raise UsageError(
-                f"--student {student}: is a whole pipeline; load it with "
-                "DiffusionPipeline.from_pretrained, or give the folder of the run around it"
-            )
-        raise UsageError(
-            f"--student {student}: holds none of {', '.join(LORA_FILE.values())}; train first, or "
-            "give the folder of the run"
-        )
-    names = student.split(",") if not folder.is_file() else [student]
-    files = [Path(os.path.expanduser(name.strip())) for name in names]
-    for file in files:
-        if not file.is_file():
-            raise UsageError(f"--student {file}: there is no such file or folder")
-    return files
-
-
-def read_schedule(files: list[Path]) -> dict[str, Any]:
-    """What the metadata of `files` say together: that of the first, with the teacher's files of
-    all, and `experts`, which they are for.
-
-    Raises UsageError where one is none of this tool's, or contradicts another.
-    """
-    schedules = [read_one(file) for file in files]
-    first = schedules[0]
-    made_from = dict(first.get("teacher_files") or {})
-    experts = [first["expert"]]
-    for file, other in zip(files[1:], schedules[1:], strict=True):
-        differing = [
-            f"{key} {other[key]} against {first[key]}"
-            for key in SAME_SCHEDULE
-            if other[key] != first[key]
-        ]
-        others = other.get("teacher_files") or {}
-        if any(made_from[part] != others[part] for part in made_from.keys() & others):
-            differing.append("made from other files of the teacher")
-        if other["expert"] in experts:
-            differing.append(f"both are for the {other['expert']} expert")
-        if differing:
-            raise UsageError(
-                f"--student {file}: belongs to another student than {files[0]} "
-                f"({'; '.join(differing)}); give the two files of one run"
-            )
-        experts.append(other["expert"])
-        made_from |= others
-    return first | {"teacher_files": made_from, "experts": experts}
-
-
-def read_one(file: Path) -> dict[str, Any]:
-    """The metadata of one file. Raises UsageError where a sampler could not work with it."""
-    schedule = read_metadata(file)
-    lacking = [name for name in NEEDED if name not in schedule]
-    if lacking:
-        raise UsageError(
-            f"--student {file}: its schedule lacks {', '.join(lacking)}; it was written by another "
-            "version of this tool, sample it with that"
-        )
-    return schedule
-
-
 def has_teacher_beneath(student: dict[str, Any]) -> bool:
     """Whether a student is an adapter on its teacher, by its metadata; otherwise it is a
-    transformer of fewer blocks.
+    transformer of fewer blocks, or a LoRA of another tool that is merged in.
     """
-    return not student.get("student_layers")
+    return not student.get("student_layers") and not is_declared(student)
 
 
 # ------------------------------------------------------------------------------------ its teacher
@@ -219,3 +141,24 @@ def check_fits(info: TeacherInfo, files: list[Path]) -> None:
             )
         if has_teacher_beneath(student):
             check_shapes(LoraHeader(file, "--student"), info)
+
+
+def merged_into(
+    info: TeacherInfo, student: str, config: Config
+) -> tuple[TeacherInfo, list[Expert]]:
+    """(the teacher with LoRAs of another tool merged into it while it loads, which any layout
+    allows and every layer; the experts that they are for). Says what is merged.
+
+    Args:
+        student: the value of --student.
+
+    Raises UsageError where a file does not fit, or does not say which expert it is for.
+    """
+    found = find_loras(student, FLAG, info.experts, config.cache_dir)
+    loras = tuple(TeacherLora(expert, header, 1.0) for expert, header in found.items())
+    alone = dataclasses.replace(info, changes=TeacherChanges(loras=loras))
+    print(f"student: merged into the teacher: {check_changes(alone, config)}")
+    changes = dataclasses.replace(info.changes, loras=(*loras, *info.changes.loras))
+    merged = dataclasses.replace(info, changes=changes)
+    describe_files(merged, config)  # which refuses what nothing can be merged into
+    return merged, list(found)

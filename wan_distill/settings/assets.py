@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from huggingface_hub import constants
@@ -14,6 +15,11 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 ASSETS = next(
     (p for p in (REPOSITORY / "assets", REPOSITORY / "wan_distill_assets") if p.is_dir()),
     REPOSITORY,
+)
+# As a browser shows a repository.
+ADDRESS = re.compile(
+    r"(?:https?://[^/]+/|(?=[^/]+/[^/]+/tree/))(?P<id>[\w.-]+/[\w.-]+)"
+    r"(?:/(?:tree|blob|resolve)/(?P<revision>[^/]+)(?:/.*)?)?/?"
 )
 EMBEDDED_TEACHER = ASSETS / "tiny_wan22"
 EMBEDDED = {"tiny-t2v": EMBEDDED_TEACHER, "tiny-i2v": ASSETS / "tiny_i2v"}
@@ -35,13 +41,18 @@ def download(source: str, revision: str | None, cache_dir: str | None, patterns:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    if address := ADDRESS.fullmatch(source):
+        revision_too = f" and --revision {address['revision']}" if address["revision"] else ""
+        raise UsageError(
+            f"--teacher_path {source}: is an address of the hub; give {address['id']}{revision_too}"
+        )
     is_path = os.path.isabs(source) or source.startswith(".") or source.count("/") > 1
     if is_path and not os.path.isfile(source):
         raise UsageError(f"--teacher_path {source}: there is no such folder; check the spelling")
     if os.path.isfile(source):
         raise UsageError(
             f"--teacher_path {source}: is one file; give the folder of a WanPipeline in diffusers' "
-            "layout, or its hub id"
+            "layout, or its hub id, and one expert's file as --teacher_transformer beside it"
         )
     try:
         folder = snapshot_download(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from wan_distill.errors import UsageError
 from wan_distill.maths.sigmas import Expert, expert_of, steps_of
+from wan_distill.settings.clip_sizes import check_clip, check_positions
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
 from wan_distill.settings.job import LORA_TARGETS
@@ -18,6 +19,7 @@ def check_all(config: Config, teacher: TeacherInfo) -> None:
     check_single(config)
     check_pictures(config, teacher)
     check_clip(config, teacher.side_multiple)
+    check_positions(config, teacher)
     check_student_layers(config, teacher)
     check_grids(config)
     check_boundary(config, teacher)
@@ -91,30 +93,6 @@ def check_pictures(config: Config, teacher: TeacherInfo) -> None:
             f"--prompts {config.prompts}: {teacher.name} begins its clips with pictures, whose "
             "captions lie beside them; give --images instead"
         )
-
-
-def check_clip(config: Config, multiple: int) -> None:
-    """Frames fit the VAE, height and width are whole patches, there is room for a prompt. Raises
-    UsageError.
-    """
-    if config.num_frames < 1 or config.num_frames % 4 != 1:
-        near = max(1, (config.num_frames - 1) // 4 * 4 + 1)
-        raise UsageError(
-            f"--num_frames {config.num_frames}: Wan needs 4k+1 frames; use {near} or {near + 4}"
-        )
-    if config.max_sequence_length < 2:
-        raise UsageError(
-            f"--max_sequence_length {config.max_sequence_length}: need room for one word and its "
-            "end mark"
-        )
-    for name in ("height", "width"):
-        side = getattr(config, name)
-        if side < multiple or side % multiple:
-            near = max(multiple, side // multiple * multiple)
-            raise UsageError(
-                f"--{name} {side}: Wan's patches need a multiple of {multiple}; use {near} or "
-                f"{near + multiple}"
-            )
 
 
 def check_student_layers(config: Config, teacher: TeacherInfo) -> None:

@@ -21,7 +21,7 @@ from wan_distill.settings.pipelines import (
     check_numbers,
     check_pipeline,
 )
-from wan_distill.settings.reading import read_json
+from wan_distill.settings.reading import AGAIN, FETCH_AGAIN, read_json
 from wan_distill.settings.teacher_changes import TeacherChanges, expert_of_part, read_changes
 
 # Wan's own sampling settings. A14B: Wan2.2 wan/configs/wan_t2v_A14B.py and wan_i2v_A14B.py; the
@@ -189,7 +189,8 @@ def read_teacher(config: Config) -> TeacherInfo:
     check_pipeline(source, index)
     transformer = _read_json(folder / "transformer" / "config.json", source)
     vae = _read_json(folder / "vae" / "config.json", source)
-    check_numbers(source, transformer, vae)
+    encoder = folder / "text_encoder" / "config.json"
+    check_numbers(source, transformer, vae, _read_json(encoder, source) if encoder.exists() else {})
     check_channels(source, index, transformer, vae)
     boundary = boundary_ratio_of(source, index)
     return TeacherInfo(
@@ -223,4 +224,6 @@ def _read_json(file: Path, source: str) -> dict[str, Any]:
     try:
         return read_json(file)
     except FileError as error:
+        if AGAIN in error.remedy and not os.path.isdir(source):
+            raise UsageError(f"--teacher_path {source}: {error.reason}; {FETCH_AGAIN}") from error
         raise UsageError(f"--teacher_path {source}: {error}") from error

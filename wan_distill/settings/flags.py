@@ -74,6 +74,8 @@ def text(given: str) -> str:
     """A text that is not empty, as that of a variable of the shell without a value is."""
     if not given.strip():
         raise argparse.ArgumentTypeError("is empty; give a value, or leave the flag out")
+    if "\0" in given:
+        raise argparse.ArgumentTypeError("holds a NUL character; retype it")
     return given
 
 

@@ -2,19 +2,46 @@
 
 from __future__ import annotations
 
-import json
+import math
 import re
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from wan_distill.errors import FileError, UsageError
 from wan_distill.settings.lora_names import Layout, Part, read_name
-from wan_distill.settings.reading import read_header
+from wan_distill.settings.reading import parse_json, read_header, read_json
+from wan_distill.settings.weight_names import FLOATS
 
 OTHER_KINDS = re.compile(r"\.(lokr_|hada_|oft_|dora_scale|lora_mid|lora_magnitude)")
+METADATA_KEY = "wan_distill"  # under which this tool's files carry their schedule
 PEFT_METADATA = "lora_adapter_metadata"  # of diffusers
 PEFT_CONFIG = "adapter_config.json"  # of peft, beside the file
+SHOWN = 40  # characters of a wrong value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and 0 < value < float("inf")
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and value > 0
+
+
+# What a schedule must say, if anything, under the names that are read.
+RIGHT: dict[str, Callable[[Any], bool]] = {
+    "expert": lambda value: value in ("high", "low"),
+    "teacher": lambda value: isinstance(value, str),
+    "teacher_files": lambda value: isinstance(value, dict),
+    "sampling_steps": lambda v: isinstance(v, list) and bool(v) and all(map(_is_count, v)),
+    "sigmas": lambda value: isinstance(value, list) and all(isinstance(v, float) for v in value),
+    "flow_shift": _is_number,
+    "height": _is_count,
+    "width": _is_count,
+    "num_frames": _is_count,
+    "max_sequence_length": _is_count,
+}
 
 
 class LoraHeader:
@@ -44,7 +71,8 @@ class LoraHeader:
             header, _ = read_header(path)
         except FileError as error:
             raise UsageError(f"{flag} {error}") from error
-        self.metadata: dict[str, str] = header.pop("__metadata__", None) or {}
+        metadata = header.pop("__metadata__", None)
+        self.metadata: dict[str, str] = metadata if isinstance(metadata, dict) else {}
         self._tensors: dict[str, Any] = header
         self.layers: dict[str, dict[Part, str]] = {}
         self.stems: dict[str, str] = {}
@@ -87,6 +115,22 @@ class LoraHeader:
                     f"{self.label}: {module} has its {there} matrix without the {gone} one; "
                     "download it again"
                 )
+            if wrong := self._wrong(module):
+                raise UsageError(f"{self.label}: {module} {wrong}; give another file of this LoRA")
+
+    def _wrong(self, module: str) -> str | None:
+        """What keeps a layer's tensors from being a product, or a difference."""
+        parts = self.layers[module]
+        kinds = {self._tensors[name]["dtype"] for name in parts.values()}
+        if others := sorted(kinds - FLOATS):
+            return f"is stored as {others[0]}, which is no float"
+        if "alpha" in parts and math.prod(self.shape(module, "alpha")) != 1:
+            return f"has an alpha of {list(self.shape(module, 'alpha'))} numbers"
+        if "down" in parts:
+            down, up = self.shape(module, "down"), self.shape(module, "up")
+            if min(len(down), len(up)) < 2 or not 0 < down[0] == up[1]:
+                return f"has matrices of {list(up)} and {list(down)}, which have no product"
+        return None
 
     def shape(self, module: str, part: Part) -> tuple[int, ...]:
         """Of one tensor."""
@@ -102,18 +146,43 @@ class LoraHeader:
         return tuple(sorted({self.rank(m) for m, p in self.layers.items() if "down" in p}))
 
     @cached_property
+    def schedule(self) -> dict[str, Any] | None:
+        """What this tool wrote about the student; None in files of others."""
+        if METADATA_KEY not in self.metadata:
+            return None
+        return parse_schedule(self.path, self.metadata[METADATA_KEY])
+
+    @cached_property
     def peft(self) -> dict[str, Any]:
         """The settings of peft's adapter, where the file or a file beside it gives them."""
         beside = self.path.with_name(PEFT_CONFIG)
         try:
+            config: dict[str, Any] = {}
             if text := self.metadata.get(PEFT_METADATA):
-                flat: dict[str, Any] = json.loads(text)
-                return {key.partition(".")[2] or key: value for key, value in flat.items()}
-            if beside.is_file():
-                config: dict[str, Any] = json.loads(beside.read_text(encoding="utf-8"))
-                return config
-        except (ValueError, AttributeError) as error:
+                flat: dict[str, Any] = parse_json(text)
+                config = {key.partition(".")[2] or key: value for key, value in flat.items()}
+            elif beside.is_file():
+                config = read_json(beside)
+            own = (config.get("alpha_pattern") or {}).values()
+            for alpha in (config.get("lora_alpha", 1), *own):
+                float(alpha)
+        except (ValueError, AttributeError, TypeError) as error:
             raise UsageError(
                 f"{self.label}: its adapter settings cannot be read ({error}); download it again"
             ) from error
-        return {}
+        return config
+
+
+def parse_schedule(file: Path, text: Any) -> dict[str, Any]:
+    """The schedule that this tool wrote into a header. Raises UsageError where it is none."""
+    try:
+        schedule = parse_json(text)
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"{file}: its schedule cannot be read ({error}); train again") from error
+    if not isinstance(schedule, dict):
+        raise UsageError(f"{file}: its schedule is none; train again")
+    for name, is_right in RIGHT.items():
+        if name in schedule and not is_right(schedule[name]):
+            shown = str(schedule[name])[:SHOWN]
+            raise UsageError(f"{file}: its schedule says {name} {shown}; train again")
+    return schedule

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +15,6 @@ from wan_distill.layout import LORA_FILE
 from wan_distill.maths.sigmas import SUBFOLDER, Expert
 from wan_distill.settings.lora_headers import LoraHeader
 
-METADATA_KEY = "wan_distill"
 WORDS: dict[Expert, frozenset[str]] = {
     "high": frozenset({"high", "highnoise", "hn", "h"}),
     "low": frozenset({"low", "lownoise", "ln", "l"}),
@@ -114,9 +113,8 @@ def in_folder(folder: Path, flag: str, experts: Sequence[Expert]) -> dict[Expert
 
 def expert_of_file(file: LoraHeader) -> Expert | None:
     """Whose LoRA a file is, by its metadata, the names of its tensors, or its own name."""
-    if text := file.metadata.get(METADATA_KEY):
-        said = json.loads(text).get("expert")
-        return said if said in SUBFOLDER else None
+    if file.schedule is not None:
+        return file.schedule.get("expert")
     if file.transformers == {SUBFOLDER["low"]}:
         return "low"
     return expert_in_name(file.path.stem)
@@ -135,7 +133,7 @@ def expert_in_name(stem: str) -> Expert | None:
 def local(source: str, flag: str, cache_dir: str | None) -> Path:
     """The file or folder on this machine, downloaded where `source` is on the hub."""
     path = Path(source).expanduser()
-    if path.exists():
+    if os.path.exists(path):  # False, not an error, where the name is too long
         return path
     match = HUB_ID.fullmatch(source)
     if match is None or path.is_absolute() or source.startswith("."):

@@ -29,6 +29,10 @@ PARTS = {
 }
 TEXT_TO_VIDEO, IMAGE_TO_VIDEO = "WanPipeline", "WanImageToVideoPipeline"
 PIPELINES = {TEXT_TO_VIDEO: "text to video", IMAGE_TO_VIDEO: "image to video"}
+REQUIRED = ("transformer", "vae", "text_encoder", "tokenizer")
+TEXT_NUMBERS = ("d_model", "num_heads", "d_kv", "d_ff", "num_layers", "vocab_size")
+LARGEST, MOST_LAYERS = 10**6, 1000  # of Wan's models no number is anywhere near
+COUNTS = ("num_layers", "num_decoder_layers", "num_res_blocks")
 TOKENIZERS = ("T5TokenizerFast", "T5Tokenizer", "AutoTokenizer")
 SCHEDULER = "UniPCMultistepScheduler"  # Wan's own, for remedies
 
@@ -42,17 +46,23 @@ def check_pipeline(source: str, index: dict[str, Any]) -> None:
         raise UsageError(
             f"--teacher_path {source}: is a {index.get('_class_name')}; this tool distils {known}"
         )
+    if not isinstance(index.get("expand_timesteps", False), bool):
+        raise UsageError(
+            f"--teacher_path {source}: model_index.json: expand_timesteps is "
+            f"{json.dumps(index['expand_timesteps'])}; write true or false"
+        )
     for part, (library, wanted) in PARTS.items():
-        if part not in index or (part == "transformer_2" and index[part] == [None, None]):
+        absent = part not in index and part not in REQUIRED
+        if absent or (part == "transformer_2" and index[part] == [None, None]):
             continue
         where = f"--teacher_path {source}: model_index.json: {part}"
-        named = index[part]
+        named = index.get(part)
         if not isinstance(named, list) or len(named) != 2 or not all(map(_is_text, named)):
-            absent = ", or [null, null] if there is none" if part == "transformer_2" else ""
+            none = ", or [null, null] if there is none" if part == "transformer_2" else ""
             usual = [library, wanted or (SCHEDULER if part == "scheduler" else "T5TokenizerFast")]
             raise UsageError(
                 f"{where} is {json.dumps(named)}, which diffusers does not load; write "
-                f"{json.dumps(usual)}{absent}"
+                f"{json.dumps(usual)}{none}"
             )
         if named[0] != library:
             usual = [library, wanted or SCHEDULER]
@@ -138,17 +148,38 @@ def boundary_ratio_of(source: str, index: dict[str, Any]) -> float | None:
     return boundary
 
 
-def check_numbers(source: str, transformer: dict[str, Any], vae: dict[str, Any]) -> None:
-    """Raises UsageError where a number that this tool calculates with is not one."""
+def check_numbers(
+    source: str, transformer: dict[str, Any], vae: dict[str, Any], text: dict[str, Any]
+) -> None:
+    """Raises UsageError where a number that this tool calculates with is not one.
+
+    Args:
+        transformer, vae, text: the config.json of each part; of the text encoder it may be empty.
+    """
     channels = transformer.get("out_channels")
+    parts = {"transformer": transformer, "vae": vae, "text_encoder": text}
     wrong = [
+        f"{part}/config.json: {key} {value}"
+        for part, config in parts.items()
+        for key, value in config.items()
+        if type(value) in (int, float)
+        and not abs(value) <= (MOST_LAYERS if key in COUNTS else LARGEST)
+    ]
+    wrong += [
         f"transformer/config.json: {key} {transformer.get(key)}"
         for key in TRANSFORMER_NUMBERS
         if not _is_positive(transformer.get(key))
     ]
+    if not _is_positive(transformer.get("rope_max_seq_len", 1)):
+        wrong.append(f"transformer/config.json: rope_max_seq_len {transformer['rope_max_seq_len']}")
     patch = transformer.get("patch_size")
     if not (isinstance(patch, list) and len(patch) == 3 and all(map(_is_positive, patch))):
         wrong.append(f"transformer/config.json: patch_size {patch}")
+    wrong += [
+        f"text_encoder/config.json: {key} {text[key]!r}"
+        for key in TEXT_NUMBERS
+        if key in text and not _is_positive(text[key])
+    ]
     wrong += [
         f"vae/config.json: {key} {vae[key]}"
         for key in ("scale_factor_temporal", "scale_factor_spatial")
@@ -159,6 +190,8 @@ def check_numbers(source: str, transformer: dict[str, Any], vae: dict[str, Any])
         for key in ("latents_mean", "latents_std")
         if vae.get("z_dim") != channels or not _are_numbers(vae.get(key), channels)
     ]
+    if not wrong and min(vae["latents_std"]) <= 0:
+        wrong.append("vae/config.json: latents_std holds a number that is not positive")
     if wrong:
         raise UsageError(
             f"--teacher_path {source}: {wrong[0]}; that is no Wan model, download it again"

@@ -12,6 +12,11 @@ from typing import Any
 from wan_distill.errors import FileError, one_line
 
 AGAIN = "download it again"
+# The same of a file of the hub, whose cache keeps what it has.
+FETCH_AGAIN = (
+    "the hub's cache is not whole: delete that file if it is there, and run once with the network "
+    "and without HF_HUB_OFFLINE"
+)
 # What lies under a name although it is something else: its first bytes, what it is, what helps.
 PRETENDERS = (
     (b"version https://git-lfs", "a pointer of Git LFS and not the file", "run `git lfs pull`"),
@@ -25,10 +30,18 @@ PRETENDERS = (
 )
 
 
+def parse_json(text: str | bytes) -> Any:
+    """What a JSON text says. Raises ValueError, also where it is nested too deeply to be read."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
 def read_json(file: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises FileError."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = parse_json(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         what = "is a link to nothing" if file.is_symlink() else "is missing"
         raise FileError(f"{file}: {what}", AGAIN) from error
@@ -63,7 +76,7 @@ def read_header(file: Path) -> tuple[dict[str, Any], int]:
         _refuse_pretender(file)
         raise FileError(f"{file}: truncated or not safetensors ({size} bytes)", AGAIN)
     try:
-        header = json.loads(text)
+        header = parse_json(text)
         tensors = [entry for name, entry in header.items() if name != "__metadata__"]
         end = max((entry["data_offsets"][1] for entry in tensors), default=0)
     except (ValueError, AttributeError, LookupError, TypeError) as error:

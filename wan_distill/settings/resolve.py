@@ -9,7 +9,8 @@ from typing import Any
 
 from wan_distill.errors import UsageError
 from wan_distill.layout import RunFolder
-from wan_distill.settings.checks import check_all, check_clip
+from wan_distill.settings.checks import check_all
+from wan_distill.settings.clip_sizes import check_clip
 from wan_distill.settings.config import Config
 from wan_distill.settings.defaults import WHOLE_STUDENT, Default
 from wan_distill.settings.description import TeacherInfo

@@ -5,6 +5,7 @@ torch.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -143,12 +144,15 @@ def read_changes(
 
 
 def parse_lora(spec: str) -> tuple[str, float]:
-    """`FILE[,LOW][:STRENGTH]` -> (files, strength)."""
+    """`FILE[,LOW][:STRENGTH]` -> (files, strength). Raises UsageError for nan and infinity."""
     source, colon, number = spec.rpartition(":")
     try:
-        return (source, float(number)) if colon else (spec, 1.0)
+        strength = float(number) if colon else 1.0
     except ValueError:  # a colon in a path
         return spec, 1.0
+    if not math.isfinite(strength):
+        raise UsageError(f"{LORA_FLAG} {spec}: the strength must be a finite number")
+    return (source, strength) if colon else (spec, 1.0)
 
 
 def _expert_files(path: Path, flag: str, transformer: dict[str, Any]) -> Path:
@@ -160,6 +164,8 @@ def _expert_files(path: Path, flag: str, transformer: dict[str, Any]) -> Path:
                 "folder in diffusers' layout"
             )
         return path
+    if not path.exists():
+        raise UsageError(f"{flag} {path}: there is no such file or folder; check the spelling")
     part = next((SUBFOLDER[e] for e, own in EXPERT_FLAG.items() if own == flag), "")
     folder = path / part if (path / part / "config.json").is_file() else path
     try:

@@ -1,11 +1,13 @@
-"""Why a checkpoint's tensors have other names than the model's, and what helps."""
+"""Why a checkpoint's tensors have other names or dtypes than the model's, and what helps."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
+FLOATS = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"})
+QUANTISED = "give the bf16 weights; --base_precision quantises them here"
 BACK = "save the model without it, or take it off the names"
 ONE_CHECKPOINT = "give the weights and the config.json of one checkpoint"
 
@@ -28,7 +30,7 @@ KINDS = (
     Kind(
         r"\.absmax$|\.quant_map$|\.quant_state\.|\.SCB$|\.qweight$|\.qzeros$",
         "weights that are quantised already",
-        "give the bf16 weights; --base_precision quantises them here",
+        QUANTISED,
     ),
     Kind(
         r"(^|\.)self_attn\.[qkvo]\.|(^|\.)cross_attn\.[qkvo]\.",
@@ -47,6 +49,23 @@ KINDS = (
         BACK,
     ),
 )
+
+
+def explain_codes(
+    config: Mapping[str, Any], header: Mapping[str, Mapping[str, Any]]
+) -> tuple[str, str] | None:
+    """(what shows that weights are quantised, what helps); None where nothing does.
+
+    Args:
+        config: the config.json beside them.
+        header: that of a safetensors file. Loaders turn integers into floats without their scales.
+    """
+    whole = next((name for name in sorted(header) if header[name]["dtype"] not in FLOATS), None)
+    if whole is not None:
+        return f"stores {whole} as {header[whole]['dtype']}, which is no float", QUANTISED
+    if config.get("quantization_config"):
+        return "was quantised (quantization_config in its config.json)", QUANTISED
+    return None
 
 
 def explain_names(stored: Iterable[str], wanted: Iterable[str]) -> tuple[str, str] | None:

@@ -51,9 +51,12 @@ def load_yaml(file: str) -> dict[Any, Any]:
     try:
         text = Path(file).expanduser().read_text(encoding="utf-8-sig")
         settings = yaml.load(text, _Loader)
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or one_line(error)
-        raise UsageError(f"--config {file}: cannot be read ({reason}); give a YAML file") from error
+        remedy = "give a YAML file" if isinstance(error, OSError) else "correct it there"
+        if isinstance(error, UnicodeDecodeError):
+            remedy = "save it as UTF-8"
+        raise UsageError(f"--config {file}: cannot be read ({reason}); {remedy}") from error
     if settings is None:
         return {}
     if not isinstance(settings, dict):

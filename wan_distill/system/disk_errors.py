@@ -8,7 +8,8 @@ from pathlib import Path
 
 from wan_distill.errors import one_line
 
-# What only writing can meet.
+# Something of another kind lies under the name of a file or folder. What only writing can meet.
+MISPLACED = (errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ELOOP)
 WRITING = (errno.ENOSPC, errno.EROFS, getattr(errno, "EDQUOT", errno.ENOSPC))
 
 
@@ -21,6 +22,9 @@ def describe_disk_error(error: OSError, output_dir: str | None) -> str:
     if error.errno is None:  # of a library, which says all in its text
         return one_line(error)
     reason = error.strerror or os.strerror(error.errno)
+    if error.errno in MISPLACED and _is_in(error, output_dir):
+        name = error.filename2 or error.filename  # of a rename, where it should lead
+        return f"{name}: {reason}; move it away, and run the same command again"
     if error.errno in WRITING or _is_in(error, output_dir):
         return (
             f"{error.filename or output_dir or 'the disk'}: {reason}; what was complete is kept: "

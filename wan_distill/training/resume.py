@@ -19,6 +19,7 @@ from wan_distill.model.denoiser import Denoiser, nonfinite_weight
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TEXT_PARTS, TeacherInfo
 from wan_distill.settings.recipes import Role
+from wan_distill.training.explicit import explicit_checkpoint, stage_of
 from wan_distill.training.learner import Learner
 from wan_distill.training.metrics import Metrics
 
@@ -53,7 +54,9 @@ def check_resume(config: Config, run: dict[str, Any], say: Callable[[str], None]
     folder = RunFolder(Path(config.output_dir))
     newest = [_newest(checkpoint.found(folder.expert(expert))) for expert in config.experts]
     if config.resume_from_checkpoint != "latest":
-        newest.append(_newest([_explicit(config)]))
+        explicit = explicit_checkpoint(config)
+        if stage_of(explicit, config) == "this":
+            newest.append(_newest([explicit]))
     for candidate, state in [pair for pair in newest if pair is not None]:
         changes = _changes(config, run, state)
         if changes and config.allow_config_change:
@@ -66,7 +69,7 @@ def check_resume(config: Config, run: dict[str, Any], say: Callable[[str], None]
 
 
 def _newest(folders: Sequence[Path]) -> tuple[Path, dict[str, Any]] | None:
-    """The first of `folders` whose state can be read, and that state."""
+    """The first of `folders` whose state is there, and that state."""
     for folder in folders:
         try:
             return folder, checkpoint.read_state(folder)
@@ -75,21 +78,9 @@ def _newest(folders: Sequence[Path]) -> tuple[Path, dict[str, Any]] | None:
     return None
 
 
-def _explicit(config: Config) -> Path:
-    folder = Path(config.resume_from_checkpoint)
-    try:
-        checkpoint.verify(folder)
-    except checkpoint.DamagedCheckpoint as error:
-        raise UsageError(
-            f"--resume_from_checkpoint {folder}: {error}; give 'latest' or a whole checkpoint-N "
-            "folder"
-        ) from error
-    return folder
-
-
 def _changes(config: Config, run: dict[str, Any], state: dict[str, Any]) -> list[str]:
     """What differs between this run and the one of a checkpoint's `state`, in words."""
-    now, before = config.to_json(), state["config"]
+    now, before = _wherever(config.to_json()), _wherever(state["config"])
     changes = [
         f"{name} was {before.get(name)}, is {now[name]}"
         for name in now
@@ -101,6 +92,14 @@ def _changes(config: Config, run: dict[str, Any], state: dict[str, Any]) -> list
         for name, value in run.items()
         if stored.get(name) != value
     ]
+
+
+def _wherever(settings: dict[str, Any]) -> dict[str, Any]:
+    """The same for a job whose folder was moved: of an earlier stage within it, the name alone."""
+    begun = settings.get("init_student_from")
+    if begun is None or Path(begun).parent != Path(str(settings.get("output_dir"))):
+        return settings
+    return settings | {"init_student_from": Path(begun).name}
 
 
 class Progress:
@@ -139,9 +138,7 @@ class Progress:
 
     def resume(self) -> int:
         """Restores the checkpoint that `--resume_from_checkpoint` means, and returns its step; 0
-        where there is none.
-
-        Raises UsageError where its tensors do not fit; `check_resume` has seen to the rest.
+        without one. Raises UsageError where its tensors do not fit.
         """
         folder = self._chosen()
         if folder is None:
@@ -166,9 +163,7 @@ class Progress:
         self, step: int, role: Role, denoiser: Denoiser, error: NonFiniteError
     ) -> None:
         """After an update that could not be made: says what happened, then `--on_nonfinite`
-        decides.
-
-        Raises NonFiniteError, with the state before that update saved, when the run is to stop.
+        decides. Raises NonFiniteError, with the state before that update saved, to stop the run.
         """
         config = self.run.config
         weight = nonfinite_weight(denoiser.experts[self.expert])
@@ -196,12 +191,17 @@ class Progress:
         wanted = self.run.config.resume_from_checkpoint
         if wanted == "latest":
             return checkpoint.latest(self.root, runtime.say)
-        folder = Path(wanted)
-        state = checkpoint.read_state(folder)
-        if state.get("expert") != self.expert:
+        folder, stage = Path(wanted), stage_of(Path(wanted), self.run.config)
+        try:
+            state = checkpoint.read_state(folder)
+        except checkpoint.DamagedCheckpoint:  # pruned while another expert went on from it
+            state = {}
+        if stage == "later" or (stage == "this" and state.get("expert") != self.expert):
             return checkpoint.latest(self.root, runtime.say)
+        # What an earlier stage does anew is what this one begins with.
         if runtime.is_main:
-            for later in checkpoint.set_aside(self.root, state["step"]):
-                runtime.say(f"{later.name}: set aside, since {folder.name} was asked for.")
+            step = state["step"] if stage == "this" else 0
+            for later in checkpoint.set_aside(self.root, step):
+                runtime.say(f"{later.name}: set aside, since {folder} was asked for.")
         runtime.state.wait_for_everyone()
-        return folder
+        return folder if stage == "this" else None

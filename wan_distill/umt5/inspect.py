@@ -10,7 +10,7 @@ from wan_distill.errors import TextEncoderError
 from wan_distill.settings.assets import download
 from wan_distill.settings.reading import read_header, read_json
 from wan_distill.settings.weight_files import weight_files
-from wan_distill.settings.weight_names import explain_names
+from wan_distill.settings.weight_names import explain_codes, explain_names
 from wan_distill.umt5.tables import EMBED, SHARED, StoredTable, equal_tables, tables_in
 
 
@@ -81,6 +81,8 @@ def inspect_text_encoder(folder: str | Path, variant: str | None = None) -> Insp
         )
     config = read_json(folder / "config.json")
     files = tuple(weight_files(folder, variant))
+    if shown := explain_codes(config, {}):
+        raise TextEncoderError(f"{folder}: {shown[0]}", shown[1])
     tables = {key: table for file in files for key, table in tables_in(file).items()}
     return Inspection(
         folder=folder,

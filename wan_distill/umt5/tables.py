@@ -10,6 +10,7 @@ from pathlib import Path
 
 from wan_distill.errors import TextEncoderError
 from wan_distill.settings.reading import AGAIN, check_pickle, read_header
+from wan_distill.settings.weight_names import explain_codes
 
 SHARED = "shared.weight"
 EMBED = "encoder.embed_tokens.weight"
@@ -49,6 +50,9 @@ def tables_in(file: Path) -> dict[str, StoredTable]:
         names = _names_in_pickle(file)
         return {key: StoredTable(key, file, None) for key in (SHARED, EMBED) if key in names}
     header, data = read_header(file)
+    stored = {name: entry for name, entry in header.items() if name != "__metadata__"}
+    if shown := explain_codes({}, stored):
+        raise TextEncoderError(f"{file}: {shown[0]}", shown[1])
     tables = {}
     for key in (SHARED, EMBED):
         if key not in header:
