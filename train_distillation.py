@@ -134,7 +134,8 @@ def clean(config: Config) -> int:
     with lock_file(folder.lock, is_main=True):
         freed = remove_caches(folder)
     kept = size(bytes_of(checkpoints_in(folder)))
-    print(f"Deleted {size(freed)} of caches in {folder.path}; {kept} of checkpoints stay")
+    shared = f", and caches in {config.samples_dir}" if config.samples_dir else ""
+    print(f"Deleted {size(freed)} of caches in {folder.path}; {kept} of checkpoints stay{shared}")
     return 0
 
 
@@ -391,7 +392,7 @@ def train(
     if first == 0 and previews.due(0):
         previews.write(denoiser, student)
 
-    with TrainingBar(expert, first, last, runtime.is_main) as bar:
+    with TrainingBar(first, last, runtime.is_main) as bar:
         for step in range(first, last):
             role = method.role_at(step)
             update(run, step, method, inputs, denoiser, learners[role], progress)

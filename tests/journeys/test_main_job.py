@@ -133,7 +133,7 @@ def test_help_needs_no_torch_and_begins_with_the_flags_that_matter():
     )
     assert result.returncode == 0, result.stderr
     first_group = result.stdout.split("start here:")[1].split("\n\n")[0]
-    assert 8 <= len(re.findall(r"^  --", first_group, re.M)) <= 15
+    assert 8 <= len(re.findall(r"^  --", first_group, re.M)) <= 16
 
 
 # ------------------------------------------------------------------------------ what it leaves

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
 
 from conftest import REPOSITORY
-from wan_shapes import A14B, teacher_of
+from wan_shapes import A14B, A14B_I2V, teacher_of
 
 from wan_distill.data.prompts import split_prompts
 from wan_distill.planning.hardware import SHARE_OF_DATASHEET, USABLE
@@ -25,12 +25,17 @@ from wan_distill.planning.parts import parts
 from wan_distill.planning.plan import plan_numbers
 from wan_distill.settings.command_line import parse_args
 from wan_distill.settings.config import Config
-from wan_distill.settings.description import TeacherInfo, read_teacher
+from wan_distill.settings.description import read_teacher
 from wan_distill.settings.resolve import resolve_stages
 from wan_distill.settings.yaml_file import load_yaml
 
 RECIPES = sorted((REPOSITORY / "recipes").glob("*.yaml"))
-HUB = "Wan-AI/Wan2.2-T2V-A14B-Diffusers"
+TEACHERS = {  # by their configurations alone, without the hub
+    "Wan-AI/Wan2.2-T2V-A14B-Diffusers": dict(transformer=A14B),
+    "Wan-AI/Wan2.2-I2V-A14B-Diffusers": dict(
+        transformer=A14B_I2V, takes_picture=True, boundary_ratio=0.9
+    ),
+}
 PROMPTS = 552  # that are built in
 BEGIN, END = "<!-- plan -->", "<!-- end of plan -->"
 README = REPOSITORY / "README.md"
@@ -58,8 +63,9 @@ def plan_line(file: Path, folder: Path) -> str:
 def plan_of(file: Path, gpu: str, folder: Path) -> dict[str, Any]:
     """The numbers of the plan."""
     config = parse_args([f"--config={file}", f"--gpu={gpu}", "--dry_run"])
-    assert config.teacher_path == HUB
-    numbers = plan_numbers(resolve_stages(config, a14b(folder)), a14b(folder), PROMPTS)
+    source = config.teacher_path or ""
+    info = teacher_of(folder=folder, source=source, name=Path(source).name, **TEACHERS[source])
+    numbers = plan_numbers(resolve_stages(config, info), info, PROMPTS)
     assert numbers["fits"], f"{file.name}: {numbers['peak_bytes']:.3g} of {usable(numbers):.3g}"
     return numbers
 
@@ -96,13 +102,8 @@ def demo_work(config: Config) -> str:
     return f"{flops / 1e12:.0f} TFLOP, some minutes on two cores"
 
 
-def a14b(folder: Path) -> TeacherInfo:
-    """By its configuration alone, without the hub."""
-    return teacher_of(A14B, folder, source=HUB, name=HUB.split("/")[1])
-
-
 def test_there_is_one_for_each_need():
-    assert len(RECIPES) >= 7
+    assert len(RECIPES) >= 8
     page = (REPOSITORY / "docs" / "recipes.md").read_text(encoding="utf-8")
     for file in RECIPES:
         assert f"`recipes/{file.name}`" in page

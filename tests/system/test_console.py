@@ -73,12 +73,12 @@ def test_every_bar_shows_the_whole_job(
         with progress_bar(2, "prompt", "prompt", shown=True):
             pass  # an earlier process has encoded the other two
         enter("high")
-        with TrainingBar("high", 1, 4, shown=True) as bar:
+        with TrainingBar(1, 4, shown=True) as bar:
             bar.show({"student_loss": 0.123456, "step": 4, "learning_rate": 1.0})
             bar.update()
     first, *_, last = lines(capsys)
     assert first.startswith("encode:   5% of the job, prompt 0 of 2, about 16 minutes left")
-    assert last.startswith("high:  55% of the job, high expert's update 2 of 4, under a minute ")
+    assert last.startswith("high:  55% of the job, update 2 of 4, under a minute ")
     assert "student_loss 0.1235" in last and "learning_rate" not in last
 
 

@@ -74,7 +74,8 @@ class TeacherInfo:
     def title(self) -> str:
         """Its name for pages that others read: a hub id, or a folder without the path to it."""
         if self.embedded:
-            return "the embedded tiny teacher"
+            kind = "image-to-video " if self.takes_picture else ""
+            return f"the embedded tiny {kind}teacher"
         return self.name if self.is_local else self.source
 
     @property

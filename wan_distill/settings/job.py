@@ -94,13 +94,6 @@ class JobSettings:
         START,
         free=True,
     )
-    plan_json: str | None = flag(
-        None,
-        "with --dry_run: also write the plan's numbers to this file",
-        START,
-        free=True,
-        parse=path,
-    )
     dry_run: bool = flag(False, "print the resolved plan and exit", START, free=True)
 
     expert: str = flag(

@@ -188,6 +188,13 @@ class OperationSettings:
     hub_token: str | None = flag(
         None, "token to upload with (default: the one of `hf auth login`)", OUTPUT, free=True
     )
+    plan_json: str | None = flag(
+        None,
+        "with --dry_run: also write the plan's numbers to this file",
+        OUTPUT,
+        free=True,
+        parse=path,
+    )
     clean: bool = flag(
         False,
         "delete the caches of the finished run in --output_dir (solved samples, embeddings) and "

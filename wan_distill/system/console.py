@@ -11,11 +11,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from wan_distill.maths.sigmas import Expert
 from wan_distill.system.job_clock import JobClock, Leg
 
 QUIET_SECONDS = 60  # between lines where output is not a terminal
-ON_TERMINAL = "{stage}{whole:4.0%} |{bar:16}| {count}, {left} left{postfix}"
+ON_TERMINAL = "{stage:<13}{whole:4.0%} |{bar:16}| {count}, {left} left{postfix}"
 IN_LOG = "{stage}{whole:4.0%} of the job, {count}, {left} left{postfix}"
 
 _clock: JobClock | None = None  # of the job that this process shows: there is one terminal
@@ -113,13 +112,13 @@ def progress_bar(
 
 
 class TrainingBar:
-    """Updates of one expert, and their losses."""
+    """Updates of an expert's roles, and their losses."""
 
-    def __init__(self, expert: Expert, first: int, last: int, shown: bool):
-        """Shows updates `first` to `last` of `expert`."""
+    def __init__(self, first: int, last: int, shown: bool):
+        """Shows updates `first` to `last`."""
         self.first = first
         self.started = time.perf_counter()
-        self.bar = progress_bar(last, f"{expert} expert's update", "update", shown, first)
+        self.bar = progress_bar(last, "update", "update", shown, first)
 
     def __enter__(self) -> TrainingBar:
         return self
@@ -135,7 +134,7 @@ class TrainingBar:
         """Adds the losses of a line of metrics.jsonl, and the seconds of an update."""
         seconds = (time.perf_counter() - self.started) / max(1, self.bar.n - self.first)
         losses = [f"{name} {value:.4g}" for name, value in line.items() if name.endswith("_loss")]
-        words = ", ".join([f"{seconds:.2g} s/update", *losses])
+        words = ", ".join([*losses, f"{seconds:.2g} s/update"])
         self.bar.set_postfix_str(words, refresh=False)
 
 
