@@ -34,20 +34,19 @@ from wan_distill.methods import METHODS
 from wan_distill.settings.command_line import parse_args
 
 FIRST = "trajectory"
-REFINED = ("--method", "dmd")
 PUBLISHED = ("--method", "dmd", "--real_score", "guided")
-# The counts of large teachers.
+MIDDLE = ("--method", "trajectory", "--max_train_steps", "300", "--train_batch_size", "16")
+# The counts of large teachers, of both stages.
 SHORT = (
     *("--method", "trajectory", "--max_train_steps", "130"),
     *("--num_trajectories", "256", "--train_batch_size", "16"),
 )
-SHORT_REFINED = (
-    *("--method", "dmd", "--max_train_steps", "12", "--num_trajectories", "256"),
-    *("--ema_start", "4", "--critic_warmup_steps", "12", "--critic_updates", "1"),
-    *("--monitor_steps", "4"),
+FEW = (
+    *("--max_train_steps", "12", "--ema_start", "4", "--monitor_steps", "4"),
+    *("--critic_warmup_steps", "12"),
 )
-EVENLY = ("--critic_updates", "1", "--critic_warmup_steps", "100", "--max_train_steps", "150")
-MIDDLE = ("--method", "trajectory", "--max_train_steps", "300", "--train_batch_size", "16")
+# The refinement before it was made cheaper: both experts, 3 updates of the critic to one.
+EARLIER = ("--critic_updates", "3", "--critic_warmup_steps", "200")
 
 
 @dataclass(frozen=True)
@@ -61,46 +60,43 @@ class Recipe:
     """takes the place of PhasedDMD"""
 
 
-def refined(*flags: str) -> Recipe:
-    """A refinement of the first stage."""
-    return Recipe((*REFINED, *flags), after=FIRST)
+def refined(*flags: str, after: str = FIRST, expert: str = "low") -> Recipe:
+    """A refinement, of the low expert unless another is named."""
+    return Recipe(("--method", "dmd", "--expert", expert, *flags), after)
 
 
-def briefly(*flags: str) -> Recipe:
-    """A refinement of the short first stage."""
-    return Recipe((*SHORT_REFINED, *flags), after="short")
+def with_samples(count: int) -> Recipe:
+    """A first stage of 300 updates, on so many samples."""
+    return Recipe((*MIDDLE, "--num_trajectories", str(count)))
 
 
 RECIPES = {
-    "short": Recipe(SHORT),
-    "short + dmd": briefly(),
-    "short + critic 2 to 1": briefly("--critic_updates", "2"),
-    "short + critic 5 to 1": briefly("--critic_updates", "5"),
-    "short + critic from student": briefly("--critic_from_student"),
-    "short + paired": briefly("--real_score", "paired"),
-    "short + guided": briefly("--real_score", "guided"),
-    "short + long warm-up": briefly("--critic_warmup_steps", "100"),
-    "short + more updates": briefly("--max_train_steps", "48"),
-    "300 updates, 64 samples": Recipe((*MIDDLE, "--num_trajectories", "64")),
-    "300 updates, 256 samples": Recipe((*MIDDLE, "--num_trajectories", "256")),
-    "300 updates, 1024 samples": Recipe((*MIDDLE, "--num_trajectories", "1024")),
     FIRST: Recipe(("--method", "trajectory")),
-    "trajectory+dmd": refined(),
-    "critic 1 to 1, 150 updates": refined(*EVENLY),
-    "critic 1 to 1, 150 updates, paired": refined(*EVENLY, "--real_score", "paired"),
-    "critic 1 to 1, 150 updates, from student": refined(*EVENLY, "--critic_from_student"),
-    "low expert only": refined("--expert", "low"),
-    "low expert only, critic 1 to 1, 150 updates": refined("--expert", "low", *EVENLY),
-    "low expert only, paired": refined("--expert", "low", "--real_score", "paired"),
-    "critic 1 to 1": refined("--critic_updates", "1"),
-    "critic 2 to 1": refined("--critic_updates", "2"),
-    "critic 5 to 1": refined("--critic_updates", "5"),
-    "critic from student": refined("--critic_from_student"),
-    "paired": refined("--real_score", "paired"),
-    "guided": refined("--real_score", "guided"),
+    "trajectory + low": refined(),
+    "trajectory + low, paired": refined("--real_score", "paired"),
+    "trajectory + low, from student": refined("--critic_from_student"),
+    "trajectory + low, critic 2 to 1": refined("--critic_updates", "2"),
+    "trajectory + low, critic 5 to 1": refined("--critic_updates", "5"),
+    "trajectory + low, 150 updates": refined("--max_train_steps", "150"),
+    "trajectory + low, earlier": refined(*EARLIER),
+    "trajectory + both": refined(expert="both"),
+    "trajectory + both, earlier": refined(*EARLIER, expert="both"),
+    "trajectory + both, guided": refined("--real_score", "guided", expert="both"),
+    "short": Recipe(SHORT),
+    "short + low": refined("--num_trajectories", "256", after="short"),
+    "short + low, few": refined("--num_trajectories", "256", *FEW, after="short"),
+    "short + low, few, paired": refined(
+        *("--num_trajectories", "256", *FEW, "--real_score", "paired"), after="short"
+    ),
+    "300 updates, 64 samples": with_samples(64),
+    "300 updates, 256 samples": with_samples(256),
+    "300 updates, 1024 samples": with_samples(1024),
+    "300 updates, 1024 samples + low": refined(after="300 updates, 1024 samples"),
     "trajectory, 40 Euler steps": Recipe(("--method", "trajectory", "--teacher_solver", "euler")),
-    "Phased DMD, guided": Recipe(PUBLISHED),
-    "DMD2, guided": Recipe((*PUBLISHED, "--diversity_weight", "0"), method=Plain),
+    "Phased DMD, guided": Recipe((*PUBLISHED, "--critic_updates", "5")),
+    "DMD2, guided": Recipe(
+        (*PUBLISHED, "--critic_updates", "5", "--diversity_weight", "0"), method=Plain
+    ),
 }
 COLUMNS = {
     "name": ("recipe", "{}"),

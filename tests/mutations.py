@@ -1253,6 +1253,18 @@ MUTATIONS = [
         "tests/planning/test_budget.py::test_a_continued_run_makes_the_same_job_on_a_slower_machine",
     ),
     Mutation(
+        "wan_distill/settings/resolve.py",
+        'after["expert"] = config.refine_expert',
+        'after["expert"] = "both"',
+        "tests/settings/test_stages.py::test_the_second_stage_refines_the_experts_that_are_chosen",
+    ),
+    Mutation(
+        "wan_distill/model/warm_start.py",
+        'if config.is_second_stage and config.lora_dtype == "bf16":',
+        "if not config.method:",
+        "tests/model/test_warm_start.py::test_what_the_second_stage_does_not_refine_is_carried_over_in_the_dtype_asked_for",
+    ),
+    Mutation(
         "wan_distill/planning/budget.py",
         "if getattr(config, name) is None",
         "if name",
@@ -2016,8 +2028,8 @@ MUTATIONS = [
     ),
     Mutation(
         "wan_distill/model/warm_start.py",
-        "        if is_ours and not _without_adapter(file):\n",
-        "        if is_ours:\n",
+        "        elif is_ours and not _without_adapter(file):\n",
+        "        elif is_ours:\n",
         "tests/model/test_warm_start.py::test_what_no_reader_of_our_files_reads_is_not_carried_over",
     ),
     Mutation(

@@ -136,7 +136,7 @@ def hours(text: str) -> float:
 
 def test_more_gpus_solve_faster_but_make_no_fewer_updates(a14b):
     """Data-parallel processes each make every update, on samples of their own."""
-    config = config_of(a14b, gpu="h100", dry_run=True)
+    config = config_of(a14b, gpu="h100", dry_run=True, refine_expert="both")
     eight = Hardware("H100", 8, 85e9, 4e14, "", named=True)
     alone = Hardware("H100", 1, 85e9, 4e14, "", named=True)
     shares = {part.name: part for part in parts((config,), a14b, prompts=100)}
@@ -155,7 +155,7 @@ def test_eight_gpus_share_the_batch_of_one(a14b):
     eight = plan.describe_needs((config_of(a14b, gpu="h100:8", dry_run=True),), a14b)
 
     def updates(text: str) -> str:
-        return re.search(r"high student .*\((\d+) samples\), (\d+) updates", text)[2]
+        return re.search(r"low +student .*\((\d+) samples\), (\d+) updates", text)[2]
 
     assert updates(one) == updates(eight)
     # The text encoder, checks and previews are one GPU's work.

@@ -80,10 +80,19 @@ def test_each_stage_has_its_own_updates_and_rate():
     assert (first.learning_rate, second.learning_rate) == (2e-3, 2e-5)
 
 
+@pytest.mark.parametrize("chosen", ["low", "high", "both"])
+def test_the_second_stage_refines_the_experts_that_are_chosen(chosen):
+    first, second = stages(f"--refine_expert={chosen}")
+    assert first.experts == ("high", "low")
+    assert second.experts == (("high", "low") if chosen == "both" else (chosen,))
+    first, second = stages("--expert=high", f"--refine_expert={chosen}")
+    assert first.experts == second.experts == ("high",)
+
+
 def test_a_short_trial_is_short_in_both_stages():
     first, second = stages("--max_train_steps=200")
     assert (first.max_train_steps, second.max_train_steps) == (200, 15)
-    assert (second.critic_warmup_steps, second.ema_start) == (67, 7)
+    assert (second.critic_warmup_steps, second.ema_start) == (33, 7)
     first, second = stages("--max_train_steps=2")
     assert (second.max_train_steps, second.critic_warmup_steps) == (1, 1)
     _, second = stages("--max_train_steps=2", "--refine_steps=9", "--critic_warmup_steps=8")

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from diffusers import WanTransformer3DModel
+from safetensors.torch import load_file
 from torch import Tensor
 
 from wan_distill.errors import UsageError
@@ -204,14 +205,15 @@ def begin_as(transformer: WanTransformer3DModel, role: Role, file: LoraHeader) -
 
 
 def carry_over(config: Config, info: TeacherInfo) -> list[str]:
-    """Writes the LoRAs of experts that `--init_student_from` brings and this run does not train
-    into the output folder, where none is yet. Returns what was done, in words.
-    """
+    """Writes the given LoRAs of experts that are not trained here, where none is yet; says so."""
     done = []
     for expert, file in _carried(config, warm_start_files(config, info)).items():
         target = RunFolder(Path(config.output_dir)).lora(expert)
         is_ours = file.schedule is not None and file.layout == "comfyui"
-        if is_ours and not _without_adapter(file):
+        if config.is_second_stage and config.lora_dtype == "bf16":  # the first keeps all digits
+            rounded = {name: t.bfloat16() for name, t in load_file(file.path).items()}
+            write_tensors(target, rounded, file.metadata)
+        elif is_ours and not _without_adapter(file):
             write_atomically(target, file.path.read_bytes())
         else:
             write_tensors(target, _in_our_layout(file), student_metadata(config, info, expert))

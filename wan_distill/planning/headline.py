@@ -32,7 +32,8 @@ def headline(
     plan = RunFolder(Path(config.output_dir)).plan
     peak = greatest_need(stages, info)[1].peak
     clip = f"{config.num_frames} frames of {config.height}x{config.width}"
-    experts = " and ".join(config.experts) + (" experts" if len(config.experts) > 1 else " expert")
+    names = stages[0].experts  # a later stage may refine some of them only
+    experts = " and ".join(names) + (" experts" if len(names) > 1 else " expert")
     return [
         f"Student   {steps} steps without guidance, {clip}; {trained}; {config.method_title}",
         f"Teacher   {info.title} ({experts}); {prompts} prompts, {held_out} more to measure with",

@@ -191,7 +191,9 @@ def disk_needs(
     config = stages[-1]
     adapter = FP32 * cost.adapter
     latents = FP32 * shape_of(config, info).latent_values
-    exported = sum(len(c.experts) * (1 if c.lora_dtype == "float32" else 0.5) for c in stages)
+    # Each stage's folder has both experts, refined or not.
+    experts = len(stages[0].experts)
+    exported = experts * sum(1 if c.lora_dtype == "float32" else 0.5 for c in stages)
     stored = sum(work.rows * len(work.spec.stored) for work in sample_work(stages, info))
     needs = {
         "for checkpoints": float(sum(map(_checkpoint_tensors, stages)) * adapter),

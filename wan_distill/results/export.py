@@ -14,8 +14,12 @@ def export_student(run: Run) -> None:
     by training.
     """
     config, folder = run.config, run.folder
-    for expert in () if config.whole_student else config.experts:
+    # What the second stage does not refine is the first one's, and exported beside it.
+    experts = run.info.experts if config.is_second_stage else config.experts
+    for expert in () if config.whole_student else experts:
         file = folder.lora(expert)
+        if not file.exists():
+            continue
         difference = verify_lora(run.info.transformer, file)
         print(
             f"{file.name}: {config.lora_dtype}, loaded back as diffusers and as ComfyUI do; equal "

@@ -36,6 +36,13 @@ class LearningSettings:
         OPTIMISER,
         free=True,
     )
+    refine_expert: str = flag(
+        "low",
+        "trajectory+dmd: which expert the second stage refines; both = high noise first, then low. "
+        "The high one's took most of the time and changed nothing that was measured",
+        OPTIMISER,
+        choices=("low", "high", "both"),
+    )
     refine_learning_rate: float = flag(
         None, "trajectory+dmd: peak learning rate of the second stage", OPTIMISER
     )

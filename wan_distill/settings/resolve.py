@@ -60,6 +60,8 @@ def resolve_stages(config: Config, teacher: TeacherInfo) -> tuple[Config, ...]:
         dataclasses.replace(config, **before | dict(max_train_steps=None)), teacher
     )
     begun_with = _resolve_one(dataclasses.replace(config, **before), teacher)
+    if len(begun_with.experts) > 1:
+        after["expert"] = config.refine_expert
     refined = _resolve_one(dataclasses.replace(config, **after), teacher)
     share = begun_with.max_train_steps / usual.max_train_steps
     return begun_with, _shorten(refined, config, share) if share < 1 else refined
