@@ -9,5 +9,8 @@ setup(
     packages=[*find_packages(include=["wan_distill", "wan_distill.*"]), "wan_distill_assets"],
     py_modules=[f"wan_distill_scripts.{name}" for name in SCRIPTS],
     package_dir={"wan_distill_assets": "assets", "wan_distill_scripts": "."},
-    package_data={"wan_distill": ["**/*.html"], "wan_distill_assets": ["**/*"]},
+    package_data={
+        "wan_distill": ["**/*.html", "**/*.css", "**/*.js"],
+        "wan_distill_assets": ["**/*"],
+    },
 )

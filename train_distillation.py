@@ -46,8 +46,9 @@ if TYPE_CHECKING:  # torch is imported once the settings are known to be right
     from wan_distill.methods import Method
     from wan_distill.model import Denoiser, Teacher
     from wan_distill.planning import Choice
+    from wan_distill.results import Reporting
     from wan_distill.system.runtime import Runtime
-    from wan_distill.training import Learner, Monitor, Previews, Progress, Tracker
+    from wan_distill.training import Exported, Learner, Monitor, Previews, Progress
     from wan_distill.umt5.verify import Verdict
 
 
@@ -191,7 +192,10 @@ def do_job(
     shown = training.validation_prompts(config, held_out)
     encoded = [data.text_of(prompt) for prompt in (*prompts, *held_out, *shown)]
     encoded.append(config.negative_prompt)
-    embeddings, verdict = encode_prompts(config, teacher, encoded, runtime)
+    reporting = results.Reporting(stages, info, runtime)
+    reporting.begin(len(prompts) + len(held_out))
+    with reporting.part("text encoder"):
+        embeddings, verdict = encode_prompts(config, teacher, encoded, runtime)
 
     with planning.explain_out_of_memory(config, info, "encoding pictures"):
         first_frames = data.encode_pictures(config, teacher, pictures, runtime)
@@ -208,30 +212,29 @@ def do_job(
                 what = "rehearsing one update of each role"
                 with planning.explain_out_of_memory(part.config, info, what):
                     training.rehearse(part, config.experts[0])
-        tracker = training.Tracker(stages, runtime)
         for part in runs:
             make_output_folder(part.folder.path)
             for line in model.carry_over(part.config, info) if runtime.is_main else ():
                 runtime.say(line)
             for expert in part.config.experts:
-                distil(part, expert, shown, tracker)
-        tracker.finish()
+                distil(part, expert, shown, reporting)
 
     # 4. What is left behind, and how good it is.
     if runtime.is_main and not config.evaluate_only:
         results.export_student(job)
-    evaluation = None
     if config.evaluate or config.evaluate_only:
         enter("evaluate")
         pairs = config.evaluation == "pairs"
         kind = results.PairedEvaluation if pairs else results.Evaluation
-        with planning.explain_out_of_memory(config, info, "measuring the student"):
-            evaluation = kind(job, held_out).measure()
+        what = "measuring the student"
+        with reporting.part("evaluation"), planning.explain_out_of_memory(config, info, what):
+            measured = kind(job, held_out).measure()
+        if measured:
+            print(f"\n{results.as_markdown(measured)}\n")
     if runtime.is_main:
-        if evaluation:
-            print(f"\n{results.as_markdown(evaluation)}\n")
+        evaluation = results.read_evaluation(folder)
         results.describe_results(config, teacher, verdict, evaluation)
-        results.write_page(folder.path, config, info)
+        reporting.finish(evaluation)
         if config.push_to_hub:
             print(f"Uploaded to {results.push(config, info, evaluation)}")
 
@@ -330,7 +333,7 @@ def encode_one(pipeline: WanPipeline, length: int, runtime: Runtime, prompt: str
 # --------------------------------------------------------------------------------- the training
 
 
-def distil(run: Run, expert: Expert, shown: Sequence[Prompt], tracker: Tracker) -> None:
+def distil(run: Run, expert: Expert, shown: Sequence[Prompt], reporting: Reporting) -> None:
     """Trains one expert's student and writes it. Raises Stopped after a signal, with everything
     saved.
     """
@@ -346,13 +349,16 @@ def distil(run: Run, expert: Expert, shown: Sequence[Prompt], tracker: Tracker) 
     micro_batches = config.gradient_accumulation_steps * run.runtime.sample_groups
     read = inputs.requests(method.rows_read(micro_batches))
     enter("solve")
-    with planning.explain_out_of_memory(config, info, "solving samples"):
+    what = "solving samples"
+    with reporting.part(what), planning.explain_out_of_memory(config, info, what):
         data.solve_missing(run, [*read, *monitor.requests(), *previews.requests()])
     enter(planning.stage_name(config, expert))
-    with planning.explain_out_of_memory(config, info, f"training the {expert} expert"):
-        student = train(run, expert, method, inputs, monitor, previews, tracker)
+    what = f"training the {expert} expert"
+    with reporting.training(config, expert), planning.explain_out_of_memory(config, info, what):
+        student = train(run, expert, method, inputs, monitor, previews, reporting)
     if run.runtime.is_main:
-        model.save_student(run.folder.path, monitor.exported(student), config, info, expert)
+        place = run.folder.path
+        model.save_student(place, student.weights, config, info, expert, student.updates)
     run.runtime.state.wait_for_everyone()
 
 
@@ -363,12 +369,12 @@ def train(
     inputs: Inputs,
     monitor: Monitor,
     previews: Previews,
-    tracker: Tracker,
-) -> Learner:
+    reporting: Reporting,
+) -> Exported:
     """The loop of one expert: role, update, metrics, monitor, previews, checkpoint. Returns the
-    student.
+    student that is to be exported.
     """
-    from wan_distill import model, results, training
+    from wan_distill import model, training
 
     config, info, runtime = run.config, run.info, run.runtime
     transformer = run.teacher.load_expert(expert)
@@ -387,10 +393,13 @@ def train(
     first = progress.resume()
     last = method.updates(config.max_train_steps)
     monitor.resume(first)
-    if first == 0 and monitor.due(student):  # what a warm start begins with is a candidate too
-        metrics.note(**monitor.check(denoiser, student))
-    if first == 0 and previews.due(0):
-        previews.write(denoiser, student)
+    previews.resume(student.done if first else -1)
+    with reporting.checks():
+        if first == 0 and monitor.due(student):  # what a warm start begins with is a candidate too
+            metrics.note(**monitor.check(denoiser, student))
+        if first == 0 and previews.due(0):
+            previews.write(denoiser, student)
+            reporting.previews(config, expert, 0, 0)
 
     with TrainingBar(first, last, runtime.is_main) as bar:
         for step in range(first, last):
@@ -399,7 +408,8 @@ def train(
             done = step + 1
             bar.update()
             if role == "student" and monitor.due(student, last=done == last):
-                metrics.note(**monitor.check(denoiser, student))
+                with reporting.checks():
+                    metrics.note(**monitor.check(denoiser, student))
             if method.is_interval(done, config.logging_steps) or done == last:
                 line = metrics.write(
                     expert=expert,
@@ -408,11 +418,11 @@ def train(
                     learning_rate=student.learning_rate(),
                 )
                 bar.show(line)
-                tracker.log(line, config)
+                reporting.line(line, config)
             if role == "student" and previews.due(student.done, last=done == last):
-                previews.write(denoiser, student)
-                if runtime.is_main:
-                    results.write_page(run.folder.path, config, info)
+                with reporting.checks():
+                    previews.write(denoiser, student)
+                    reporting.previews(config, expert, done, student.done)
             stopping = runtime.stop_requested()
             if method.is_interval(done, config.checkpointing_steps) or done == last or stopping:
                 progress.save(done)
@@ -421,7 +431,11 @@ def train(
                     f"Stopped after update {done} of the {expert} expert. Run the same command to "
                     "go on."
                 )
-    return student
+    runtime.state.wait_for_everyone()  # what the main process wrote last is read by all
+    exported = monitor.exported(student)
+    with reporting.checks():
+        previews.write_exported(denoiser, student, exported)
+    return exported
 
 
 def update(

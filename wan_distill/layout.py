@@ -16,7 +16,9 @@ WHOLE_FILE: dict[Expert, str] = {
     "high": "high_noise_student.safetensors",
     "low": "low_noise_student.safetensors",
 }
-TEACHER_CLIP = "teacher"  # who, in the name of a preview
+TEACHER_CLIP = "teacher"  # who, in the name of a clip
+FEW_CLIP = "few"  # the teacher in as few steps as the yardstick
+STUDENT_CLIP = "student"
 
 
 @dataclass(frozen=True)
@@ -46,12 +48,10 @@ class RunFolder:
 
     @property
     def workflow(self) -> Path:
-        """ComfyUI's own nodes, with this student's settings."""
-        return self.path / "comfyui_workflow.json"
+        return self.path / "comfyui_workflow.json"  # its own nodes, filled in
 
     @property
     def wrapper_workflow(self) -> Path:
-        """The same for ComfyUI-WanVideoWrapper."""
         return self.path / "wanvideowrapper_workflow.json"
 
     @property
@@ -59,8 +59,7 @@ class RunFolder:
         return self.path / "scheduler"
 
     def stage(self, method: str) -> RunFolder:
-        """The folder of an earlier stage of the job, laid out as a run of its own."""
-        return RunFolder(self.path / method)
+        return RunFolder(self.path / method)  # of an earlier stage: like a run of its own
 
     @property
     def merged(self) -> Path:
@@ -69,13 +68,11 @@ class RunFolder:
 
     @property
     def merged_note(self) -> Path:
-        """Sizes and times of the files of `merged`, as they were written."""
-        return self.path / ".student.json"
+        return self.path / ".student.json"  # sizes and times of its files, as written
 
     @property
     def lock(self) -> Path:
-        """Held by the run that writes into this folder."""
-        return self.path / ".lock"
+        return self.path / ".lock"  # held by the run that writes into this folder
 
     @property
     def readme(self) -> Path:
@@ -97,6 +94,17 @@ class RunFolder:
     def evaluation(self) -> Path:
         return self.path / "evaluation.json"
 
+    def lesser_evaluation(self, kind: str, samples: int) -> Path:
+        return self.path / f"evaluation-{kind}-{samples}.json"
+
+    @property
+    def clips(self) -> Path:
+        return self.path / "clips"  # of the evaluation
+
+    def clip(self, who: str, sample: int) -> Path:
+        """One of them; `who` is `TEACHER_CLIP`, `FEW_CLIP` or `STUDENT_CLIP`."""
+        return self.clips / f"{who}-{sample:04d}.mp4"
+
     @property
     def comparison(self) -> Path:
         return self.path / "comparison.png"
@@ -112,8 +120,15 @@ class RunFolder:
 
     @property
     def budget(self) -> Path:
-        """What share of the usual counts `--budget` allowed."""
-        return self.path / "budget.json"
+        return self.path / "budget.json"  # what share of the usual counts --budget allowed
+
+    @property
+    def plan_numbers(self) -> Path:
+        return self.path / "plan.json"
+
+    @property
+    def spent(self) -> Path:
+        return self.path / "spent.json"
 
     @property
     def metrics(self) -> Path:
@@ -160,7 +175,6 @@ class RunFolder:
 
     @property
     def encoder_note(self) -> Path:
-        """What was found out about the text encoder."""
         return self.prompts / "encoder.json"
 
     def samples(self, kind: str, digest: str = "") -> Path:
@@ -188,6 +202,7 @@ UPLOADED = (
     "scheduler/*",
     "previews/*",
     "pairs/*",
+    "clips/*",
     "comparison.png",
     "report.html",
     "run.json",
@@ -206,6 +221,7 @@ NOT_UPLOADED = (
     "student/*",
     "comfyui/*",
     "*_student.safetensors",
+    "*/small/*",
 )
 
 

@@ -15,11 +15,11 @@ from wan_distill.data.first_frames import text_of
 from wan_distill.data.picture_sets import encode_pictures, prompts_of, read_picture_sets
 from wan_distill.data.run import Run
 from wan_distill.model.loading import Teacher
+from wan_distill.results import Reporting
 from wan_distill.settings.command_line import parse_args
 from wan_distill.settings.description import read_teacher
 from wan_distill.settings.resolve import resolve_stages
 from wan_distill.system.runtime import Runtime
-from wan_distill.training.metrics import Tracker
 
 RECORDED = REPOSITORY / "tests" / "recorded"
 
@@ -49,7 +49,7 @@ def losses_of(flags: list[str], monkeypatch: pytest.MonkeyPatch) -> list[dict]:
     first_frames = encode_pictures(config, teacher, pictures, runtime)
     run = Run(config, teacher, embeddings, tuple(prompts), runtime, first_frames)
     for expert in config.experts:
-        train_distillation.distil(run, expert, [], Tracker(stages, runtime))
+        train_distillation.distil(run, expert, [], Reporting(stages, info, runtime))
     return losses
 
 

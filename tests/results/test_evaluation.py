@@ -16,10 +16,11 @@ from peft.tuners.lora import Linear
 from written_students import write_student
 
 from wan_distill.errors import UsageError
-from wan_distill.results import evaluation
+from wan_distill.results import evaluation, timing
 from wan_distill.results.evaluation import Evaluation
+from wan_distill.results.recorded import read_evaluation, worst_samples
 from wan_distill.results.samplers import samplers
-from wan_distill.results.table import as_markdown
+from wan_distill.results.table import as_markdown, remarks
 
 
 @pytest.fixture
@@ -82,7 +83,7 @@ def test_the_reference_is_made_from_other_noise(measured):
     """
     subject, table = measured()
     rows = samplers(subject.config)
-    independent, paired = (subject.draw(row).latents for row in (rows.independent, rows.paired))
+    independent, paired = (subject.draw(row) for row in (rows.independent, rows.paired))
     assert (independent - paired).abs().amax((1, 2, 3, 4)).min() > 0.1
     assert rows.independent.sigmas == rows.paired.sigmas and table["floor"] > 0
 
@@ -92,6 +93,91 @@ def test_a_student_of_many_steps_has_a_row_for_each(measured):
     assert [row["sampler"] for row in table["rows"][3:]] == ["student 2", "student 4"]
     assert set(table["gap_closed_by_steps"]) == {"2", "4"}
     assert table["gap_closed"] == table["gap_closed_by_steps"]["4"]
+
+
+# ------------------------------------------------------------------------------------- true numbers
+
+
+def test_rows_are_timed_anew_side_by_side_with_the_adapters_merged(measured, monkeypatch):
+    """Also where the teacher's samples come from their cache, and in a precision in which the
+    student is measured unmerged.
+    """
+    subject, _ = measured(mixed_precision="bf16")
+    calls = adapter_calls(monkeypatch)
+    forwards = count_forwards(monkeypatch)
+    rows = samplers(subject.config).table
+    ways = {row.name: timing.Way(row.role, row.sigmas, row.guided) for row in rows}
+    seconds = timing.seconds_per_sample(subject.run, ways, subject.prompts)
+    assert calls == []
+    clips, rounds = len(subject.prompts), 1 + timing.ROUNDS
+    assert forwards == [clips, 2 * clips] * rounds * 2  # unguided, guided; two experts
+    steps = {row.name: row.steps for row in rows}
+    per_step = {name: value / steps[name] for name, value in seconds.items()}
+    long, few, unguided, student = per_step.values()
+    assert min(per_step.values()) > 0 and long != unguided
+    assert student == pytest.approx(unguided) or few > student
+
+
+def test_a_row_takes_its_steps_times_the_median_step_of_each_expert(make_run, monkeypatch):
+    run = make_run(method="trajectory")
+    write_student(run, "high", "low")
+    (high, low), each = run.info.experts, {("high", False): 3.0, ("low", False): 5.0}
+    each |= {(high, True): 7.0, (low, True): 11.0}
+    monkeypatch.setattr(
+        timing,
+        "_seconds_per_step",
+        lambda run, expert, roles, step, kinds, prompts: {k: each[expert, k] for k in kinds},
+    )
+    sigmas = run.config.sigmas()
+    owned = [sum(s >= run.config.boundary_ratio for s in sigmas[:-1])]
+    owned.append(4 - owned[0])
+    ways = {
+        "teacher": timing.Way("teacher", sigmas, True),
+        "student": timing.Way("student", sigmas, False),
+    }
+    seconds = timing.seconds_per_sample(run, ways, ["a", "b"])
+    assert seconds["teacher"] == (7 * owned[0] + 11 * owned[1]) / 2
+    assert seconds["student"] == (3 * owned[0] + 5 * owned[1]) / 2
+
+
+def test_too_few_samples_for_the_components_are_remarked(measured):
+    _, table = measured()
+    assert table["samples"] == 8 and table["samples_needed"] == 4 * table["components"] == 60
+    assert "8 samples are too few for 15 components" in as_markdown(table)
+    assert remarks(table | dict(samples=60, gap_closed=1.0)) == []
+    (remark,) = remarks(table | dict(samples=60, gap_closed=1.01))
+    assert "does not mean better than the teacher" in remark
+
+
+def test_a_smaller_evaluation_replaces_none_of_the_same_student(measured, make_run, capsys):
+    subject, table = measured()
+    clips = {file.name: file.read_bytes() for file in subject.run.folder.clips.iterdir()}
+    fewer = make_run(method="trajectory", lora_alpha=4.0, eval_samples=6)
+    smaller = Evaluation(fewer, PROMPTS).measure()
+    folder = subject.run.folder
+    assert smaller["samples"] == 6 and "evaluation-sets-6.json" in capsys.readouterr().out
+    assert read_evaluation(folder) == json.loads(json.dumps(table))
+    assert (folder.path / "evaluation-sets-6.json").exists()
+    assert clips == {file.name: file.read_bytes() for file in folder.clips.iterdir()}
+    write_student(fewer, "high", "low", seed=7)  # another student: the old numbers are not its own
+    assert read_evaluation(folder) is None
+    Evaluation(fewer, PROMPTS).measure()
+    assert read_evaluation(folder)["samples"] == 6
+
+
+def test_the_worst_clips_are_those_farthest_from_their_teachers(measured):
+    subject, table = measured()
+    distances = [clip["paired_distance"] for clip in table["clips"]]
+    assert [clip["prompt"] for clip in table["clips"]] == subject.prompts
+    assert sum(distances) / 8 == pytest.approx(table["rows"][-1]["paired_distance"])
+    worst = worst_samples(table)
+    assert len(worst) == 4 and distances[worst[0]] == max(distances)
+    assert min(distances[i] for i in worst) >= max(distances[i] for i in range(8) if i not in worst)
+    written = {file.name for file in subject.run.folder.clips.iterdir()}
+    samples = {0, 1, 2, 3, *worst}
+    assert written == {
+        f"{who}-{i:04d}.mp4" for who in ("teacher", "few", "student") for i in samples
+    }
 
 
 # ------------------------------------------------------------------------------------- the samples
@@ -205,15 +291,15 @@ def test_a_students_adapters_are_merged_where_that_is_exact(make_run, monkeypatc
     subject = Evaluation(run, PROMPTS)
     (student,) = samplers(run.config).students
     calls = adapter_calls(monkeypatch)
-    merged = subject.draw(student).latents
+    merged = subject.draw(student)
     assert calls == []
     with pytest.MonkeyPatch.context() as unfused:
         unfused.setattr(WanTransformer3DModel, "fuse_lora", lambda self: None)
-        apart = subject.draw(student).latents
+        apart = subject.draw(student)
     assert len(calls) > 0
     torch.testing.assert_close(merged, apart, rtol=0, atol=1e-4)
     teacher = samplers(run.config).few_unguided
-    assert (merged - subject.draw(teacher).latents).abs().max() > 0.01
+    assert (merged - subject.draw(teacher)).abs().max() > 0.01
 
 
 @pytest.mark.parametrize("changes", [dict(mixed_precision="bf16"), dict(base_precision="nf4")])
@@ -243,9 +329,9 @@ def test_an_expert_without_a_student_is_the_teachers(make_run):
     run = make_run(method="trajectory", lora_alpha=4.0, expert="low")
     write_student(run, "low")
     (student,) = samplers(run.config).students
-    alone = Evaluation(run, PROMPTS).draw(student).latents
+    alone = Evaluation(run, PROMPTS).draw(student)
     write_student(run, "high", "low")
-    assert not torch.equal(alone, Evaluation(run, PROMPTS).draw(student).latents)
+    assert not torch.equal(alone, Evaluation(run, PROMPTS).draw(student))
 
 
 def test_a_student_that_is_not_there_is_asked_for(make_run):

@@ -15,7 +15,7 @@ from huggingface_hub import ModelCard
 
 import train_distillation
 from wan_distill.layout import LORA_FILE, RunFolder
-from wan_distill.results.hub import model_card, shown_clips
+from wan_distill.results.card import model_card, preview_pairs
 from wan_distill.settings.description import read_teacher
 
 pytestmark = pytest.mark.journey  # they share a whole run
@@ -130,7 +130,9 @@ def test_the_hub_gets_the_student_and_a_card_that_explains_it(run, hub, capsys):
     assert not [name for name in hub.files if name.startswith(caches)]
     card = hub.files["README.md"].decode()
     assert 'load_lora_weights("me/student-of-mine"' in card and '"flow_shift": 5.0' in card
-    assert "previews/low-000002-0.mp4" in card and "previews/low-teacher-0.mp4" in card
+    assert "clips/student-0000.mp4" in card and "clips/student-0000.mp4" in hub.files
+    assert "It was measured on 8 clips" in card and "<b>" not in card
+    assert "## Training" in card and "no GPU-hours" in card and str(run.out) not in card
 
 
 def test_the_token_goes_with_each_call_and_into_no_file(run, hub):
@@ -178,10 +180,35 @@ def test_the_card_names_a_teacher_of_the_hub_but_no_folder(small_config, tmp_pat
     wan = dataclasses.replace(info, source="Wan-AI/Wan2.2-T2V-A14B-Diffusers")
     card = ModelCard(model_card(tmp_path, config, wan, None, "me/mine"))
     assert card.data.base_model == wan.source and card.data.license == "apache-2.0"
+    assert card.data.base_model_relation == "adapter"
     assert "## Clips" not in card.text and "In this folder:" not in card.text
 
 
-def test_the_card_shows_the_newest_finished_clips_after_the_teachers(tmp_path):
+def test_the_card_shows_the_evaluations_clips_and_the_worst(small_config, tmp_path):
+    config = small_config(output_dir=str(tmp_path))
+    folder = RunFolder(tmp_path)
+    folder.clips.mkdir()
+    distances = [0.1, 0.2, 0.9, 0.3, 0.8, 0.7, 0.6, 0.4]
+    evaluation = dict(
+        rows=[dict(sampler="student 4", evaluations=4)],
+        gap_closed_by_steps={"4": 0.5},
+        floor=1.0,
+        samples=8,
+        prompts=8,
+        clips=[dict(prompt=f"<b>prompt_{i}", paired_distance=d) for i, d in enumerate(distances)],
+    )
+    for sample in range(8):
+        for who in ("teacher", "student"):
+            folder.clip(who, sample).touch()
+    card = model_card(tmp_path, config, read_teacher(config), evaluation, "me/mine")
+    first, worst = card.split("## Clips")[1].split("## The worst clips")
+    assert [f"clips/student-{i:04d}.mp4" in first for i in range(8)] == [True] * 4 + [False] * 4
+    order = [worst.index(f"&lt;b&gt;prompt\\_{i}:") for i in (2, 4, 5, 6)]
+    assert order == sorted(order) and "7:" not in worst
+    assert "clips/teacher-0002.mp4" in worst and "8 clips of 8 prompts" in card
+
+
+def test_without_an_evaluation_it_shows_the_newest_finished_previews(tmp_path):
     folder = RunFolder(tmp_path)
     folder.previews.mkdir()
     for expert, who, prompt in [
@@ -193,7 +220,7 @@ def test_the_card_shows_the_newest_finished_clips_after_the_teachers(tmp_path):
         ("low", "001000", 2),
     ]:
         folder.preview(expert, who, prompt).touch()
-    assert [(who, clip.name) for who, clip in shown_clips(folder)] == [
+    assert [(who, clip.name) for _, pair in preview_pairs(folder) for who, clip in pair] == [
         ("teacher", "low-teacher-0.mp4"),
         ("student", "low-001000-0.mp4"),
         ("student", "low-001000-2.mp4"),
@@ -201,4 +228,5 @@ def test_the_card_shows_the_newest_finished_clips_after_the_teachers(tmp_path):
     ]
     for clip in folder.previews.glob("low-*"):
         clip.unlink()
-    assert [clip.name for _, clip in shown_clips(folder)] == ["high-000200-0.mp4"]
+    ((_, ((_, clip),)),) = preview_pairs(folder)
+    assert clip.name == "high-000200-0.mp4"

@@ -12,7 +12,8 @@ from written_students import write_student
 from wan_distill.data import solving
 from wan_distill.errors import Stopped
 from wan_distill.maths.distances import sharpness
-from wan_distill.results.paired import PairedEvaluation, rows, sentence
+from wan_distill.results.paired import PairedEvaluation, rows
+from wan_distill.results.table import sentence
 
 HELD_OUT = ["a red circle", "a blue square"]
 
@@ -42,6 +43,16 @@ def test_the_table_compares_each_row_with_the_teacher_from_the_same_noise(evalua
     assert few["paired_distance"] > 0 and student["paired_distance"] > 0
     assert result["sentence"] == sentence(result["rows"], 4)
     assert len(list(run.folder.pairs.glob("*.mp4"))) == 4 and run.folder.comparison.exists()
+    assert all(row["seconds_per_sample"] > 0 for row in result["rows"])
+    sides = {"teacher", "few", "student"}
+    clips = {f"{who}-{i:04d}.mp4" for who in sides for i in range(4)}
+    assert {file.name for file in run.folder.clips.iterdir()} == clips
+    own = [clip["paired_distance"] for clip in result["clips"]]
+    others = [clip["few_paired_distance"] for clip in result["clips"]]
+    assert sum(own) / 4 == pytest.approx(student["paired_distance"])
+    assert result["nearer"] == pytest.approx(1 - sum(own) / sum(others), abs=1e-4)
+    low, high = result["nearer_interval"]
+    assert low < result["nearer"] < high
 
 
 def test_each_clip_is_compared_with_its_own_picture(picture_run, monkeypatch):
@@ -50,6 +61,7 @@ def test_each_clip_is_compared_with_its_own_picture(picture_run, monkeypatch):
     pixels = run.first_frames.pixels(run.prompts[:2])
     clips = iter([(pixels[i % 2] + 0.125).expand(1, 5, -1, -1, -1) for i in range(4)])
     monkeypatch.setattr("wan_distill.results.paired.decode", lambda *_: next(clips))
+    monkeypatch.setattr(PairedEvaluation, "_write_videos", lambda *_: None)
     evaluation = PairedEvaluation(run, run.prompts)
     found = evaluation._pictures({"student 4": [torch.zeros(run.latent_shape)] * 4})
     for clip in found["student 4"]:

@@ -114,4 +114,4 @@ def test_run_json_holds_settings_versions_and_results(small_config, tmp_path):
     assert run["config"]["rank"] == 4 and run["versions"] == package_versions()
     assert run["teacher"] == info.fingerprint() and run["evaluation"] == evaluation
     assert run["text_encoder"]["verdict"] == "PASS" and "hf_secret" not in text
-    assert "gap closed: 0.500 in 4 steps" in (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "Gap closed: 0.500 in 4 steps" in (tmp_path / "README.md").read_text(encoding="utf-8")

@@ -15,16 +15,19 @@ from wan_distill.errors import UsageError
 from wan_distill.maths.randomness import generator
 from wan_distill.methods.base import Loss
 from wan_distill.model.loading import Teacher
-from wan_distill.model.student_files import to_original_names
+from wan_distill.model.student_files import read_metadata, to_original_names
 from wan_distill.planning import levers
+from wan_distill.results import Reporting
 from wan_distill.training import checkpoint, previews
 from wan_distill.training.learner import Learner
-from wan_distill.training.metrics import Metrics, Tracker, read_lines
+from wan_distill.training.metrics import Metrics, read_lines
 from wan_distill.training.monitor import Monitor
 
 
 def distil(run: Run, expert: str = "high", shown=()) -> None:
-    train_distillation.distil(run, expert, list(shown), Tracker((run.config,), run.runtime))
+    train_distillation.distil(
+        run, expert, list(shown), Reporting((run.config,), run.info, run.runtime)
+    )
 
 
 def update(run: Run, step: int, lesson: Lesson, role: str = "student") -> Metrics:
@@ -188,6 +191,25 @@ def test_the_best_weights_are_exported_not_the_last(make_run, monkeypatch):
     last = to_original_names(weights[3], run.config.lora_alpha)
     assert all(torch.equal(exported[name], tensor) for name, tensor in best.items())
     assert any(not torch.equal(exported[name], tensor) for name, tensor in last.items())
+
+
+def test_the_exported_weights_have_clips_where_no_preview_showed_them(make_run, monkeypatch):
+    """Previews at 0 and at the end; the best weights are those after two of three updates."""
+    run = make_run(
+        method="trajectory", monitor_steps=1, max_train_steps=3, validation_steps=3, ema_decay=0.0
+    )
+    scores, shown = iter([3.0, 2.0, 1.0, 2.5]), {}
+    monkeypatch.setattr(
+        "wan_distill.training.monitor.scores_without_each", lambda *_: [next(scores)]
+    )
+    monkeypatch.setattr(
+        previews, "write_video", lambda file, clip, fps: shown.update({file.name: clip})
+    )
+    distil(run, "high", ["a red circle"])
+    assert list(shown) == [f"high-{n}-0.mp4" for n in ("teacher", "000000", "000003", "000002")]
+    assert read_metadata(run.folder.lora("high"))["updates"] == 2
+    clips = [shown[f"high-00000{n}-0.mp4"] for n in (0, 2, 3)]
+    assert all(abs(clips[1] - other).max() > 0 for other in (clips[0], clips[2]))
 
 
 def test_without_checks_the_average_is_exported(make_run, monkeypatch):

@@ -17,7 +17,8 @@ from wan_distill.maths.distances import (
     score,
     standard_error,
 )
-from wan_distill.training.monitor import Monitor, warnings
+from wan_distill.maths.health import warnings
+from wan_distill.training.monitor import Monitor
 
 
 def monitored(run: Run, expert, moved: float = 0.0) -> tuple[Monitor, Lesson]:
@@ -44,6 +45,7 @@ def test_a_student_as_good_as_its_teacher_is_left_alone_and_a_worse_one_is_not_k
     assert values["monitor_score"] == pytest.approx(0, abs=1e-6)
     assert values["monitor_diversity"] == pytest.approx(1)
     best = monitor.exported(student)
+    assert best.updates == 0
     assert "no nearer to the teacher than it began" in " ".join(capsys.readouterr().out.split())
     for p in student.parameters.values():
         p.data.add_(2.0)
@@ -52,13 +54,13 @@ def test_a_student_as_good_as_its_teacher_is_left_alone_and_a_worse_one_is_not_k
     monitor.clips.student_x0 = student_x0
     worse = monitor.check(lesson.denoiser, student)
     assert worse["monitor_score"] > 0.01
-    exported = monitor.exported(student)
-    assert all(torch.equal(weight, best[name]) for name, weight in exported.items())
+    exported = monitor.exported(student).weights
+    assert all(torch.equal(weight, best.weights[name]) for name, weight in exported.items())
     again = Monitor(run, expert)
     again.resume(5)
     assert again.best == monitor.best
     again.resume(0)
-    assert not again.file.exists() and again.exported(student) is student.average
+    assert not again.file.exists() and again.exported(student).weights is student.average
 
 
 def checks(run: Run, monkeypatch, *scores: list[float], ill: tuple[int, ...] = ()) -> Monitor:
@@ -71,7 +73,7 @@ def checks(run: Run, monkeypatch, *scores: list[float], ill: tuple[int, ...] = (
     )
     monkeypatch.setattr(
         "wan_distill.training.monitor.warnings",
-        lambda values: ["it is ill"] if student.done in ill else [],
+        lambda values, has_critic: ["it is ill"] if student.done in ill else [],
     )
     for student.done in range(len(scores)):
         for p in student.parameters.values():
@@ -87,7 +89,7 @@ def checks(run: Run, monkeypatch, *scores: list[float], ill: tuple[int, ...] = (
 
 def chosen(monitor: Monitor) -> int:
     """The check whose weights are exported."""
-    exported = monitor.exported(monitor.student)
+    exported = monitor.exported(monitor.student).weights
     assert set(exported) == set(monitor.student.parameters)
     (number,) = {float(value) for weight in exported.values() for value in weight.unique()}
     return int(number)
@@ -207,6 +209,8 @@ def test_warnings_are_plain_words():
     ):
         (line,) = warnings(HEALTHY | change)
         assert word in line and "--" in line
+    (line,) = warnings(HEALTHY | dict(diversity=0.2), has_critic=False)
+    assert "critic" not in line and "--method trajectory+dmd" in line
     assert len(warnings(dict(motion=0.1, saturation=3.0, diversity=0.1, luminance=0.5))) == 3
     assert warnings(dict(luminance=0.0)) == []  # a still teacher has no motion to compare with
     teacher = dict(motion=float("nan"), saturation=0.5, luminance=0.4, diversity=2.0)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import train_distillation
+from wan_distill.results import Reporting
 from wan_distill.training import previews
-from wan_distill.training.metrics import Tracker
 
 # What processes share the work of: stored samples are every process' own share.
 SHARED = ("trajectories", "handovers", "anchors", "prompts")
@@ -18,8 +18,8 @@ SHARED = ("trajectories", "handovers", "anchors", "prompts")
 
 def files_after(run) -> set[str]:
     """The files that training one expert leaves, stored samples and embeddings aside."""
-    tracker = Tracker((run.config,), run.runtime)
-    train_distillation.distil(run, "high", ["a red circle"], tracker)
+    reporting = Reporting((run.config,), run.info, run.runtime)
+    train_distillation.distil(run, "high", ["a red circle"], reporting)
     root: Path = run.folder.path
     files = {file.relative_to(root) for file in root.rglob("*") if file.is_file()}
     return {file.as_posix() for file in files if file.parts[0] not in SHARED}

@@ -66,3 +66,18 @@ def test_the_prompts_of_previews_are_those_asked_for(small_config):
     asked = small_config(validation_prompt=" a cat | a dog |")
     assert previews.validation_prompts(asked, held_out) == ["a cat", "a dog"]
     assert previews.validation_prompts(small_config(), held_out) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("updates, left", [(200, {0, 200}), (0, {0}), (-1, set())])
+def test_clips_of_updates_that_are_made_anew_go(make_previews, updates, left):
+    """-1: a run from the start. The teacher's clips and other experts' stay."""
+    shown = make_previews(validation_steps=10)
+    folder = shown.run.folder
+    folder.previews.mkdir(parents=True)
+    files = [folder.preview("high", f"{n:06d}", 0) for n in (0, 200, 400)]
+    others = [folder.preview("low", "000400", 0), folder.preview("high", "teacher", 0)]
+    for file in [*files, *others]:
+        file.touch()
+    shown.resume(updates)
+    assert shown.shown == left and all(file.exists() for file in others)
+    assert {n for n, file in zip((0, 200, 400), files, strict=True) if file.exists()} == left

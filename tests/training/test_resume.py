@@ -61,6 +61,7 @@ MAY_CHANGE = {
     "eval_seed",
     "validation_steps",
     "validation_prompt",
+    "serve",
     "fps",
     "report_to",
     "tracker_project_name",

@@ -43,7 +43,9 @@ def to_original_names(adapter: dict[str, Tensor], alpha: float) -> dict[str, Ten
 # ----------------------------------------------------------------------------------------- writing
 
 
-def schedule_metadata(config: Config, info: TeacherInfo, expert: Expert) -> dict[str, Any]:
+def schedule_metadata(
+    config: Config, info: TeacherInfo, expert: Expert, updates: int | None = None
+) -> dict[str, Any]:
     """What a sampler must know to run this student; written into the safetensors header."""
     return dict(
         expert=expert,
@@ -69,38 +71,53 @@ def schedule_metadata(config: Config, info: TeacherInfo, expert: Expert) -> dict
         num_frames=config.num_frames,
         scheduler="FlowMapEulerDiscreteScheduler",
         student_layers=config.student_layers,
+        updates=updates,
     )
 
 
 def save_student(
-    folder: Path, weights: dict[str, Tensor], config: Config, info: TeacherInfo, expert: Expert
+    folder: Path,
+    weights: dict[str, Tensor],
+    config: Config,
+    info: TeacherInfo,
+    expert: Expert,
+    updates: int | None = None,
 ) -> None:
     """Writes one expert's student into a run's folder: its LoRA or, with `--student_layers`, all of
     its weights.
+
+    Args:
+        updates: how many made it in this run, to be noted in the file.
     """
     if config.whole_student:
-        write_tensors(
-            RunFolder(folder).whole(expert), weights, student_metadata(config, info, expert)
-        )
+        about = student_metadata(config, info, expert, updates)
+        write_tensors(RunFolder(folder).whole(expert), weights, about)
     else:
-        save_lora(RunFolder(folder).lora(expert), weights, config, info, expert)
+        save_lora(RunFolder(folder).lora(expert), weights, config, info, expert, updates)
 
 
 def save_lora(
-    file: Path, adapter: dict[str, Tensor], config: Config, info: TeacherInfo, expert: Expert
+    file: Path,
+    adapter: dict[str, Tensor],
+    config: Config,
+    info: TeacherInfo,
+    expert: Expert,
+    updates: int | None = None,
 ) -> None:
     """Writes one expert's LoRA in `--lora_dtype`, with the schedule in the metadata."""
     dtype = torch.bfloat16 if config.lora_dtype == "bf16" else torch.float32
     rounded = {name: tensor.to(dtype) for name, tensor in adapter.items()}
     lora = to_original_names(rounded, config.lora_alpha)
-    write_tensors(file, lora, student_metadata(config, info, expert))
+    write_tensors(file, lora, student_metadata(config, info, expert, updates))
 
 
-def student_metadata(config: Config, info: TeacherInfo, expert: Expert) -> dict[str, str]:
+def student_metadata(
+    config: Config, info: TeacherInfo, expert: Expert, updates: int | None = None
+) -> dict[str, str]:
     """The header of a student's file."""
     # One key only: several would be written in any order, and the same student would not be the
     # same bytes.
-    return {METADATA_KEY: json.dumps(schedule_metadata(config, info, expert))}
+    return {METADATA_KEY: json.dumps(schedule_metadata(config, info, expert, updates))}
 
 
 def scheduler_for(config: Config) -> FlowMapEulerDiscreteScheduler:

@@ -196,8 +196,15 @@ def _work(stages: Sequence[Config], info: TeacherInfo) -> list[str]:
     return lines
 
 
-def plan_numbers(stages: Sequence[Config], info: TeacherInfo, prompts: int) -> dict[str, Any]:
-    """The plan as plain values: bytes, seconds, dollars."""
+def plan_numbers(
+    stages: Sequence[Config], info: TeacherInfo, prompts: int, cards: bool = True
+) -> dict[str, Any]:
+    """The plan as plain values: bytes, seconds, dollars.
+
+    Args:
+        prompts: how many are encoded.
+        cards: whether to say what fits other cards too, which takes a while for a large teacher.
+    """
     config, need = greatest_need(stages, info)
     hardware = hardware_of(config, info)
     found = parts(stages, info, prompts)
@@ -217,5 +224,5 @@ def plan_numbers(stages: Sequence[Config], info: TeacherInfo, prompts: int) -> d
         gpu_hours=hours,
         dollars=hours * config.gpu_hour_price if hardware.named else None,
         samples_to_solve=sum(work.rows for work in sample_work(stages, info)),
-        cards=what_fits(config, info),
+        cards=what_fits(config, info) if cards else {},
     )

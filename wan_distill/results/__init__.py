@@ -6,14 +6,16 @@ from wan_distill.results.evaluation import Evaluation
 from wan_distill.results.export import export_student
 from wan_distill.results.hub import check_hub, push
 from wan_distill.results.merged import check_output
-from wan_distill.results.page import write_page
 from wan_distill.results.paired import PairedEvaluation
 from wan_distill.results.readme import describe_results
+from wan_distill.results.recorded import read_evaluation
+from wan_distill.results.reporting import Reporting
 from wan_distill.results.table import as_markdown
 
 __all__ = [
     "Evaluation",
     "PairedEvaluation",
+    "Reporting",
     "as_markdown",
     "check_evaluated",
     "check_hub",
@@ -22,5 +24,5 @@ __all__ = [
     "describe_results",
     "export_student",
     "push",
-    "write_page",
+    "read_evaluation",
 ]

@@ -5,16 +5,29 @@ without a learned judge.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from wan_distill.maths.distances import frechet_distance
+from wan_distill.data.first_frames import Prompt, text_of
+from wan_distill.data.run import Run
+from wan_distill.maths.distances import (
+    diversity,
+    frechet_distance,
+    picture_statistics,
+    principal_components,
+)
 from wan_distill.maths.tiny_judge import Judge
 from wan_distill.maths.tiny_world import World, is_caption
+from wan_distill.model.loading import decode
+from wan_distill.results.samplers import Sampler, Samplers
 
+COMPONENTS = 64
+SAMPLES_PER_COMPONENT = 4  # with fewer, a Fréchet distance measures mostly its own noise
+PICTURES = 96  # clips per row that are decoded; the latents' measures use all
+RATIOS = ("motion", "first_frame", "departure")  # to the teacher's, where they are measured
 GROUPS = 16  # of the jackknife
 NORMAL_95 = 1.96  # standard errors on either side of a 95 % interval
 
@@ -41,6 +54,17 @@ def standard_error(sets: Sequence[Tensor], reference: Tensor) -> float:
         values.append(gap_closed(*distances))
     mean = sum(values) / groups
     return math.sqrt((groups - 1) / groups * sum((value - mean) ** 2 for value in values))
+
+
+def ratio_error(a: Tensor, b: Tensor) -> float:
+    """The standard error of mean(a) / mean(b) over pairs [N], by a jackknife that leaves out one
+    pair at a time; 0 for a single pair.
+    """
+    count = len(a)
+    if count < 2:
+        return 0.0
+    left_out = (a.sum() - a) / (b.sum() - b)
+    return math.sqrt((count - 1) * float(left_out.double().var(correction=0)))
 
 
 def interval_95(value: float, error: float) -> list[float]:
@@ -70,3 +94,83 @@ def world_measures(
         obeys=sum(judge.obeys(*each) for each in known) / len(known),
         steadiness=sum(judge.steadiness(*each) for each in known) / len(known),
     )
+
+
+def compare_sets(
+    run: Run,
+    rows: Samplers,
+    drawn: Mapping[Sampler, Tensor],
+    prompts: Sequence[Prompt],
+    seconds: Mapping[str, float],
+) -> dict[str, Any]:
+    """The whole table as JSON-ready values.
+
+    Args:
+        drawn: latents [N, C, F, H, W] of every row and of the independent set.
+        prompts: one for each sample.
+        seconds: of each row's samples, by its name.
+    """
+    distinct, texts = len(set(prompts)), [text_of(prompt) for prompt in prompts]
+    reference, paired = drawn[rows.independent], drawn[rows.paired]
+    project = principal_components(torch.cat([reference, paired]), COMPONENTS)
+    floor = frechet_distance(project(paired), project(reference))
+    vae = run.teacher.load_vae()
+
+    def statistics(clips: Tensor) -> dict[str, float]:
+        return picture_statistics(clips) | run.first_frame_statistics(prompts, clips)
+
+    base = statistics(decode(vae, paired[:PICTURES]))
+    table: dict[Sampler, dict[str, Any]] = {}
+    distances: dict[Sampler, Tensor] = {}
+    for row in rows.table:
+        latents = drawn[row]
+        clips = decode(vae, latents[:PICTURES])
+        pictures = statistics(clips)
+        distances[row] = (latents - paired).square().flatten(1).mean(1).sqrt()
+        distance = frechet_distance(project(latents), project(reference))
+        table[row] = dict(
+            sampler=row.name,
+            steps=row.steps,
+            evaluations=row.evaluations(run.config),
+            frechet=distance,
+            excess=distance / floor,
+            **world_measures(run.info.world, clips, texts),
+            paired_distance=float(distances[row].mean()),
+            **{name: pictures[name] / base[name] for name in RATIOS if name in base},
+            diversity=diversity(latents, distinct) / diversity(paired, distinct),
+            luminance_drift=pictures["luminance"] - base["luminance"],
+            seconds_per_sample=seconds[row.name],
+        )
+    worst = table[rows.few_unguided]["frechet"]
+    closed = {row.steps: gap_closed(table[row]["frechet"], floor, worst) for row in rows.students}
+    best = rows.students[-1]
+    sets = [project(drawn[row]) for row in (best, rows.paired, rows.few_unguided)]
+    error = standard_error(sets, project(reference))
+    components = project(reference).shape[1]
+    return dict(
+        kind="sets",
+        rows=list(table.values()),
+        floor=floor,
+        gap_closed=closed[run.config.grid_steps],
+        gap_closed_interval=interval_95(closed[best.steps], error),
+        gap_closed_by_steps={str(n): value for n, value in closed.items()},
+        samples=len(prompts),
+        prompts=distinct,
+        components=components,
+        samples_needed=SAMPLES_PER_COMPONENT * components,
+        eval_seed=run.config.eval_seed,
+        clips=clip_list(texts, distances[best], distances[rows.few_guided]),
+    )
+
+
+def clip_list(prompts: Sequence[str], student: Tensor, few: Tensor) -> list[dict[str, Any]]:
+    """What is known of each clip, in the order of the samples.
+
+    Args:
+        student: paired distances [N] of the finest student's clips.
+        few: the same of the teacher's own few steps.
+    """
+    return [
+        dict(prompt=prompt, paired_distance=own, few_paired_distance=other)
+        for prompt, own, other in zip(prompts, student.tolist(), few.tolist(), strict=True)
+    ]

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -21,39 +20,22 @@ from wan_distill.data.first_frames import Prompt, text_of
 from wan_distill.data.rollout import carry
 from wan_distill.data.run import Run
 from wan_distill.errors import UsageError
-from wan_distill.maths.distances import (
-    diversity,
-    frechet_distance,
-    picture_statistics,
-    principal_components,
-)
+from wan_distill.layout import FEW_CLIP, STUDENT_CLIP, TEACHER_CLIP
 from wan_distill.maths.randomness import keyed_noise
 from wan_distill.maths.sigmas import Expert, expert_sigmas
 from wan_distill.model.denoiser import Denoiser
 from wan_distill.model.loading import decode
 from wan_distill.model.student_files import load_student
-from wan_distill.results.comparison import (
-    gap_closed,
-    interval_95,
-    standard_error,
-    world_measures,
-)
+from wan_distill.results.comparison import compare_sets
+from wan_distill.results.recorded import clear_clips, record, shown_samples
 from wan_distill.results.samplers import Sampler, Samplers, samplers
+from wan_distill.results.timing import Way, seconds_per_sample
 from wan_distill.system.console import progress_bar
-from wan_distill.system.files import DamagedFile, read_hashed, write_atomically, write_hashed
-from wan_distill.system.pictures import contact_sheet
+from wan_distill.system.files import DamagedFile, read_hashed, write_hashed
+from wan_distill.system.pictures import contact_sheet, write_video
 
-COMPONENTS = 64
-PICTURES = 96  # clips per row that are decoded; the latents' measures use all
 COMPARED = 4  # prompts in the contact sheet
-RATIOS = ("motion", "first_frame", "departure")
-
-
-class Drawn(NamedTuple):
-    """The samples of one row: latents [N, C, F, H, W] and the seconds that each took."""
-
-    latents: Tensor
-    seconds: float
+Result = dict[str, Any]
 
 
 def _counter(bar: tqdm, evaluations: int) -> Callable[[int], object]:
@@ -85,34 +67,48 @@ class Evaluation:
             return None
         rows = samplers(self.config)
         drawn = {row: self.draw(row) for row in [rows.independent, *rows.table]}
-        result = self._compare(rows, drawn)
-        write_atomically(self.run.folder.evaluation, json.dumps(result, indent=1).encode())
-        vae = self.run.teacher.load_vae()
-        count = min(COMPARED, self.distinct)
-        shown = [rows.paired, rows.few_unguided, *rows.students]
-        clips = {row.name: decode(vae, drawn[row].latents[:count]) for row in shown}
-        contact_sheet(self.run.folder.comparison, clips, self.texts[:count])
+        ways = {row.name: Way(row.role, row.sigmas, row.guided) for row in rows.table}
+        seconds = seconds_per_sample(self.run, ways, self.prompts)
+        result = compare_sets(self.run, rows, drawn, self.prompts, seconds)
+        if record(self.run, result):
+            self._show(rows, drawn, result)
         return result
+
+    def _show(
+        self, rows: Samplers, drawn: Mapping[Sampler, Tensor], result: dict[str, Any]
+    ) -> None:
+        """Writes the contact sheet and the clips of the page."""
+        vae, count = self.run.teacher.load_vae(), min(COMPARED, self.distinct)
+        sheet = [rows.paired, rows.few_unguided, *rows.students]
+        clips = {row.name: decode(vae, drawn[row][:count]) for row in sheet}
+        contact_sheet(self.run.folder.comparison, clips, self.texts[:count])
+        clear_clips(self.run.folder)
+        sides = {
+            TEACHER_CLIP: rows.paired,
+            FEW_CLIP: rows.few_guided,
+            STUDENT_CLIP: rows.students[-1],
+        }
+        for sample in shown_samples(result):
+            for who, row in sides.items():
+                (frames,) = decode(vae, drawn[row][sample : sample + 1])
+                file = self.run.folder.clip(who, sample)
+                write_video(file, frames.numpy(), self.config.fps)
 
     # -------------------------------------------------------------------------------------- samples
 
-    def draw(self, row: Sampler) -> Drawn:
-        """The samples of one row; teacher rows come from their cache."""
+    def draw(self, row: Sampler) -> Tensor:
+        """The samples [N, C, F, H, W] of one row; teacher rows come from their cache."""
         file = self.cache_file(row)
         if row.role == "teacher" and file.exists():
             try:
-                tensors = read_hashed(file)
+                return read_hashed(file)["latents"]
             except DamagedFile as error:
                 raise UsageError(f"{error}; delete it and run again") from error
-            return Drawn(tensors["latents"], float(tensors["seconds"]))
-        started = time.perf_counter()
         latents = self._sample(row)
-        seconds = (time.perf_counter() - started) / len(latents)
         if row.role == "teacher":
             file.parent.mkdir(parents=True, exist_ok=True)
-            spent = torch.tensor(seconds, dtype=torch.float64)
-            write_hashed(file, {"latents": latents, "seconds": spent})
-        return Drawn(latents, seconds)
+            write_hashed(file, {"latents": latents})
+        return latents
 
     def key(self, row: Sampler) -> dict[str, Any]:
         """Everything that the samples of a teacher row depend on, in plain values."""
@@ -178,53 +174,3 @@ class Evaluation:
         start.
         """
         return expert in self.config.experts or self.run.folder.has_student(expert)
-
-    # ----------------------------------------------------------------------------------- comparison
-
-    def _statistics(self, clips: Tensor) -> dict[str, float]:
-        return picture_statistics(clips) | self.run.first_frame_statistics(self.prompts, clips)
-
-    def _compare(self, rows: Samplers, drawn: dict[Sampler, Drawn]) -> dict[str, Any]:
-        reference = drawn[rows.independent].latents
-        paired = drawn[rows.paired].latents
-        project = principal_components(torch.cat([reference, paired]), COMPONENTS)
-        floor = frechet_distance(project(paired), project(reference))
-        vae = self.run.teacher.load_vae()
-        base = self._statistics(decode(vae, paired[:PICTURES]))
-        table: dict[Sampler, dict[str, Any]] = {}
-        for row in rows.table:
-            latents = drawn[row].latents
-            clips = decode(vae, latents[:PICTURES])
-            pictures = self._statistics(clips)
-            difference = (latents - paired).square().flatten(1).mean(1).sqrt()
-            distance = frechet_distance(project(latents), project(reference))
-            table[row] = dict(
-                sampler=row.name,
-                steps=row.steps,
-                evaluations=row.evaluations(self.config),
-                frechet=distance,
-                excess=distance / floor,
-                **world_measures(self.run.info.world, clips, self.texts),
-                paired_distance=float(difference.mean()),
-                **{name: pictures[name] / base[name] for name in RATIOS if name in base},
-                diversity=diversity(latents, self.distinct) / diversity(paired, self.distinct),
-                luminance_drift=pictures["luminance"] - base["luminance"],
-                seconds_per_sample=drawn[row].seconds,
-            )
-        distances = {row: table[row]["frechet"] for row in rows.table}
-        worst = distances[rows.few_unguided]
-        closed = {row.steps: gap_closed(distances[row], floor, worst) for row in rows.students}
-        best = rows.students[-1]
-        sets = [project(drawn[row].latents) for row in (best, rows.paired, rows.few_unguided)]
-        error = standard_error(sets, project(reference))
-        return dict(
-            rows=list(table.values()),
-            floor=floor,
-            gap_closed=closed[self.config.grid_steps],
-            gap_closed_interval=interval_95(closed[best.steps], error),
-            gap_closed_by_steps={str(n): value for n, value in closed.items()},
-            samples=len(self.prompts),
-            prompts=self.distinct,
-            components=project(reference).shape[1],
-            eval_seed=self.config.eval_seed,
-        )

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, ModelCardData
+from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
 from wan_distill.errors import Halted, UsageError
 from wan_distill.layout import NOT_UPLOADED, UPLOADED, RunFolder
-from wan_distill.results.clips import preview_clips
-from wan_distill.results.readme import readme
+from wan_distill.results.card import model_card
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
-
-TAGS = ["lora", "wan", "distillation", "few-step"]
 
 
 def check_hub(config: Config) -> None:
@@ -77,59 +73,3 @@ def push(config: Config, info: TeacherInfo, evaluation: dict[str, Any] | None) -
             "try again"
         ) from error
     return f"{api.endpoint}/{name}"
-
-
-def model_card(
-    folder: Path,
-    config: Config,
-    info: TeacherInfo,
-    evaluation: dict[str, Any] | None,
-    name: str,
-) -> str:
-    """The text of the repository's README.md.
-
-    It is the output folder's README with code that reads from the repository `name`, between the
-    hub's front matter and the schedule and clips.
-    """
-    local = Path(info.source).is_dir()  # a path on this machine names nothing on the hub
-    kind = "image-to-video" if info.takes_picture else "text-to-video"
-    front = ModelCardData(
-        library_name="diffusers",
-        pipeline_tag=kind,
-        tags=[*TAGS, kind],
-        base_model=None if local else info.source,
-        license="apache-2.0" if info.source.startswith("Wan-AI/") else None,
-    )
-    schedule = dict(
-        sigmas=config.sigmas(),
-        flow_shift=config.flow_shift,
-        boundary_ratio=config.boundary_ratio,
-        guidance_scale=1.0,
-        max_sequence_length=config.max_sequence_length,
-    )
-    parts = [
-        f"---\n{front.to_yaml()}\n---",
-        readme(folder, config, info, evaluation, name).rstrip(),
-        f"## Schedule\n\n```json\n{json.dumps(schedule)}\n```",
-    ]
-    videos = [
-        f'<video controls muted loop src="https://huggingface.co/{name}/resolve/main/previews/'
-        f'{clip.name}"></video> {who}'
-        for who, clip in shown_clips(RunFolder(folder))
-    ]
-    if videos:
-        parts.append("## Clips\n\n" + "\n".join(videos))
-    return "\n\n".join(parts) + "\n"
-
-
-def shown_clips(folder: RunFolder) -> list[tuple[str, Path]]:
-    """The last preview of each prompt after the teacher's, as ("teacher" or "student", file).
-
-    They are the low expert's, which are finished clips; without any, the high expert's.
-    """
-    shown: list[tuple[str, Path]] = []
-    for row in preview_clips(folder, "low") or preview_clips(folder, "high"):
-        if row.teacher:
-            shown.append(("teacher", row.teacher))
-        shown.append(("student", row.student[max(row.student)]))
-    return shown

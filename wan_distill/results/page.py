@@ -1,195 +1,204 @@
 """report.html: the whole run on one page that needs no other file.
 
-`page.html` holds the markup, and jinja2 escapes every value in it; here those values are computed
-from what lies in the output folder. Charts are SVG, videos and pictures are embedded, so the page
-opens offline and can be sent as one file.
+`page.html`, `page.css` and `page.js` hold the markup, and jinja2 escapes every value in it; here
+those values are computed from what lies in the output folder. Charts are SVG and videos are
+embedded, so the page opens offline and can be sent as one file.
 """
 
 from __future__ import annotations
 
-import base64
+import hashlib
 import json
 import platform
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from wan_distill.layout import TEACHER_CLIP, RunFolder
-from wan_distill.maths.sigmas import Expert
+from wan_distill.layout import RunFolder
+from wan_distill.results import summary
 from wan_distill.results.charts import charts
-from wan_distill.results.clips import PromptClips, preview_clips
+from wan_distill.results.clips import (
+    embedded,
+    finished_pairs,
+    latest_pairs,
+    over_time,
+    worst_pairs,
+)
+from wan_distill.results.facts import changed_settings, planned_and_spent, read_plan
+from wan_distill.results.progress import Segment, segments
 from wan_distill.results.readme import package_versions
+from wan_distill.results.recorded import read_evaluation
 from wan_distill.results.snippet import snippet
-from wan_distill.results.table import cells
+from wan_distill.results.table import marked_cells, remarks
+from wan_distill.results.table import summary as in_words
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
-from wan_distill.settings.recipes import STAGES
 from wan_distill.system.files import write_atomically
-from wan_distill.training.metrics import read_lines
-from wan_distill.training.monitor import warnings
-
-# The low expert makes the finished clips: they come first.
-CLIP_TITLES: dict[Expert, str] = {
-    "low": "low-noise expert: finished clips",
-    "high": "high-noise expert: what its steps head for, blurred by nature",
-}
 
 
-def write_page(folder: Path, config: Config, info: TeacherInfo) -> None:
-    """Writes `report.html` into `folder`, the output folder of a run that may still be going on.
+class Page:
+    """The page of one job, which may still be going on. What does not exist yet is left out.
 
-    Sections of which nothing exists yet are left out.
+    Args:
+        stages: the settings of its stages, in order.
     """
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    values = page_values(RunFolder(folder), config, info)
-    page = environment.get_template("page.html").render(values)
-    write_atomically(RunFolder(folder).page, page.encode())
+
+    def __init__(self, stages: Sequence[Config], info: TeacherInfo):
+        self.stages = stages
+        self.config = stages[-1]
+        self.info = info
+        self.folder = RunFolder(Path(self.config.output_dir))
+        environment = Environment(
+            loader=FileSystemLoader(Path(__file__).parent),
+            autoescape=True,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        self.template = environment.get_template("page.html")
+
+    def write(self) -> None:
+        """Writes `report.html` into the output folder."""
+        write_atomically(self.folder.page, self.html().encode())
+
+    def html(self) -> str:
+        """The page as it is now."""
+        return self.template.render(self.values())
+
+    def version(self) -> str:
+        """Changes with the files that the page is made of."""
+        places = [self.folder.spent, self.folder.evaluation, self.folder.readme]
+        for stage in self.stages:
+            folder = RunFolder(Path(stage.output_dir))
+            places += [folder.metrics, folder.previews]
+        times = [place.stat().st_mtime_ns for place in places if place.exists()]
+        return hashlib.sha256(json.dumps(times).encode()).hexdigest()[:16]
+
+    def values(self) -> dict[str, Any]:
+        """Every value that `page.html` names."""
+        config, info, folder = self.config, self.info, self.folder
+        parts = segments(self.stages)
+        evaluation, plan = read_evaluation(folder), read_plan(folder)
+        spent = _json(folder.spent)
+        blurred = len(info.experts) > 1
+        hero, hero_words = _hero(folder, evaluation, parts, blurred)
+        experts = tuple(e for e in info.experts if folder.has_student(e))
+        where = config.hub_model_id or folder.path.resolve().name  # no path: others read it too
+        return dict(
+            version=self.version(),
+            name=info.name,
+            steps=" or ".join(map(str, config.sampling_steps)),
+            size=dict(width=config.width, height=config.height),
+            live=not spent.get("finished"),
+            sentence=summary.sentence(config, parts, evaluation, spent),
+            tiles=summary.tiles(config, parts, evaluation, spent),
+            sides=_sides(config),
+            hero=hero,
+            hero_words=hero_words,
+            over_time=over_time(parts),
+            table=_table(evaluation),
+            charts=charts(parts),
+            warnings=_warnings(parts),
+            worst=worst_pairs(folder, evaluation) if evaluation else [],
+            settings=changed_settings(config, info, plan),
+            code=snippet(config, info, experts, where) if folder.scheduler.exists() else "",
+            workflows=_workflows(folder),
+            needs=planned_and_spent(plan, spent),
+            plan=_shared(_text(folder.plan)),
+            facts=_facts(config, spent, evaluation),
+            sections=_Sections(),
+        )
 
 
-def page_values(folder: RunFolder, config: Config, info: TeacherInfo) -> dict[str, Any]:
-    """Every value that `page.html` names."""
-    lines = lines_of_job(folder)
-    evaluation = json.loads(_text(folder.evaluation) or "null")
-    return dict(
-        name=info.name,
-        source=info.source,
-        steps=" or ".join(map(str, config.sampling_steps)),
-        teacher_steps=config.teacher_steps,
-        method=config.method_title,
-        updates={line["expert"]: line["step"] for line in lines},
-        quality=quality(evaluation, config.grid_steps) if evaluation else None,
-        sentence=(evaluation or {}).get("sentence"),
-        health=health(lines),
-        clips=clips(folder),
-        comparison=_embedded(folder.comparison, "image/png"),
-        table=table(evaluation) if evaluation else None,
-        charts=charts(lines),
-        code=snippet(config, info, tuple(e for e in info.experts if folder.has_student(e))),
-        plan=_text(folder.plan),
-        versions=versions(),
-    )
+class _Sections:
+    """Tells the page which of its sections changed: a digest of each one's content."""
 
-
-def lines_of_job(folder: RunFolder) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl of all stages. A later stage's updates are counted on from those
-    of the one before.
-    """
-    lines: list[dict[str, Any]] = []
-    for methods in STAGES.values():
-        for method in methods[:-1]:
-            lines += read_lines(folder.stage(method).metrics)
-    before: dict[str, tuple[int, int]] = {}
-    for line in lines:
-        before[line["expert"]] = (line["step"], line.get("student_updates", 0))
-    for line in read_lines(folder.metrics):
-        step, updates = before.get(line["expert"], (0, 0))
-        later = dict(step=step + line["step"])
-        if "student_updates" in line:
-            later |= dict(student_updates=updates + line["student_updates"])
-        lines.append(line | later)
-    return lines
-
-
-def versions() -> str:
-    """Python, the packages and the operating system."""
-    packages = [f"{name} {number}" for name, number in package_versions().items()]
-    python = f"Python {platform.python_version()}"
-    return f"{', '.join([python, *packages])}; {platform.platform()}"
+    def digest(self, content: str) -> str:
+        return hashlib.sha256(content.encode()).hexdigest()[:12]
 
 
 def _text(file: Path) -> str:
     return file.read_text(encoding="utf-8") if file.exists() else ""
 
 
-def _embedded(file: Path, media_type: str) -> str:
-    """The file as a data address; empty where there is none."""
-    if not file.exists():
-        return ""
-    return f"data:{media_type};base64,{base64.b64encode(file.read_bytes()).decode()}"
+def _shared(plan: str) -> str:
+    """The plan without what it says about this machine."""
+    lines = plan.partition("\nOn this machine:")[0].splitlines()
+    return "\n".join(line for line in lines if not line.startswith("Output"))
 
 
-# ---------------------------------------------------------------------------------- how good it is
+def _json(file: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(_text(file) or "{}")
+    return content
 
 
-@dataclass(frozen=True)
-class Health:
-    """`mark` is "good", "bad" or "unknown"."""
-
-    mark: str
-    words: str
-
-
-def health(lines: list[dict[str, Any]]) -> Health:
-    """What the last check of the student showed."""
-    checks = [line for line in lines if "monitor_luminance" in line]
-    if not checks:
-        return Health("unknown", "the student has not been checked yet.")
-    names = [name for name in checks[-1] if name.startswith("monitor_")]
-    problems = warnings({name.removeprefix("monitor_"): checks[-1][name] for name in names})
-    if problems:
-        return Health("bad", " ".join(problems))
-    return Health(
-        "good", "at the last check motion, exposure and diversity were close to the teacher's."
-    )
+def _hero(
+    folder: RunFolder, evaluation: dict[str, Any] | None, parts: Sequence[Segment], blurred: bool
+) -> tuple[list[dict[str, Any]], str]:
+    """The clips of the first screen: the finished student's, or else the latest previews."""
+    pairs = finished_pairs(folder, evaluation) if evaluation else []
+    if pairs:
+        return pairs, "The finished student, on prompts and noise that it never saw in training"
+    return latest_pairs(parts, blurred)
 
 
-def quality(evaluation: dict[str, Any], steps: int) -> dict[str, str] | None:
-    """The student that samples in `steps` steps beside its teacher: quality and speed, where sets
-    of samples were compared.
-    """
-    if "gap_closed" not in evaluation:
+def _sides(config: Config) -> dict[str, str]:
+    """What stands below the clips of each side."""
+    rows = summary.samplers(config)
+    sides = dict(teacher=rows.paired, few=rows.few_guided, student=rows.students[-1])
+    names = dict(teacher="teacher", few="few steps", student="student")
+    return {who: f"{names[who]} · {row.evaluations(config)} evals" for who, row in sides.items()}
+
+
+def _table(evaluation: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The evaluation's rows as text, each cell with how it compares with the yardstick."""
+    if evaluation is None:
         return None
-    rows = {row["sampler"]: row["seconds_per_sample"] for row in evaluation["rows"]}
-    teacher = evaluation["rows"][0]["seconds_per_sample"]
-    student = rows[f"student {steps}"]
-    return dict(
-        gap_closed=f"{evaluation['gap_closed']:.0%}",
-        speedup=f"{teacher / student:.1f}",
-        teacher_seconds=f"{teacher:.3g}",
-        student_seconds=f"{student:.3g}",
-    )
+    words = " ".join([in_words(evaluation), *remarks(evaluation)])
+    return dict(**marked_cells(evaluation), words=words)
 
 
-def table(evaluation: dict[str, Any]) -> dict[str, Any]:
-    """The evaluation's rows as text."""
-    return dict(
-        titles=cells(evaluation)[0],
-        rows=cells(evaluation)[1:],
-        samples=evaluation["samples"],
-    )
+def _warnings(parts: Sequence[Segment]) -> list[tuple[str, str]]:
+    """(where, what) of every warning of the checks."""
+    return [
+        (part.at(line), " ".join(problems))
+        for part in parts
+        for line in part.lines
+        if (problems := part.problems(line))
+    ]
 
 
-# ------------------------------------------------------------------------------------------- clips
+def _workflows(folder: RunFolder) -> list[tuple[str, str, str]]:
+    """(name of the program, file name, data address) of each workflow that was written."""
+    files = {"ComfyUI": folder.workflow, "ComfyUI-WanVideoWrapper": folder.wrapper_workflow}
+    return [
+        (program, file.name, embedded(file.read_bytes(), "application/json"))
+        for program, file in files.items()
+        if file.exists()
+    ]
 
 
-def clips(folder: RunFolder) -> list[dict[str, Any]]:
-    """Per expert and prompt: the teacher, the student at first and the student now."""
-    prompts = json.loads(_text(folder.preview_prompts) or "[]")
-    blocks: list[dict[str, Any]] = []
-    for expert, title in CLIP_TITLES.items():
-        rows = [
-            dict(
-                prompt=prompts[row.prompt] if row.prompt < len(prompts) else "", clips=figures(row)
-            )
-            for row in preview_clips(folder, expert)
-        ]
-        if rows:
-            blocks.append(dict(title=title, rows=rows))
-    return blocks
+def _facts(
+    config: Config, spent: dict[str, Any], evaluation: dict[str, Any] | None
+) -> list[tuple[str, str]]:
+    """Names and values of what else a reader asks for."""
+    packages = ", ".join(f"{name} {number}" for name, number in package_versions().items())
+    clip = f"{config.num_frames} frames of {config.width} × {config.height} pixels"
+    found = [
+        ("Method", config.method_title),
+        ("Clips", f"{clip}, {config.fps} frames per second"),
+        ("Seed", f"{config.seed}"),
+        ("Began", _time(spent.get("began"))),
+        ("Finished", _time(spent.get("finished"))),
+        ("Device", f"{spent['processes']} × {spent['device']}" if spent else ""),
+        ("Versions", f"Python {platform.python_version()}, {packages}; {platform.system()}"),
+    ]
+    if evaluation:
+        found.insert(3, ("Seed of the evaluation", f"{evaluation['eval_seed']}"))
+    return [(name, value) for name, value in found if value]
 
 
-def figures(row: PromptClips) -> list[dict[str, str]]:
-    """The clips of one prompt that are shown, each with its label."""
-    updates = list(row.student)
-    shown = {f"student after {n} updates": row.student[n] for n in (updates[0], updates[-1])}
-    if row.teacher:
-        shown = {TEACHER_CLIP: row.teacher} | shown
-    return [dict(label=label, data=_embedded(file, "video/mp4")) for label, file in shown.items()]
+def _time(text: str | None) -> str:
+    return (text or "").replace("T", " ").replace("Z", " UTC")

@@ -8,8 +8,6 @@ taken clip by clip, so that one decoded clip is in memory.
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -21,14 +19,18 @@ from wan_distill.data.first_frames import Prompt, text_of
 from wan_distill.data.run import Run
 from wan_distill.data.samples import SampleRequest, SampleStore
 from wan_distill.data.solving import solve_missing
+from wan_distill.layout import FEW_CLIP, STUDENT_CLIP, TEACHER_CLIP
 from wan_distill.maths.distances import diversity, picture_statistics, sharpness
 from wan_distill.maths.sigmas import sigma_grid
 from wan_distill.model.loading import decode
 from wan_distill.planning.work import evaluations
+from wan_distill.results.comparison import clip_list, interval_95, ratio_error
 from wan_distill.results.optical_flow import flow_magnitude, is_available
+from wan_distill.results.recorded import clear_clips, record, will_be_shown
+from wan_distill.results.table import sentence
+from wan_distill.results.timing import Way, seconds_per_sample
 from wan_distill.settings.config import BASELINE_STEPS, Config
 from wan_distill.settings.sample_specs import SampleSpec
-from wan_distill.system.files import write_atomically
 from wan_distill.system.pictures import contact_sheet, write_video
 
 SEEDS = 2  # per prompt: the fewest that show whether samples differ
@@ -48,6 +50,10 @@ class Row:
     @property
     def steps(self) -> int:
         return len(self.spec.sigmas) - 1
+
+    @property
+    def guided(self) -> bool:
+        return self.spec.sampler == "teacher"
 
 
 def rows(config: Config) -> list[Row]:
@@ -95,54 +101,94 @@ class PairedEvaluation:
         stores = {row.name: SampleStore(self.run, row.spec, self.prompts) for row in compared}
         wanted = frozenset(self.indices)
         solve_missing(self.run, [SampleRequest(store, wanted) for store in stores.values()])
+        seconds: dict[str, float] = {}
+        if self.run.runtime.samples_student():
+            ways = {
+                row.name: Way(row.spec.sampler, row.spec.sigmas, row.guided) for row in compared
+            }
+            seconds = seconds_per_sample(self.run, ways, self.prompts)
         if not self.run.runtime.is_main:
             return None
         latents = {name: self._latents(store) for name, store in stores.items()}
+        result = self._compare(compared, latents, seconds)
+        record(self.run, result)
+        return result
+
+    def _compare(
+        self,
+        compared: Sequence[Row],
+        latents: dict[str, list[Tensor]],
+        seconds: dict[str, float],
+    ) -> dict[str, Any]:
+        """The table as JSON-ready values; the videos are written on the way."""
         pictures = self._pictures(latents)
         reference = compared[0].name
-        table = [self._line(row, reference, latents, pictures) for row in compared]
-        result = dict(
-            kind="paired",
+        table = [
+            self._line(row, reference, latents, pictures)
+            | dict(seconds_per_sample=seconds[row.name])
+            for row in compared
+        ]
+        few, best = compared[1].name, f"student {self.run.config.grid_steps}"
+        own, others = (distances(latents[name], latents[reference]) for name in (best, few))
+        nearer = 1 - own.mean() / others.mean()
+        return dict(
+            kind="pairs",
             rows=table,
             sentence=sentence(table, self.run.config.grid_steps),
+            nearer=float(nearer),
+            nearer_interval=interval_95(float(nearer), ratio_error(own, others)),
             samples=len(self.indices),
             prompts=len(self.prompts),
             eval_seed=self.run.config.eval_seed,
+            clips=clip_list(self._texts(), own, others),
         )
-        write_atomically(self.run.folder.evaluation, json.dumps(result, indent=1).encode())
-        return result
+
+    def _texts(self) -> list[str]:
+        """The prompt of each clip."""
+        return [text_of(self.prompts[i % len(self.prompts)]) for i in self.indices]
 
     def _latents(self, store: SampleStore) -> list[Tensor]:
         """x0 [C, F, H, W] of each sample, on the CPU."""
         return [store.at([i], store.spec.stored)[0].cpu() for i in self.indices]
 
     def _pictures(self, latents: dict[str, list[Tensor]]) -> dict[str, list[dict[str, float]]]:
-        """Statistics of each decoded clip; writes the pairs' videos and the contact sheet."""
+        """Statistics of each decoded clip; writes the videos and the contact sheet."""
         vae = self.run.teacher.load_vae()
         statistics: dict[str, list[dict[str, float]]] = {name: [] for name in latents}
-        shown: dict[str, list[Tensor]] = {name: [] for name in latents}
-        reference, student = next(iter(latents)), f"student {self.run.config.grid_steps}"
+        sheet: dict[str, list[Tensor]] = {name: [] for name in latents}
+        shown = will_be_shown(self.run.folder, len(self.indices))
         for i in self.indices:
-            beside: dict[str, Tensor] = {}
-            for name, clips in latents.items():
-                frames = decode(vae, clips[i][None], 1)
-                prompt = self.prompts[i % len(self.prompts)]
+            clips: dict[str, Tensor] = {}
+            prompt = self.prompts[i % len(self.prompts)]
+            for name, of_row in latents.items():
+                frames = decode(vae, of_row[i][None], 1)
                 given = self.run.first_frame_statistics([prompt], frames)
                 statistics[name].append(_statistics(frames) | given)
                 if i < COMPARED:
                     chosen = torch.linspace(0, frames.shape[1] - 1, FRAMES).round().long()
-                    shown[name].append(frames[0, chosen])
-                if name in (reference, student):
-                    beside[name] = frames[0]
-            pair = torch.cat([beside[reference], beside[student]], dim=2)
-            file = self.run.folder.pairs / f"{i:02d}.mp4"
-            write_video(file, pair.numpy(), self.run.config.fps)
-        prompts = [
-            text_of(self.prompts[i % len(self.prompts)]) for i in range(len(shown[reference]))
-        ]
-        sheets = {name: torch.stack(clips) for name, clips in shown.items()}
-        contact_sheet(self.run.folder.comparison, sheets, prompts)
+                    sheet[name].append(frames[0, chosen])
+                clips[name] = frames[0]
+            if shown:
+                self._write_videos(i, clips)
+        if shown:
+            stacked = {name: torch.stack(clips) for name, clips in sheet.items()}
+            contact_sheet(self.run.folder.comparison, stacked, self._texts()[:COMPARED])
         return statistics
+
+    def _write_videos(self, sample: int, clips: dict[str, Tensor]) -> None:
+        """The clips [F, H, W, 3] of one sample by row: teacher and student as one video, and each
+        side as its own.
+        """
+        if sample == 0:
+            clear_clips(self.run.folder)
+        reference, few, *_ = clips
+        student = f"student {self.run.config.grid_steps}"
+        fps = self.run.config.fps
+        pair = torch.cat([clips[reference], clips[student]], dim=2)
+        write_video(self.run.folder.pairs / f"{sample:02d}.mp4", pair.numpy(), fps)
+        sides = {reference: TEACHER_CLIP, few: FEW_CLIP, student: STUDENT_CLIP}
+        for name, who in sides.items():
+            write_video(self.run.folder.clip(who, sample), clips[name].numpy(), fps)
 
     def _line(
         self,
@@ -153,17 +199,13 @@ class PairedEvaluation:
     ) -> dict[str, Any]:
         """What the table says of one row, in relation to the row called `reference`."""
         own, base = pictures[row.name], pictures[reference]
-        distances = [
-            float((a - b).square().mean().sqrt())
-            for a, b in zip(latents[row.name], latents[reference], strict=True)
-        ]
         count = len(self.prompts)
         spread = diversity(torch.stack(latents[reference]), count)
         return dict(
             sampler=row.name,
             steps=row.steps,
             evaluations=evaluations(self.run.config, self.run.info, row.spec),
-            paired_distance=sum(distances) / len(distances),
+            paired_distance=float(distances(latents[row.name], latents[reference]).mean()),
             **{name: _mean(own, name) / _mean(base, name) for name in RATIOS if name in base[0]},
             luminance_drift=_mean(own, "luminance") - _mean(base, "luminance"),
             diversity=diversity(torch.stack(latents[row.name]), count) / spread,
@@ -176,20 +218,11 @@ def _statistics(frames: Tensor) -> dict[str, float]:
     return values | dict(optical_flow=flow_magnitude(frames[0])) if is_available() else values
 
 
+def distances(clips: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:
+    """The root mean square [N] of the difference of each pair of latents."""
+    pairs = zip(clips, others, strict=True)
+    return torch.stack([(a - b).square().mean().sqrt() for a, b in pairs])
+
+
 def _mean(clips: list[dict[str, float]], name: str) -> float:
     return sum(clip[name] for clip in clips) / len(clips)
-
-
-def sentence(table: list[dict[str, Any]], steps: int) -> str:
-    """The comparison in words."""
-    by_name = {line["sampler"]: line for line in table}
-    student, few = by_name[f"student {steps}"], table[1]
-    nearer = "nearer to" if student["paired_distance"] < few["paired_distance"] else "farther from"
-    moves = "" if math.isnan(student["motion"]) else f"move {student['motion']:.2f} times as much, "
-    return (
-        f"In {steps} steps without guidance the student's clips {moves}are "
-        f"{student['sharpness']:.2f} times as sharp and {student['diversity']:.2f} times as "
-        f"diverse as its teacher's, and are {nearer} them (distance "
-        f"{student['paired_distance']:.3f}) than the teacher's own {few['steps']} guided steps are "
-        f"({few['paired_distance']:.3f})."
-    )

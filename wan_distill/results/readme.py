@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from wan_distill.layout import RunFolder
 from wan_distill.results.elsewhere import elsewhere
+from wan_distill.results.progress import exported_updates
 from wan_distill.results.snippet import snippet
 from wan_distill.results.table import as_markdown
 from wan_distill.results.workflows import write_workflows
@@ -48,7 +49,8 @@ def describe_results(
         written=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         teacher=teacher.info.fingerprint(),
         text_encoder=verdict.to_json(),
-        evaluation=evaluation,
+        # What is known of each clip stands in evaluation.json.
+        evaluation={k: v for k, v in (evaluation or {}).items() if k != "clips"} or None,
     )
     write_atomically(folder.run_json, json.dumps(run, indent=1, ensure_ascii=False).encode())
     write_workflows(config, teacher.info, folder)
@@ -74,7 +76,11 @@ def readme(
     experts = tuple(e for e in info.experts if files.has_student(e))
     steps = " or ".join(map(str, config.sampling_steps))
     what = f"all weights, {config.student_layers} blocks," if config.whole_student else "LoRA"
-    listed = [f"- `{files.student(e).name}`: {what} of the {e}-noise expert" for e in experts]
+    listed = [
+        f"- `{files.student(e).name}`: {what} of the {e}-noise expert"
+        + (f", after {n} updates" if (n := exported_updates(files, e)) is not None else "")
+        for e in experts
+    ]
     sigmas = ", ".join(f"{sigma:.4f}" for sigma in config.sigmas()[:-1])
     listed.append(f"- `{files.scheduler.name}/`: the sampler it was trained for (sigmas {sigmas})")
     if config.save_merged and not repository:

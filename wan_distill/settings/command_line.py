@@ -127,6 +127,8 @@ def _options(field: dataclasses.Field, kind: type) -> dict[str, Any]:
             about += f" (default {field.default})"
     if field.metadata["repeated"]:
         options["action"] = "append"
+    if field.metadata["optional"] is not None:
+        options |= dict(nargs="?", const=field.metadata["optional"], metavar="PORT")
     return options | dict(help=about.replace("%", "%%"))
 
 

@@ -30,6 +30,7 @@ def flag(
     parse: Callable[[str], Any] | None = None,
     free: bool = False,
     repeated: bool = False,
+    optional: Any = None,
 ) -> Any:
     """A dataclass field that is also the command-line flag `--<field name>`.
 
@@ -40,6 +41,7 @@ def flag(
         alias: other names of the flag.
         parse: text -> value, where the field's type alone does not say how.
         repeated: whether the flag may be given several times; its values are then a tuple.
+        optional: the value where the flag is given without one; None: it needs one.
         free: whether the value may differ between a run and its continuation. Everything that
             decides what an update does, or which weights are exported, is not free.
     """
@@ -51,6 +53,7 @@ def flag(
         parse=parse,
         free=free,
         repeated=repeated,
+        optional=optional,
     )
     return dataclasses.field(default=default, metadata=about)
 

@@ -168,6 +168,13 @@ class OperationSettings:
         OUTPUT,
         free=True,
     )
+    serve: int | None = flag(
+        None,
+        "show the page at http://127.0.0.1:PORT while the run goes on (default port: 8765)",
+        OUTPUT,
+        optional=8765,
+        free=True,
+    )
     fps: int = flag(16, "frames per second of the videos (Wan: 16)", OUTPUT, free=True)
     report_to: str = flag(
         "none",

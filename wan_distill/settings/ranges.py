@@ -57,6 +57,8 @@ NOT_NEGATIVE = (
     "validation_steps",
 )
 
+LAST_PORT = 65535
+
 
 def check_values(config: Config) -> None:
     """Ranges that hold for every teacher. Raises UsageError."""
@@ -69,6 +71,8 @@ def check_values(config: Config) -> None:
             raise UsageError(f"--{name} {value}: must be greater than 0")
         if name == "eval_samples" and value < 2:
             raise UsageError(f"--{name} {value}: diversity needs two samples of a prompt; give 2")
+        if name == "serve" and not 0 <= value <= LAST_PORT:
+            raise UsageError(f"--{name} {value}: is no port; give one from 1024 to {LAST_PORT}")
         if name in FRACTIONS and not 0 <= value < 1:
             raise UsageError(f"--{name} {value}: must be at least 0 and below 1")
         if name in NOT_NEGATIVE and value < 0:

@@ -2,12 +2,13 @@
 
 from wan_distill.training.learner import Learner, make_learners
 from wan_distill.training.metrics import Metrics, Tracker
-from wan_distill.training.monitor import Monitor
+from wan_distill.training.monitor import Exported, Monitor
 from wan_distill.training.previews import Previews, validation_prompts
 from wan_distill.training.rehearsal import rehearse
 from wan_distill.training.resume import Progress, check_resume, identity
 
 __all__ = [
+    "Exported",
     "Learner",
     "Metrics",
     "Monitor",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -115,17 +115,17 @@ class Learner:
             else {name: p.detach() for name, p in self.parameters.items()}
         )
 
-    @contextmanager
-    def shipped(self) -> Iterator[None]:
+    def shipped(self) -> AbstractContextManager[None]:
         """Inside, the parameters are those that `exported` would ship."""
-        held = (
-            {name: p.detach().clone() for name, p in self.parameters.items()}
-            if self.averages
-            else {}
-        )
+        return self.holding(self.average)
+
+    @contextmanager
+    def holding(self, weights: Named) -> Iterator[None]:
+        """Inside, the parameters are `weights`; those that it does not name stay as they are."""
+        held = {name: self.parameters[name].detach().clone() for name in weights}
         try:
-            for name in held:
-                self.parameters[name].data.copy_(self.average[name])
+            for name, tensor in weights.items():
+                self.parameters[name].data.copy_(tensor)
             yield
         finally:
             for name, p in held.items():

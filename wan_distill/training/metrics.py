@@ -15,10 +15,12 @@ from torch import Tensor
 
 from wan_distill.errors import UsageError, one_line
 from wan_distill.layout import RunFolder
+from wan_distill.maths.sigmas import Expert
 from wan_distill.methods import make_method
 from wan_distill.settings.config import Config
 from wan_distill.system.files import write_atomically
 from wan_distill.system.runtime import Runtime
+from wan_distill.training.videos import log_videos
 
 
 class Tracker:
@@ -37,6 +39,8 @@ class Tracker:
             for expert in stage.experts:
                 self.before[stage.method, expert] = total
                 total += make_method(stage, expert).updates(stage.max_train_steps)
+        self.total = total
+        """Updates of all roles in the whole job."""
         if config.report_to == "none" or not runtime.is_main:
             return
         kind = LOGGER_TYPE_TO_CLASS[config.report_to]
@@ -60,6 +64,32 @@ class Tracker:
             prefix = f"{stage.method}/{expert}" if self.staged else expert
             values = {f"{prefix}/{k}": v for k, v in line.items() if k not in ("expert", "step")}
             self.tracker.log(values, step=self.before[stage.method, expert] + line["step"])
+
+    def log_clips(self, stage: Config, expert: Expert, step: int, updates: int) -> None:
+        """The clips of the student after `updates` of its updates, `step` of all roles, where this
+        tracker shows moving pictures.
+        """
+        if not self.tracker:
+            return
+        place = RunFolder(Path(stage.output_dir)).previews
+        files = sorted(place.glob(f"{expert}-{updates:06d}-*.mp4"))
+        prefix = f"{stage.method}/{expert}" if self.staged else expert
+        clips = {f"{prefix}/clip {file.stem.split('-')[-1]}": file for file in files}
+        log_videos(self.tracker, clips, self.before[stage.method, expert] + step)
+
+    def log_evaluation(self, evaluation: dict[str, Any] | None) -> None:
+        """The evaluation's table, at the end of all updates."""
+        if not self.tracker or evaluation is None:
+            return
+        values = {
+            f"evaluation/{row['sampler']}/{name}": value
+            for row in evaluation["rows"]
+            for name, value in row.items()
+            if isinstance(value, (int, float))
+        }
+        if "gap_closed" in evaluation:
+            values["evaluation/gap_closed"] = evaluation["gap_closed"]
+        self.tracker.log(values, step=self.total)
 
     def finish(self) -> None:
         if self.tracker:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -29,22 +29,25 @@ from wan_distill.maths.distances import (
     scores_without_each,
     standard_error,
 )
+from wan_distill.maths.health import warnings
 from wan_distill.maths.sigmas import Expert
 from wan_distill.model.denoiser import Denoiser
 from wan_distill.model.loading import decode
+from wan_distill.settings.recipes import recipe_of
 from wan_distill.system.files import hash_tensors, write_tensors
 from wan_distill.training.learner import Learner
 from wan_distill.training.phase_clips import PhaseClips
 
 SEEDS = 2  # per prompt: the fewest that show whether samples differ
 DECODED = 32  # clips per check that become pictures; score and diversity are of all latents
-# Limits of a healthy student, as ratios to the teacher; of luminance: the difference.
-FROZEN = 0.6
-COLLAPSED = 0.6
-UNFAITHFUL = 1.5
-OVEREXPOSED = 0.1
-OVERSATURATED = 1.4
 SEEN = "seen"  # metadata of the stored weights, as JSON
+
+
+class Exported(NamedTuple):
+    """One expert's student as it is exported: its tensors, and the updates that made them."""
+
+    weights: dict[str, Tensor]
+    updates: int
 
 
 class Monitor:
@@ -97,12 +100,14 @@ class Monitor:
         if (change := learner.update_norm()) is not None:
             values["update_norm"] = change
         # Before training it is the bare base in few steps: nothing to warn of.
-        problems = warnings(values) if learner.done else []
+        has_critic = "fake_score" in recipe_of(self.run.config).roles(self.run.config)
+        problems = warnings(values, has_critic) if learner.done else []
         self._keep(scores, bool(problems), learner)
         for problem in problems:
             self.run.runtime.say(
                 f"\nWarning, {self.expert} expert after {learner.done} updates: {problem}"
             )
+        values["updates"] = learner.done
         return {f"monitor_{name}": value for name, value in values.items()}
 
     def _left_out(self) -> int:
@@ -148,10 +153,10 @@ class Monitor:
         elif self.run.runtime.is_main:
             self.file.unlink()
 
-    def exported(self, learner: Learner) -> dict[str, Tensor]:
-        """The weights to export: those that the checks chose, or the last without any check."""
+    def exported(self, learner: Learner) -> Exported:
+        """What to export: the weights that the checks chose, or the last without any check."""
         if not self.on or not self.file.exists():
-            return learner.exported()
+            return Exported(learner.exported(), learner.done)
         weights, about = self._stored()
         score, best, updates = about["score"], about["best"][0], about["updates"]
         self.run.runtime.say(
@@ -164,7 +169,7 @@ class Monitor:
                 f"Warning, {self.expert} expert: training brought it no nearer to the teacher than "
                 "it began. Try a lower --learning_rate, or another --method."
             )
-        return weights
+        return Exported(weights, updates)
 
     def _stored(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The stored weights, and what `_keep` wrote about them. Raises UsageError where the file
@@ -182,38 +187,3 @@ class Monitor:
                 "file and run again, and the best from there on are exported"
             ) from error
         return weights, about
-
-
-def warnings(values: dict[str, float]) -> list[str]:
-    """What is going wrong, in plain words, and what to do."""
-    problems = []
-    if values.get("motion", 1.0) < FROZEN:
-        problems.append(
-            f"the student freezes: its clips move {values['motion']:.2f} times as much as the "
-            "teacher's. Lower --learning_rate, or begin from a trajectory student "
-            "(--init_student_from)."
-        )
-    if values.get("departure", 1.0) < FROZEN:
-        problems.append(
-            f"the student holds on to the picture: its clips leave it {values['departure']:.2f} "
-            "times as far as the teacher's. Lower --learning_rate, or begin from a trajectory "
-            "student (--init_student_from)."
-        )
-    if values.get("first_frame", 1.0) > UNFAITHFUL:
-        problems.append(
-            f"the student does not begin with the picture: its first frames are "
-            f"{values['first_frame']:.2f} times as far from it as the teacher's. Lower "
-            "--learning_rate, or train for longer."
-        )
-    if values["luminance"] > OVEREXPOSED or values.get("saturation", 1.0) > OVERSATURATED:
-        problems.append(
-            f"the student over-exposes: luminance {values['luminance']:+.2f}, saturation "
-            f"{values.get('saturation', 1.0):.2f} times the teacher's. Stop earlier, lower "
-            "--learning_rate or the guidance scales."
-        )
-    if values.get("diversity", 1.0) < COLLAPSED:
-        problems.append(
-            f"the student collapses: samples of one prompt differ {values['diversity']:.2f} times "
-            "as much as the teacher's. Raise --diversity_weight or --critic_updates."
-        )
-    return problems

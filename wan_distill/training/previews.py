@@ -23,6 +23,7 @@ from wan_distill.settings.config import Config
 from wan_distill.system.files import write_atomically
 from wan_distill.system.pictures import write_video
 from wan_distill.training.learner import Learner
+from wan_distill.training.monitor import Exported
 from wan_distill.training.phase_clips import PhaseClips
 
 # Of the time since training began; previews that would take more are left out.
@@ -57,6 +58,8 @@ class Previews:
         self.spent = 0.0
         self.left_out = False
         self.teacher_shown = False
+        self.shown: set[int] = set()
+        """numbers of updates of which there are clips"""
 
     @property
     def on(self) -> bool:
@@ -94,7 +97,29 @@ class Previews:
             self._save_teacher()
         with learner.shipped():
             self._save(f"{learner.done:06d}", self.clips.student_x0(denoiser))
+        self.shown.add(learner.done)
         self.spent += time.perf_counter() - started
+
+    @torch.no_grad()
+    def write_exported(self, denoiser: Denoiser, learner: Learner, exported: Exported) -> None:
+        """Writes the clips of the student that is exported, where there are none of that update."""
+        if not self.on or not self.run.runtime.samples_student():
+            return
+        if exported.updates in self.shown:
+            return
+        if not self.teacher_shown:
+            self._save_teacher()
+        with learner.holding(exported.weights):
+            self._save(f"{exported.updates:06d}", self.clips.student_x0(denoiser))
+
+    def resume(self, updates: int) -> None:
+        """Takes up the clips of an interrupted run; those of updates that are made anew go."""
+        for file in self.run.folder.previews.glob(f"{self.expert}-*"):
+            number = file.name.split("-")[1]
+            if number.isdecimal() and int(number) <= updates:
+                self.shown.add(int(number))
+            elif number.isdecimal() and self.run.runtime.is_main:
+                file.unlink()
 
     def _save_teacher(self) -> None:
         if self.run.runtime.is_main:

@@ -1,0 +1,108 @@
+"""What a job has taken so far: seconds by part, and its peak of memory.
+
+Kept in one file, which goes on over interruptions: `{"seconds": {part: seconds}, "now": part or
+null, "finished": time or null, "began": time, "peak_bytes": n, "device": "NVIDIA H100", "gpu":
+true, "processes": 1}`. Times are like 2026-11-26T12:00:00Z.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from wan_distill.system.files import write_atomically
+from wan_distill.system.runtime import Runtime
+
+SAVED_EVERY = 10.0  # seconds, at least, between writes while a part goes on
+
+
+class Spent:
+    """Counts the seconds of the parts of a job. Parts may be nested: only the innermost counts.
+
+    Args:
+        file: where the counts are kept; those of an earlier run of the same job are added to.
+    """
+
+    def __init__(self, file: Path, runtime: Runtime):
+        self.file = file
+        self.is_main = runtime.is_main
+        on_gpu = runtime.device.type == "cuda"
+        title = torch.cuda.get_device_name(runtime.device) if on_gpu else runtime.device.type
+        self.about: dict[str, Any] = dict(seconds={}, peak_bytes=0, began=_now())
+        self.about |= read_spent(file)
+        self.about |= dict(device=title, gpu=on_gpu, processes=runtime.processes)
+        self.about |= dict(now=None, finished=None)
+        self.open: list[str] = []
+        self.since = time.perf_counter()
+        self.saved = 0.0
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Inside, time is counted as `name`'s, after an error too."""
+        self._count()
+        self.open.append(name)
+        self.save()
+        try:
+            yield
+        finally:
+            self._count()
+            self.open.pop()
+            self.save()
+
+    def _count(self) -> None:
+        now = time.perf_counter()
+        if self.open:
+            seconds = self.about["seconds"]
+            seconds[self.open[-1]] = seconds.get(self.open[-1], 0.0) + now - self.since
+        self.since = now
+
+    def tick(self) -> None:
+        """Counts and writes now and then, so that a kill loses little."""
+        if time.perf_counter() - self.saved > SAVED_EVERY:
+            self._count()
+            self.save()
+
+    def save(self) -> None:
+        """Writes the file, on the main process."""
+        self.saved = time.perf_counter()
+        self.about["peak_bytes"] = max(self.about["peak_bytes"], peak_bytes())
+        self.about["now"] = self.open[-1] if self.open else None
+        if self.is_main:
+            write_atomically(self.file, json.dumps(self.about, indent=1).encode())
+
+    def finish(self) -> None:
+        """Notes that the job is done."""
+        self.about["finished"] = _now()
+        self.save()
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def read_spent(file: Path) -> dict[str, Any]:
+    """What `Spent` wrote; nothing where there is no such file."""
+    if not file.exists():
+        return {}
+    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return content
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has had: of its GPU, otherwise of the host."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource  # not on Windows
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else peak * 1024)
