@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import json
 import shutil
 import sys
@@ -554,6 +555,15 @@ def test_an_old_diffusers_is_told_what_gives_the_sigmas(
     monkeypatch.delitem(sys.modules, "wan_distill.results.sampling")
     said = refused(capsys, "--student", str(trained), "--prompt", PROMPT)
     assert f"diffusers {version}: " in said and reason in said
+
+
+def test_a_missing_diffusers_is_one_line(trained, capsys, monkeypatch):
+    def missing(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr("importlib.metadata.version", missing)
+    said = refused(capsys, "--student", str(trained), "--prompt", PROMPT)
+    assert "diffusers: not installed; pip install -r requirements.txt" in said
 
 
 @pytest.mark.parametrize("version", ["0.41.0", "0.42.1", "1.0.0.dev0"])

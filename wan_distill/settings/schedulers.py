@@ -16,10 +16,13 @@ DTYPE = Version("0.41")  # reads `dtype`; before, only `torch_dtype` is
 
 
 def check_diffusers(student: Mapping[str, Any]) -> None:
-    """Raises UsageError where the installed diffusers is too old to sample with, saying what gives
-    the sigmas of `student` (its metadata) in that version.
+    """Raises UsageError where the installed diffusers is missing, or too old to sample with, saying
+    what gives the sigmas of `student` (its metadata) in that version.
     """
-    installed = importlib.metadata.version("diffusers")
+    try:
+        installed = importlib.metadata.version("diffusers")
+    except importlib.metadata.PackageNotFoundError as error:
+        raise UsageError("diffusers: not installed; pip install -r requirements.txt") from error
     version = Version(installed)
     if version >= DTYPE:
         return
