@@ -21,6 +21,7 @@ from wan_distill.settings.lora_sources import expert_of_file
 from wan_distill.settings.other_names import command_name
 from wan_distill.system.console import escape_unencodable
 from wan_distill.system.disk_errors import describe_disk_error
+from wan_distill.system.notices import keep_notices, print_kept
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -61,7 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit code: 0 done, 2 bad input, 1 a disk that does not read or write."""
+    """Exit code: 0 done, 2 bad input, 130 stopped by Ctrl-C, 1 a disk that fails."""
     escape_unencodable()
     try:
         return run(build_parser().parse_args(argv))
@@ -74,6 +75,9 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("Stopped.", file=sys.stderr)
         return INTERRUPTED
+    except Exception:
+        print_kept()
+        raise
 
 
 def run(args: argparse.Namespace) -> int:
@@ -91,7 +95,8 @@ def run(args: argparse.Namespace) -> int:
     if args.rank < 1:
         raise UsageError(f"--rank {args.rank}: must be greater than 0")
 
-    from wan_distill.model import lora_conversion  # torch is imported once the flags are right
+    with keep_notices():
+        from wan_distill.model import lora_conversion  # torch is imported once the flags are right
 
     if args.extract:
         base, tuned = map(Path, args.extract)
