@@ -36,12 +36,12 @@ from wan_distill.settings.command_line import parse_args
 FIRST = "trajectory"
 PUBLISHED = ("--method", "dmd", "--real_score", "guided")
 MIDDLE = ("--method", "trajectory", "--max_train_steps", "300", "--train_batch_size", "16")
-# The counts of large teachers, of both stages.
+# The counts of large teachers.
 SHORT = (
     *("--method", "trajectory", "--max_train_steps", "130"),
     *("--num_trajectories", "256", "--train_batch_size", "16"),
 )
-FEW = (
+FEW = (  # of updates: what large teachers had until the table was made
     *("--max_train_steps", "12", "--ema_start", "4", "--monitor_steps", "4"),
     *("--critic_warmup_steps", "12"),
 )

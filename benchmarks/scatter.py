@@ -8,7 +8,8 @@ from html import escape
 from typing import NamedTuple
 
 WIDTH, HEIGHT = 900, 520
-LEFT, RIGHT, TOP, BOTTOM = 70, 200, 20, 50
+LEFT, RIGHT, TOP, BOTTOM = 70, 300, 30, 50
+LINE = 18  # pixels of a line of the legend
 TICKS = 5
 
 
@@ -23,7 +24,7 @@ class Point(NamedTuple):
 
 
 def scatter(points: Sequence[Point], across: str, up: str) -> str:
-    """The points as an SVG picture, x on a logarithmic axis.
+    """The points as an SVG picture, numbered as in the legend beside it, the highest first.
 
     Args:
         across, up: what the axes show.
@@ -45,7 +46,7 @@ def scatter(points: Sequence[Point], across: str, up: str) -> str:
         'font-family="sans-serif" font-size="12">',
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>',
         f'<text x="{LEFT}" y="{HEIGHT - 12}">{escape(across)} (logarithmic)</text>',
-        f'<text x="8" y="{TOP - 6}">{escape(up)}</text>',
+        f'<text x="8" y="{TOP - 16}">{escape(up)}</text>',
     ]
     for i in range(TICKS):
         x = math.exp(left + (right - left) * i / (TICKS - 1))
@@ -54,10 +55,14 @@ def scatter(points: Sequence[Point], across: str, up: str) -> str:
         parts.append(f'<text x="{px - 20}" y="{HEIGHT - BOTTOM + 18}">{x:,.0f}</text>')
         parts.append(f'<text x="20" y="{py}">{y:.3f}</text>')
         parts.append(f'<path d="M{LEFT} {py}H{WIDTH - RIGHT}" stroke="#ddd"/>')
-    for point in points:
+    for number, point in enumerate(sorted(points, key=lambda point: -point.y), start=1):
         x, y = place(point.x, point.y)
         low, high = place(point.x, point.low)[1], place(point.x, point.high)[1]
         parts.append(f'<path d="M{x} {low}V{high}" stroke="#999"/>')
         parts.append(f'<circle cx="{x}" cy="{y}" r="4" fill="#1f5fbf"/>')
-        parts.append(f'<text x="{x + 7}" y="{y + 4}">{escape(point.label)}</text>')
+        parts.append(f'<text x="{x + 6}" y="{y - 3}">{number}</text>')
+        parts.append(
+            f'<text x="{WIDTH - RIGHT + 20}" y="{TOP + LINE * number}">{number}  '
+            f"{escape(point.label)}</text>"
+        )
     return "\n".join([*parts, "</svg>"]) + "\n"

@@ -108,10 +108,10 @@ DMD = EVERY_METHOD | {
 # What changes where a student is refined (--init_student_from): at full rate, or judged by a critic
 # that does not know that student yet, the first updates undo what it began with.
 DMD_WARM_START: Mapping[str, Default] = {
-    "max_train_steps": Default(sized(45, 12), "a refinement: most of the way is done"),
+    "max_train_steps": Default(sized(45, 16), "a refinement: most of the way is done"),
     "ema_start": Default(sized(20, 4), "the first updates are far from the end"),
     "learning_rate": Default(by_width(1e-4), "lower where a student is refined"),
-    "critic_warmup_steps": Default(sized(100, 12), "it must know the student it begins with"),
+    "critic_warmup_steps": Default(sized(100, 30), "it must know the student it begins with"),
     "critic_updates": Default(1, "more were not better (benchmarks/frontier.py)"),
     "monitor_steps": Default(sized(15, 4), "the best of these checks is exported"),
 }
