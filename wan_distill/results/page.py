@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -58,14 +59,16 @@ class Page:
             lstrip_blocks=True,
         )
         self.template = environment.get_template("page.html")
+        self.lock = threading.Lock()
 
     def write(self) -> None:
         """Writes `report.html` into the output folder."""
         write_atomically(self.folder.page, self.html().encode())
 
     def html(self) -> str:
-        """The page as it is now."""
-        return self.template.render(self.values())
+        """The page as it is now. Threads wait for each other: it makes large clips smaller."""
+        with self.lock:
+            return self.template.render(self.values())
 
     def version(self) -> str:
         """Changes with the files that the page is made of."""
