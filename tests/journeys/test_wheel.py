@@ -69,10 +69,8 @@ def run(code: str, elsewhere: Path, cwd: Path) -> str:
 
 def test_the_wheel_holds_every_package_and_its_data(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
-    code = [
-        *(REPOSITORY / "wan_distill").rglob("*.py"),
-        *(REPOSITORY / "wan_distill").rglob("*.html"),
-    ]
+    files = (REPOSITORY / "wan_distill").rglob("*.*")
+    code = [file for file in files if file.suffix in (".py", ".html", ".css", ".js")]
     expected = {file.relative_to(REPOSITORY).as_posix() for file in code}
     scripts = ("train_distillation", "sample", "test_umt5_weights", "convert_lora")
     expected |= {f"wan_distill_scripts/{script}.py" for script in scripts}
