@@ -22,6 +22,7 @@ WORLD = World(**json.loads((FOLDER / "world.json").read_text()))
 MOST_ERROR = 0.12  # of the first frames; the mean is 0.05, and the VAE alone makes 0.03
 
 
+@pytest.mark.journey  # as long as a whole run
 def test_its_clips_keep_the_picture_and_obey_the_caption():
     pipeline = WanImageToVideoPipeline.from_pretrained(FOLDER)
     pipeline.set_progress_bar_config(disable=True)

@@ -48,6 +48,7 @@ def test_what_fits_never_promises_more_than_the_card_has(a14b):
         assert float(text.split("peak ")[1].split()[0]) * 1e9 < GPUS[card].memory
 
 
+@pytest.mark.journey  # as long as a whole run
 def test_what_fits_takes_the_largest_clip_then_the_most_exact_base(a14b):
     config = config_of(a14b)
     fits = levers.what_fits(config, a14b)

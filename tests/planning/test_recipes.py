@@ -112,12 +112,14 @@ def test_there_is_one_for_each_need():
         assert load_yaml(str(file)) is not None
 
 
+@pytest.mark.journey  # as long as a whole run
 @pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
 def test_its_plan_is_the_plan(file, tmp_path):
     line = PLANNED.search(file.read_text(encoding="utf-8"))[0]
     assert line == plan_line(file, tmp_path), "python tests/planning/test_recipes.py"
 
 
+@pytest.mark.journey  # as long as a whole run
 def test_the_readme_tells_what_the_plan_does(tmp_path):
     told = README.read_text(encoding="utf-8")
     assert readme_plan(tmp_path) in told, "python tests/planning/test_recipes.py"

@@ -108,6 +108,7 @@ RANGES = {
     "fps": ABOVE_0,
     "gpu_hour_price": ABOVE_0,
     "budget": ABOVE_0,
+    "serve": (("-1", "65536"), ("0", "8765")),
 }
 NUMBERS = [name for name, kind in TYPES.items() if kind in (int, float)]
 
