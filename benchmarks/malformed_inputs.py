@@ -165,8 +165,10 @@ def malformed(
             copy = shutil.copytree(case, root / f"lost-{number}")
             tally[f"LOST: a traceback, {kind}, {copy / 'log.txt'}"] += 1
             continue
-        # Records that each run writes anew; a stored file is read, and refused, after those.
-        records = ("plan.txt", "metrics.jsonl", "encoder.json") if kind == "stored" else ()
+        # What a run writes before it reads, and refuses, a stored file: for the low expert's, the
+        # high one's further update.
+        written = ("plan.txt", "metrics.jsonl", "encoder.json", "high_noise_lora.safetensors")
+        records = written if kind == "stored" else ()
         changed = [
             f
             for f, data in before.items()
