@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 
+from wan_distill.planning.decoding import encoding_flops
 from wan_distill.planning.hardware import Hardware
 from wan_distill.planning.headline import headline
 from wan_distill.planning.parts import parts
@@ -33,6 +34,22 @@ def test_the_legs_are_in_the_order_of_time_and_take_what_is_planned(job):
     planned = sum(part.seconds(CPU) for part in parts(stages, info, 144))
     assert sum(leg.seconds for leg in legs) == pytest.approx(planned)
     assert all(leg.seconds > 0 for leg in legs if leg.name != "solve")
+
+
+def test_pictures_are_encoded_after_their_captions():
+    config = Config(teacher_path="tiny-i2v")
+    info = read_teacher(config)
+    stages = resolve_stages(config, info)
+    encode, pictures, *later = timeline(stages, info, 576, CPU)
+    assert (encode.name, pictures.name, later[0].name) == ("encode", "encode pictures", "solve")
+    # As the VAE really takes: its first layer alone makes 27 products of each of 17 x 64 x 64 x 3
+    # values for each of its channels.
+    least = 2 * 27 * 17 * 64 * 64 * 3 * info.vae["base_dim"]
+    assert 5 * least < pictures.seconds * CPU.rate / 576 < 500 * least and pictures.units == 576
+    longer = dataclasses.replace(stages[-1], num_frames=33)
+    assert encoding_flops(longer, info) == pytest.approx(
+        2 * encoding_flops(stages[-1], info), rel=0.15
+    )
 
 
 def test_samples_are_solved_by_the_first_that_reads_them(job):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from wan_distill.maths.sigmas import Expert, expert_sigmas
+from wan_distill.planning.decoding import encoding_flops
 from wan_distill.planning.hardware import Hardware
 from wan_distill.planning.memory import shape_of
 from wan_distill.planning.trace import Trace, trace
@@ -40,6 +41,7 @@ def parts(configs: Sequence[Config], info: TeacherInfo, prompts: int) -> list[Pa
     costs = [trace(shape_of(config, info)) for config in configs]
     found = [
         Part("text encoder", prompts * encoder_flops(info, last.max_sequence_length), False),
+        Part("encoding pictures", prompts * encoding_flops(last, info), False),
         Part("solving samples", solve_flops(configs, info, costs[0]), True),
     ]
     # Data-parallel processes make the same number of updates, each on its own samples.

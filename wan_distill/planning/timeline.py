@@ -23,8 +23,8 @@ def stage_name(config: Config, expert: str) -> str:
 def timeline(
     configs: Sequence[Config], info: TeacherInfo, prompts: int, hardware: Hardware
 ) -> list[Leg]:
-    """The legs of a job on `prompts` distinct prompts: encode; for each expert of each stage solve
-    and train; evaluate.
+    """The legs of a job on `prompts` distinct prompts: encode, and their pictures where there are
+    some; for each expert of each stage solve and train; evaluate.
 
     Args:
         configs: of its stages.
@@ -32,6 +32,8 @@ def timeline(
     last = configs[-1]
     seconds = {part.name: part.seconds(hardware) for part in parts(configs, info, prompts)}
     legs = [Leg("encode", seconds.get("text encoder", 0.0), prompts)]
+    if info.takes_picture:
+        legs.append(Leg("encode pictures", seconds.get("encoding pictures", 0.0), prompts))
     if not last.evaluate_only:
         legs += _training(configs, info, seconds, hardware)
     if last.evaluate or last.evaluate_only:
