@@ -91,7 +91,7 @@ def distilled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run") / "out"
     result = run(readme_commands()[1], *SHORT, f"--output_dir={folder}")
     assert result.returncode == 0, result.stderr
-    assert "embedded tiny teacher" in result.stdout and "gap closed" in result.stdout
+    assert "embedded tiny teacher" in result.stdout and "Gap closed" in result.stdout
     (folder / "stdout.txt").write_text(result.stdout, encoding="utf-8")
     return folder
 
