@@ -74,6 +74,7 @@ def test_memory_that_runs_out_ends_the_run_before_anything_is_solved(
     def full(run, expert):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a card")
     monkeypatch.setattr("wan_distill.training.rehearse", full)
     monkeypatch.setattr(train_distillation, "encode_prompts", lambda *args: (None, None))
     monkeypatch.setattr(train_distillation, "run", on_a_gpu)
