@@ -167,6 +167,21 @@ def tiny_flags(teacher: Path | str, out: Path, **changes: Any) -> list[str]:
     return flags
 
 
+def stop_at(monkeypatch: pytest.MonkeyPatch, update: int) -> None:
+    """SIGTERM arrives during the given update of the first run."""
+    from wan_distill.training.learner import Learner
+
+    real, done = Learner.update, []
+
+    def stopping(self, *given):
+        done.append(1)
+        if len(done) == update:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, *given)
+
+    monkeypatch.setattr(Learner, "update", stopping)
+
+
 @pytest.fixture
 def small_config(random_teacher: Path, tmp_path: Path) -> Callable[..., Config]:
     """Makes a resolved Config for the random teacher, a second or two of work."""

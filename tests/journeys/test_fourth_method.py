@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import tiny_flags
+from conftest import stop_at, tiny_flags
 
 import train_distillation
 from wan_distill.errors import RESUMABLE
@@ -24,7 +22,6 @@ from wan_distill.settings.description import read_teacher
 from wan_distill.settings.recipes import RECIPES, Recipe, UpdateCost, trajectories
 from wan_distill.settings.resolve import resolve
 from wan_distill.training import checkpoint
-from wan_distill.training.learner import Learner
 from wan_distill.training.metrics import read_lines
 
 
@@ -111,15 +108,7 @@ def test_it_is_trained_stopped_and_resumed(flags, tmp_path, monkeypatch):
     names = sorted(file.name for file in (whole / "trajectories").glob("*/*.safetensors"))
     assert names == [f"{row:06d}.safetensors" for row in range(3)]  # those it reads, not all four
 
-    real, done = Learner.update, []
-
-    def stopping(self, *given):
-        done.append(1)
-        if len(done) == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return real(self, *given)
-
-    monkeypatch.setattr(Learner, "update", stopping)
+    stop_at(monkeypatch, 3)
     assert train_distillation.main(flags(stopped)) == RESUMABLE
     tensors, state = checkpoint.load(checkpoint.latest(stopped / "high"))
     assert state["done"] == {"student": 1, "fake_score": 2} and set(tensors) == set(state["done"])

@@ -14,7 +14,7 @@ from typing import Any
 import numpy
 import pytest
 import torch
-from conftest import REPOSITORY, tiny_flags
+from conftest import REPOSITORY, stop_at, tiny_flags
 from diffusers import FlowMapEulerDiscreteScheduler, WanImageToVideoPipeline
 from PIL import Image
 from processes import compare
@@ -33,7 +33,6 @@ from wan_distill.model.denoiser import Denoiser
 from wan_distill.model.loading import encode_first_frame
 from wan_distill.model.student_files import load_student
 from wan_distill.system import pictures
-from wan_distill.training.learner import Learner
 from wan_distill.training.metrics import read_lines
 
 PROMPT = "a red circle"
@@ -199,15 +198,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(
         )
 
     assert start("whole") == 0
-    real, done = Learner.update, []
-
-    def stopping(self, *given):
-        done.append(1)
-        if len(done) == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return real(self, *given)
-
-    monkeypatch.setattr(Learner, "update", stopping)
+    stop_at(monkeypatch, 3)
     assert start("stopped") == RESUMABLE
     assert start("stopped") == 0
     for file in LORA_FILE.values():

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, tiny_flags
+from conftest import REPOSITORY, stop_at, tiny_flags
 
 import train_distillation
 from wan_distill.errors import RESUMABLE
@@ -74,19 +74,6 @@ def losses(folder: Path) -> list[tuple]:
     names = ("student_loss", "fake_score_loss", "real_score_loss")
     lines = read_lines(folder / "metrics.jsonl")
     return [(line["expert"], line["step"], *map(line.get, names)) for line in lines]
-
-
-def stop_at(monkeypatch: pytest.MonkeyPatch, update: int) -> None:
-    """SIGTERM arrives during the given update of the first run."""
-    real, done = Learner.update, []
-
-    def stopping(self, *given):
-        done.append(1)
-        if len(done) == update:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return real(self, *given)
-
-    monkeypatch.setattr(Learner, "update", stopping)
 
 
 # -------------------------------------------------------------------------------- stops and crashes
