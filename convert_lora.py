@@ -7,21 +7,25 @@ python convert_lora.py style.safetensors --extract wan2.2_high.safetensors my_hi
 
 from __future__ import annotations
 
+from wan_distill.interrupts import end_quietly
+
+if __name__ == "__main__":
+    end_quietly()  # Ctrl-C while the rest is imported
+
 import argparse
 import sys
 from pathlib import Path
 
-from wan_distill.errors import INTERRUPTED, FileError, UsageError
+from wan_distill.errors import UsageError
 from wan_distill.maths.sigmas import SUBFOLDER
-from wan_distill.settings.command_line import OneLineParser
 from wan_distill.settings.flags import path
 from wan_distill.settings.lora_headers import LoraHeader
 from wan_distill.settings.lora_names import LAYOUTS
 from wan_distill.settings.lora_sources import expert_of_file
+from wan_distill.settings.one_line_parser import OneLineParser
 from wan_distill.settings.other_names import command_name
-from wan_distill.system.console import escape_unencodable
-from wan_distill.system.disk_errors import describe_disk_error
-from wan_distill.system.notices import keep_notices, print_kept
+from wan_distill.system.endings import ended
+from wan_distill.system.notices import keep_notices
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -32,7 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="exit codes: 0 done, 2 bad input (one line says what to change)",
     )
     parser.add_argument(
-        "files", nargs="+", type=path, metavar="FILE", help="IN and OUT; with --extract OUT alone"
+        "files", nargs="*", type=path, metavar="FILE", help="IN and OUT; with --extract OUT alone"
     )
     parser.add_argument(
         "--to",
@@ -63,30 +67,15 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Exit code: 0 done, 2 bad input, 130 stopped by Ctrl-C, 1 a disk that fails."""
-    escape_unencodable()
-    try:
-        return run(build_parser().parse_args(argv))
-    except (UsageError, FileError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {describe_disk_error(error, None)}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("Stopped.", file=sys.stderr)
-        return INTERRUPTED
-    except Exception:
-        print_kept()
-        raise
+    return ended(lambda: run(build_parser().parse_args(argv)))
 
 
 def run(args: argparse.Namespace) -> int:
     """Writes one file and says what it holds. Raises UsageError."""
     wanted = 1 if args.extract else 2
     if len(args.files) != wanted:
-        raise UsageError(
-            f"{' '.join(args.files)}: give {'OUT alone' if args.extract else 'IN and OUT'}"
-        )
+        given = " ".join(args.files) or "FILE"
+        raise UsageError(f"{given}: give {'OUT alone' if args.extract else 'IN and OUT'}")
     out = Path(args.files[-1])
     if out.exists():
         raise UsageError(f"{out}: exists already; choose another name, or move it away")

@@ -8,6 +8,11 @@ python sample.py --student high_noise_lora.safetensors,low_noise_lora.safetensor
 
 from __future__ import annotations
 
+from wan_distill.interrupts import end_quietly
+
+if __name__ == "__main__":
+    end_quietly()  # Ctrl-C while the rest is imported
+
 import argparse
 import hashlib
 import itertools
@@ -18,21 +23,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy
-
-from wan_distill.errors import INTERRUPTED, Halted, UsageError, one_line
+from wan_distill.errors import UsageError
 from wan_distill.maths.sigmas import sigma_grid, steps_of
 from wan_distill.settings.clip_sizes import check_clip, check_positions
-from wan_distill.settings.command_line import OneLineParser
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
 from wan_distill.settings.flags import path, paths, text
+from wan_distill.settings.one_line_parser import OneLineParser
 from wan_distill.settings.other_names import SAMPLING, command_name
 from wan_distill.settings.schedulers import check_diffusers
 from wan_distill.settings.students import find_student, is_declared, student_schedule
-from wan_distill.system.console import escape_unencodable
-from wan_distill.system.disk_errors import describe_disk_error
-from wan_distill.system.notices import keep_notices, print_kept
+from wan_distill.system.endings import ended
+from wan_distill.system.notices import keep_notices
 
 LONGEST_NAME = 250  # bytes
 NAME_BYTES = 180  # of a video's name, in UTF-8: file systems allow 255 in all
@@ -42,7 +44,6 @@ CHANGES = ("teacher_lora", "teacher_transformer", "teacher_transformer_2")
 FLAGS: dict[str, dict[str, Any]] = {
     "--student": dict(
         type=paths,
-        required=True,
         help="output folder of a run, or its files separated by commas; or LoRAs of another tool "
         "(HIGH,LOW, a folder, or on the hub), with --teacher_path, --flow_shift and --steps",
     ),
@@ -100,7 +101,8 @@ FLAGS: dict[str, dict[str, Any]] = {
     "--seed": dict(type=int, default=0, help="seed of the noise (default 0)"),
     "--fps": dict(type=int, default=16, help="frames per second (default 16)"),
     "--compare": dict(
-        action="store_true", help="also sample with the guided teacher, and put it on the left"
+        action="store_true",
+        help="also sample with the guided teacher, and put it on the left; says how long both take",
     ),
     "--offload": dict(
         action="store_true", help="keep only the part of the pipeline that computes on the GPU"
@@ -115,7 +117,6 @@ def build_parser() -> OneLineParser:
     parser = OneLineParser(
         prog=command_name("sample.py", "wan-distill-sample"),
         other_names=SAMPLING,
-        allow_abbrev=False,
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="exit codes: 0 done, 2 bad input (one line says what to change)",
@@ -127,24 +128,8 @@ def build_parser() -> OneLineParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Exit code: 0 done, 2 bad input, 130 stopped by Ctrl-C, 1 a disk that fails."""
-    escape_unencodable()
-    try:
-        return run(build_parser().parse_args(argv))
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except Halted as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"error: {describe_disk_error(error, None)}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("Stopped; videos that are finished stay.", file=sys.stderr)
-        return INTERRUPTED
-    except Exception:
-        print_kept()
-        raise
+    stopped = "Stopped; videos that are finished stay."
+    return ended(lambda: run(build_parser().parse_args(argv)), stopped)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -161,7 +146,6 @@ def run(args: argparse.Namespace) -> int:
     with keep_notices():
         from wan_distill.results import sampling
         from wan_distill.results import student as made
-        from wan_distill.system.pictures import write_video
 
     made.check_folders({file.parent for _, _, file in videos})
     steps = chosen_steps(args, student)
@@ -189,30 +173,17 @@ def run(args: argparse.Namespace) -> int:
     print(what_it_will_do(args, videos, steps, clip, info), flush=True)
 
     pipe = sampling.load_pipeline(taught, config, files, args.offload)
-    teacher = pipe
+    teacher = pipe if args.compare else None
     if args.compare and not made.has_teacher_beneath(student):
         teacher = sampling.load_pipeline(info, config, [], args.offload)
-    for prompt, seed, file in videos:
-        frames, seconds = sampling.sample_clip(pipe, prompt, seed, student["flow_shift"], call)
-        print(f"student: {steps} steps, {seconds:.2f} s")
-        if args.compare:
-            reference, slow = sampling.sample_teacher(teacher, prompt, seed, info, clip)
-            ratio = f"{slow / seconds:.1f}x"
-            print(f"teacher: {sampling.TEACHER_STEPS} guided steps, {slow:.2f} s; speed-up {ratio}")
-            frames = numpy.concatenate([reference, frames], axis=2)  # along the width
-        try:
-            print(f"wrote {write_video(file, frames, args.fps)}")
-        except OSError as error:
-            reason = error.strerror or one_line(error)
-            raise Halted(f"--out {file}: cannot be written ({reason}); choose another") from error
+    sampling.make_videos(videos, args.fps, pipe, student["flow_shift"], call, info, teacher)
     return 0
 
 
 def check_numbers(args: argparse.Namespace) -> None:
-    """Raises UsageError for a flag without a value, and for a number outside its range."""
-    for name, value in vars(args).items():
-        if value == []:  # argparse's way with `--steps=--`
-            raise UsageError(f"--{name} --: is no value; give one, or leave it out")
+    """Raises UsageError where there is no student, and for a number outside its range."""
+    if args.student is None:
+        raise UsageError("--student: give one: the output folder of a run, or LoRA files")
     for name in ("samples", "steps", "height", "width", "num_frames", "fps", "flow_shift"):
         value = getattr(args, name)
         if value is not None and not 0 < value < float("inf"):

@@ -12,6 +12,11 @@ Exit code: 0 PASS or REPAIRED, 1 BROKEN, 2 bad arguments.
 
 from __future__ import annotations
 
+from wan_distill.interrupts import end_quietly
+
+if __name__ == "__main__":
+    end_quietly()  # Ctrl-C while the rest is imported
+
 import argparse
 import json
 import logging
@@ -19,15 +24,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wan_distill.errors import INTERRUPTED, FileError, UsageError
+from wan_distill.errors import FileError
 from wan_distill.settings.assets import EMBEDDED_TEACHER
-from wan_distill.settings.command_line import OneLineParser
 from wan_distill.settings.flags import path, text
+from wan_distill.settings.one_line_parser import OneLineParser
 from wan_distill.settings.other_names import command_name
 from wan_distill.settings.weight_files import refuse_pickles
-from wan_distill.system.console import escape_unencodable
-from wan_distill.system.disk_errors import describe_disk_error
-from wan_distill.system.notices import keep_notices, print_kept
+from wan_distill.system.endings import ended
+from wan_distill.system.notices import keep_notices
 from wan_distill.umt5.inspect import inspect_text_encoder, locate
 from wan_distill.umt5.silence import LOADERS, silence_tied_weight_report
 from wan_distill.umt5.tables import EMBED, SHARED
@@ -133,7 +137,6 @@ def make_parser() -> OneLineParser:
     parser = OneLineParser(
         prog=command_name("test_umt5_weights.py", "wan-distill-check"),
         description=__doc__,
-        allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
@@ -159,23 +162,12 @@ def make_parser() -> OneLineParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line `argv` and returns the exit code."""
-    escape_unencodable()
     args = argparse.Namespace(repair=None)
-    try:
-        args = make_parser().parse_args(argv)
-        return run(args)
-    except (FileError, UsageError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {describe_disk_error(error, args.repair)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("Stopped.", file=sys.stderr)
-        return INTERRUPTED
-    except Exception:
-        print_kept()
-        raise
+    return ended(
+        lambda: run(make_parser().parse_args(argv, args)),
+        disk_error=2,  # 1 is the verdict BROKEN
+        writes_to=lambda: args.repair,
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -184,7 +176,8 @@ def run(args: argparse.Namespace) -> int:
     encoder = None
     folder = locate(args.teacher_path, revision=args.revision, cache_dir=args.cache_dir)
     if args.repair:
-        from wan_distill.umt5.repair import repair_on_disk
+        with keep_notices():
+            from wan_distill.umt5.repair import repair_on_disk
 
         verdict = repair_on_disk(folder, args.repair, **how)
     else:

@@ -11,6 +11,11 @@ the same command again.
 
 from __future__ import annotations
 
+from wan_distill.interrupts import LINE, end_quietly, raise_again
+
+if __name__ == "__main__":
+    end_quietly()  # Ctrl-C while the rest is imported
+
 import sys
 import traceback
 from collections.abc import Sequence
@@ -60,6 +65,7 @@ def main(argv: list[str] | None = None) -> int:
     escape_unencodable()
     output_dir = "outputs"
     try:
+        raise_again()  # the imports are over
         check_launcher()
         config = parse_args(argv)
         output_dir = config.output_dir or output_dir
@@ -68,14 +74,16 @@ def main(argv: list[str] | None = None) -> int:
         print(stopped, file=sys.stderr)
         return RESUMABLE
     except KeyboardInterrupt:  # later the run itself takes the signal
-        print("Stopped before anything was begun.", file=sys.stderr)
+        print(LINE, file=sys.stderr)
         return INTERRUPTED
     except Halted as halted:
+        print_kept(halted)
         print(f"error: {halted}", file=sys.stderr, flush=True)
         return 1
     except UsageError as error:
         if debug_asked(argv):
             traceback.print_exc()
+        print_kept(error)
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
@@ -84,7 +92,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {describe_disk_error(error, output_dir)}", file=sys.stderr)
         return 1
     except Exception as error:
-        print_kept()
+        print_kept(error)
         if rank := describe_rank():  # which of many: the others only see that a peer is gone
             print(f"{rank} failed: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
         raise
@@ -166,7 +174,7 @@ def carry_out(
         lines = [plan, "", "On this machine:", *surroundings, ""]
         folder.plan.write_text("\n".join(lines), encoding="utf-8")
         planning.remember(choice)
-    with show_job(planning.timeline(stages, info, sum(counts), hardware)):
+    with show_job(planning.timeline(stages, info, sum(counts), hardware), hardware.slower):
         do_job(stages, info, prompts, held_out, pictures, runtime)
     if runtime.is_main:
         runtime.say(*results.closing(config, info, data.text_of([*held_out, *prompts][0])))

@@ -84,7 +84,7 @@ def figures(model: str, settings: Settings, folder: Path) -> dict[str, Any]:
         predicted_peak_bytes=estimate(config, info).peak,
     )
     if device.type == "cuda":
-        rate = matrix_rate(device, bench.runtime.dtype)
+        rate = matrix_rate(device, bench.runtime.dtype).rate
         result |= dict(
             peak_bytes=torch.cuda.max_memory_allocated(device),
             matmul_rate=rate,

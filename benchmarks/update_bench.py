@@ -187,7 +187,7 @@ class Bench:
         by_role = defaultdict(list)
         for measurement in measurements:
             by_role[measurement.role].append(measurement)
-        rate = matrix_rate(self.device, self.runtime.dtype)
+        rate = matrix_rate(self.device, self.runtime.dtype).rate
         flops = self.flops()
         operations = sum(flops[m.role] for m in measurements)
         names = ("method", "height", "width", "num_frames", "mixed_precision")

@@ -21,6 +21,7 @@ SCRIPTS = ("train_distillation", "sample", "test_umt5_weights", "convert_lora")
 # From the bottom to the top. A file at the top of the package is a floor of its own.
 FLOORS = (
     "errors",
+    "interrupts",
     "maths",
     "layout",
     "settings",

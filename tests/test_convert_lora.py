@@ -131,7 +131,8 @@ def test_bad_input_is_one_line(student, tmp_path, capsys):
     broken = tmp_path / "broken.safetensors"
     save_file({name: tensor + torch.nan for name, tensor in load_file(student).items()}, broken)
     assert "values that are no numbers" in refusal(broken, out)
-    assert "invalid choice" in refusal(student, out, "--to", "gguf")
+    assert "--to gguf: is none of comfyui, " in refusal(student, out, "--to", "gguf")
+    assert "error: FILE: give IN and OUT" in refusal()
     assert not out.exists()
 
 

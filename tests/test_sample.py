@@ -103,6 +103,15 @@ def stock_clip(pipe: WanPipeline, shift: float, seed: int, **call) -> numpy.ndar
     return pipe(PROMPT, generator=noise, output_type="np", **SIZE | call).frames[0]
 
 
+def sides(both: numpy.ndarray) -> tuple[numpy.ndarray, numpy.ndarray]:
+    """The teacher's clip and the student's of a comparison of `SIZE`, as they were sampled: below
+    their names, seven times as large, and a gap between them.
+    """
+    assert both.shape == (5, 32 + 7 * 32, 2 * 7 * 48 + 8, 3)
+    assert both[:, :32].max() > 0.5 and not both[:, :, 336:344].any()
+    return both[:, 32::7, :336:7], both[:, 32::7, 344::7]
+
+
 def differs(a: numpy.ndarray, b: numpy.ndarray) -> bool:
     """Whether two clips differ by more than rounding."""
     return a.shape != b.shape or numpy.abs(a - b).max() > 1e-3
@@ -144,11 +153,12 @@ def test_its_teacher_is_sampled_as_wan_does_and_stands_on_the_left(
     argv = ["--student", str(trained), "--prompt", PROMPT, "--seed", "7"]
     assert sample.main([*argv, "--compare"]) == 0
     said = capsys.readouterr().out
-    assert "student: 4 steps" in said and "teacher: 40 guided steps" in said and "speed-up" in said
+    assert "teacher: 80 evaluations, " in said and "student, adapters merged: 4 evaluations" in said
     assert sample.main(argv) == 0
+    assert "video.mp4: 4 evaluations, " in capsys.readouterr().out
     both, alone = clips
-    assert both.shape == (5, 32, 96, 3)
-    numpy.testing.assert_allclose(both[:, :, 48:], alone, rtol=0, atol=1e-5)
+    teachers, students = sides(both)
+    numpy.testing.assert_allclose(students, alone, rtol=0, atol=1e-5)
     stock = stock_clip(
         stock_teacher,
         shift=12.0,
@@ -158,7 +168,33 @@ def test_its_teacher_is_sampled_as_wan_does_and_stands_on_the_left(
         guidance_scale_2=3.0,
         negative_prompt="",  # Wan's own is for Wan's text encoder
     )
-    numpy.testing.assert_allclose(both[:, :, :48], stock, rtol=0, atol=1e-5)
+    numpy.testing.assert_allclose(teachers, stock, rtol=0, atol=1e-5)
+
+
+def test_the_seconds_of_a_comparison_are_warm_and_of_merged_adapters(
+    trained, clips, monkeypatch, capsys
+):
+    made = []
+    real = sampling.sample_clip
+
+    def watched(pipe, prompt, seed, shift, call):
+        frames, _ = real(pipe, prompt, seed, shift, call)
+        experts = (pipe.transformer, pipe.transformer_2)
+        merged = not any(getattr(expert, "peft_config", None) for expert in experts)
+        made.append((merged, call["num_inference_steps"], frames))
+        return frames, float(2 ** len(made))
+
+    monkeypatch.setattr(sampling, "sample_clip", watched)
+    monkeypatch.setattr(sampling, "TEACHER_STEPS", 3)
+    assert sample.main(["--student", str(trained), "--prompt", PROMPT, "--compare"]) == 0
+    order = [(merged, steps) for merged, steps, _ in made]
+    assert order == [(False, 4), (False, 3), (True, 4), (True, 4), (True, 4)]
+    numpy.testing.assert_allclose(made[2][2], made[0][2], rtol=0, atol=1e-4)
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line == (
+        "teacher: 6 evaluations, 4.00 s; student, adapters merged: 4 evaluations, 16.00 s: 0.2 "
+        "times as fast"
+    )
 
 
 def test_adapters_are_on_again_after_the_teacher(trained, tmp_path, clips, monkeypatch):
@@ -169,7 +205,7 @@ def test_adapters_are_on_again_after_the_teacher(trained, tmp_path, clips, monke
         assert sample.main([*argv, "--out", str(tmp_path / "none"), *more]) == 0
     first, second, *both = clips
     for alone, pair in zip((first, second), both, strict=True):
-        numpy.testing.assert_allclose(pair[:, :, 48:], alone, rtol=0, atol=1e-5)
+        numpy.testing.assert_allclose(sides(pair)[1], alone, rtol=0, atol=1e-5)
 
 
 def test_the_lora_files_alone_give_the_same_video_and_both_matter(trained, clips):
@@ -186,7 +222,7 @@ def test_one_expert_alone_stands_beside_its_teacher(trained, clips, monkeypatch)
     argv = ["--student", str(trained / LORA_FILE["high"]), "--prompt", PROMPT]
     for more in ([], ["--compare"]):
         assert sample.main([*argv, *more]) == 0
-    numpy.testing.assert_allclose(clips[1][:, :, 48:], clips[0], rtol=0, atol=1e-5)
+    numpy.testing.assert_allclose(sides(clips[1])[1], clips[0], rtol=0, atol=1e-5)
 
 
 def test_a_teacher_of_variant_files_alone_is_read(trained, random_teacher, tmp_path, clips):
@@ -423,7 +459,7 @@ def test_files_of_two_students_are_refused(student, change, reason, capsys):
     [
         (["--steps=3"], "--steps 3: this student was trained for 2 or 4 steps"),
         (["--steps=0"], "--steps 0: must be greater than 0"),
-        (["--steps=--"], "--steps --: is no value"),
+        (["--steps=--"], "--steps=--: '--' is no value; give one"),
         (["--fps=0"], "--fps 0: must be greater than 0"),
         (["--samples=0"], "--samples 0: must be greater than 0"),
         (["--height=40"], "--height 40: Wan's patches need a multiple of 16; use 32 or 48"),
@@ -446,7 +482,7 @@ def test_files_of_two_students_are_refused(student, change, reason, capsys):
         ([f"--out={__file__}/clip.mp4"], "cannot be written (File exists); choose another"),
         (["--heigth=32"], "--heigth: there is no such flag; did you mean --height?"),
         (["--num_inference_steps=4"], "there is no such flag; did you mean --steps?"),
-        (["--height=tall"], "--height: invalid int value"),
+        (["--height=tall"], "--height tall: is no whole number"),
         (["--teacher_path="], "--teacher_path: is empty"),
         (["--prompt=红色的球"], "100 % of the prompts' characters are unknown"),
         (["--variant=ema"], "--variant ema: no part of"),

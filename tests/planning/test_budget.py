@@ -16,6 +16,7 @@ from wan_distill.layout import RunFolder
 from wan_distill.planning import hardware
 from wan_distill.planning.budget import SHARES, remember, scaled, within_budget
 from wan_distill.planning.hardware import hardware_of, measured_share
+from wan_distill.planning.matrix_rate import MatrixRate
 from wan_distill.planning.parts import parts
 from wan_distill.settings.config import Config
 
@@ -96,7 +97,7 @@ def test_a_continued_run_makes_the_same_job_on_a_slower_machine(a14b, asked):
 
 
 def test_a_narrow_transformer_reaches_less_of_the_rate_that_is_measured(a14b, asked, monkeypatch):
-    monkeypatch.setattr(hardware, "matrix_rate", lambda *given: 1e12)
+    monkeypatch.setattr(hardware, "measured", lambda *given: MatrixRate(1e12))
     assert [round(measured_share(width), 2) for width in (128, 256, 5120)] == [0.2, 0.4, 0.5]
     here = hardware_of(within_budget(asked(gpu=None), a14b, 100).stages[-1], a14b)
     assert here.rate == 5e11
@@ -105,7 +106,7 @@ def test_a_narrow_transformer_reaches_less_of_the_rate_that_is_measured(a14b, as
 def test_a_run_within_a_budget_prints_its_plan_and_keeps_its_choice(
     random_teacher, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr(hardware, "matrix_rate", lambda *given: 1e11)
+    monkeypatch.setattr(hardware, "measured", lambda *given: MatrixRate(1e11))
     out = tmp_path / "out"
     flags = tiny_flags(random_teacher, out, budget=1.0)
     assert train_distillation.main([*flags, "--dry_run"]) == 0

@@ -17,6 +17,7 @@ import train_distillation
 from wan_distill.errors import UsageError
 from wan_distill.planning import hardware, levers, plan, preflight
 from wan_distill.planning.hardware import GPUS, Hardware, parse_gpu
+from wan_distill.planning.matrix_rate import MatrixRate
 from wan_distill.planning.parts import parts
 from wan_distill.settings.config import WAN_NEGATIVE_PROMPT
 
@@ -29,7 +30,7 @@ def a14b(tmp_path):
 @pytest.fixture(autouse=True)
 def a_fixed_rate(monkeypatch):
     """No time is spent on measuring this machine."""
-    monkeypatch.setattr(hardware, "matrix_rate", lambda *given: 1e11)
+    monkeypatch.setattr(hardware, "measured", lambda *given: MatrixRate(1e11))
 
 
 @pytest.mark.journey  # as long as a whole run
@@ -173,7 +174,20 @@ def test_a_named_gpu_says_whether_it_fits_and_what_it_costs(a14b):
     small = plan.describe_needs((config_of(a14b, gpu="rtx-4090", dry_run=True),), a14b)
     assert "Fits      NO" in small
     here = plan.describe_needs((config_of(a14b),), a14b)
-    assert "Cost" not in here and "measured here" in here
+    assert "Cost" not in here and "measured here" in here and "other work" not in here
+
+
+def test_the_plan_of_a_busy_machine_is_that_of_an_idle_one_and_says_so(a14b, monkeypatch):
+    """Half of the processor is somebody else's while the rate is measured."""
+    config = config_of(a14b)
+    idle = plan.describe_needs((config,), a14b)
+    monkeypatch.setattr(hardware, "measured", lambda *given: MatrixRate(0.5e11, busy=0.5))
+    busy = plan.describe_needs((config,), a14b)
+    assert hours(busy) == hours(idle)
+    twice = re.search(r"Time .*?, ([\d.]+) hours if other work keeps 50% of the processor", busy)[1]
+    assert float(twice) == pytest.approx(2 * hours(idle), rel=0.01)
+    assert "if nothing else runs; other work took 50% of the processor" in busy
+    assert hardware.hardware_of(config, a14b).slower == 2
 
 
 def test_gpus_are_named_and_counted():

@@ -100,6 +100,8 @@ def test_the_snippet_asks_for_what_was_trained(exported):
     for line in (
         'from_pretrained("me/student", subfolder="scheduler")',
         "dtype=torch.bfloat16",
+        'subfolder="vae", dtype=torch.float32)\npipe = ',  # bf16 shows as banding
+        'pipe.to("cuda")  # too little memory: pipe.enable_model_cpu_offload() instead',
         "height=32,",
         "num_frames=5,",
         "num_inference_steps=4,",
@@ -109,7 +111,9 @@ def test_the_snippet_asks_for_what_was_trained(exported):
         assert line in code, line
     whole = dataclasses.replace(run.config, student_layers=1)
     code = snippet(whole, run.info, ("high", "low"))
-    assert 'WanPipeline.from_pretrained("student"' in code and "load_lora" not in code
+    compile(code, "snippet", "exec")
+    assert 'WanPipeline.from_pretrained("student", vae=vae' in code and "load_lora" not in code
+    assert 'AutoencoderKLWan.from_pretrained("student"' in code
 
 
 def test_stock_diffusers_loads_the_loras_in_bf16(exported, random_teacher):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from wan_distill.results.facts import changed_settings, planned_and_spent
+from wan_distill.results.facts import changed_settings, plan_basis, planned_and_spent
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import read_teacher
 from wan_distill.settings.resolve import resolve_stages
@@ -39,3 +39,10 @@ def test_plan_and_spent_stand_side_by_side():
     ]
     assert planned_and_spent({}, {}) == []
     assert "libraries included" in planned_and_spent(plan, spent | dict(gpu=False))[-1][0]
+
+
+def test_what_the_plan_was_computed_from_is_said():
+    assert plan_basis({}) == ""
+    reason = "20% of the rate measured here; other work took 60% of the processor"
+    said = plan_basis(dict(hardware=dict(rate=2.5e11, reason=reason)))
+    assert said == f"Planned at 0.25 TFLOP/s per device: {reason}."

@@ -107,6 +107,7 @@ def test_a_finished_run_has_every_section(run):
         page.count("a &lt;b&gt;cat&lt;/b&gt;") == 2 + 1 and "<b>cat" not in page
     )  # experts; setting
     assert page.count("<polyline") >= 4 and "data-live" not in page
+    assert re.search(r"Planned at \S+ TFLOP/s per device: \d+% of the matrix rate measured", page)
     # sides: of the first clips; of the worst, with the teacher's few steps; over training time
     assert page.count("<video") == 4 * 2 + 4 * 3 + 2 * 2 * (1 + 2)
 

@@ -32,7 +32,7 @@ def resolved(*flags: str) -> Config:
         (["--learning_rate", "0"], ["--learning_rate 0", "greater than 0"]),
         (["--learning_rate", "nan"], ["--learning_rate nan", "finite"]),
         (["--guidance_scale", "0.5"], ["--guidance_scale 0.5", "1"]),
-        (["--sampling_steps", "0"], ["--sampling_steps", "'0'"]),
+        (["--sampling_steps", "0"], ["--sampling_steps 0: is not a step count"]),
         (["--sampling_steps", "3,4"], ["--sampling_steps 3,4", "divisors"]),
         (["--sampling_steps", "1", "--expert", "low"], ["low expert owns none", "--expert high"]),
         (["--flow_shift", "7"], ["--flow_shift 7", "0.8750 sits on the boundary"]),

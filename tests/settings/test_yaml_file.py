@@ -89,7 +89,7 @@ def test_a_file_says_what_it_means(text, changes, config_of):
         ("no-evaluate: true", "there is no such flag; write evaluate: false"),
         ("max-train-steps: 3", "did you mean --max_train_steps?"),
         ("variant: ''", "--variant: is empty"),
-        ("height: 48 832", "invalid int value"),
+        ("height: 48 832", "--height 48 832: is no whole number"),
         ("height: 32\n---\nwidth: 48\n", "cannot be read"),
         ("\theight: 32", "cannot be read"),
         ("height 32", "must hold 'flag: value' lines"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from wan_distill.system.job_clock import JobClock, Leg
@@ -28,7 +30,8 @@ def work(clock: JobClock, watch: Watch, name: str, share: float, seconds: float)
 
 
 def test_before_anything_is_done_the_plan_is_what_is_known() -> None:
-    clock = JobClock(LEGS, Watch())
+    assert JobClock(LEGS, slower=2.5).left() == 2500  # other work is there from the start
+    clock = JobClock(LEGS, now=Watch())
     assert clock.left() == 1000 and clock.share() == 0
     clock.enter("encode")
     assert clock.left() == 1000
@@ -37,7 +40,7 @@ def test_before_anything_is_done_the_plan_is_what_is_known() -> None:
 @pytest.mark.parametrize("slower", [0.1, 1.0, 7.0])
 def test_after_a_part_the_rest_is_expected_to_be_as_slow(slower: float) -> None:
     watch = Watch()
-    clock = JobClock(LEGS, watch)
+    clock = JobClock(LEGS, now=watch)
     work(clock, watch, "encode", 1.0, 100 * slower)
     work(clock, watch, "solve", 0.5, 200 * slower)
     assert clock.share() == pytest.approx(0.3)
@@ -48,17 +51,17 @@ def test_after_a_part_the_rest_is_expected_to_be_as_slow(slower: float) -> None:
 def test_a_part_that_is_slower_than_the_others_is_known_by_itself() -> None:
     """Half of `high` took four times as long as planned; what comes after it less so."""
     watch = Watch()
-    clock = JobClock(LEGS, watch)
+    clock = JobClock(LEGS, now=watch)
     work(clock, watch, "encode", 1.0, 100)
     work(clock, watch, "solve", 1.0, 400)
     work(clock, watch, "high", 0.5, 800)
     rest_of_high, after = 800, 100
-    assert rest_of_high + after < clock.left() < rest_of_high + 3 * after
+    assert rest_of_high + after < clock.left() < rest_of_high + 4 * after
 
 
 def test_what_an_earlier_process_did_is_done_and_took_no_time() -> None:
     watch = Watch()
-    clock = JobClock(LEGS, watch)
+    clock = JobClock(LEGS, now=watch)
     clock.enter("encode")
     assert clock.begin(4, 0) == 0.1 and clock.done == 0.6  # 4 of 10 prompts are left
     clock.enter("high")  # all samples are solved
@@ -69,7 +72,7 @@ def test_what_an_earlier_process_did_is_done_and_took_no_time() -> None:
 
 def test_several_bars_share_one_part() -> None:
     watch = Watch()
-    clock = JobClock([Leg("evaluate", 100.0, 40, bars=4)], watch)
+    clock = JobClock([Leg("evaluate", 100.0, 40, bars=4)], now=watch)
     clock.enter("evaluate")
     for total in (20, 10):
         unit = clock.begin(total, 0)
@@ -81,7 +84,7 @@ def test_several_bars_share_one_part() -> None:
 
 def test_a_part_that_nobody_planned_is_timed_by_itself() -> None:
     watch = Watch()
-    clock = JobClock([Leg("encode", 0.0)], watch)
+    clock = JobClock([Leg("encode", 0.0)], now=watch)
     work(clock, watch, "high", 0.25, 100)
     assert clock.leg.name == "high" and clock.share() == 0.25
     assert clock.left() == pytest.approx(300)
@@ -90,9 +93,48 @@ def test_a_part_that_nobody_planned_is_timed_by_itself() -> None:
 def test_a_part_that_nobody_planned_goes_on() -> None:
     """Half of it was made by an earlier process."""
     watch = Watch()
-    clock = JobClock([], watch)
+    clock = JobClock([], now=watch)
     clock.enter("high")
     unit = clock.begin(8, 4)
     watch.seconds += 100
     clock.advance(2 * unit)
     assert clock.left() == pytest.approx(100)
+
+
+def expected_end(
+    clock: JobClock, watch: Watch, rate: Callable[[float], float], until: float
+) -> float:
+    """When the clock expects the job of `LEGS` to end, `until` seconds after its beginning, of work
+    that goes `rate(time)` times as slow as planned.
+    """
+    began = watch.seconds
+    for leg in LEGS:
+        clock.enter(leg.name)
+        unit = clock.begin(100, 0)
+        for _ in range(100):
+            watch.seconds += leg.seconds / 100 * rate(watch.seconds - began)
+            clock.advance(unit)
+            if watch.seconds - began >= until:
+                return watch.seconds - began + clock.left()
+    return watch.seconds - began
+
+
+@pytest.mark.parametrize("slower", [0.2, 0.5, 2.0, 5.0])
+@pytest.mark.parametrize(("minutes", "factor"), [(1, 1.5), (2, 1.3), (4, 1.15)])
+def test_a_wrong_plan_is_corrected_within_minutes(
+    slower: float, minutes: int, factor: float
+) -> None:
+    watch = Watch()
+    clock = JobClock(LEGS, now=watch)
+    found = expected_end(clock, watch, lambda _: slower, 60.0 * minutes)
+    true = 1000 * slower
+    assert true / factor < found < true * factor or 60 * minutes > true
+
+
+def test_other_work_that_ends_is_forgotten() -> None:
+    """The first five minutes go four times as slow as planned; of them 75 s were planned."""
+    watch = Watch()
+    clock = JobClock(LEGS, slower=4.0, now=watch)
+    true = 300 + 1000 - 75
+    found = expected_end(clock, watch, lambda time: 4.0 if time < 300 else 1.0, 900.0)
+    assert found == pytest.approx(true, rel=0.15)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ import psutil
 import torch
 
 from wan_distill.errors import UsageError
-from wan_distill.planning.matrix_rate import matrix_rate
+from wan_distill.planning.matrix_rate import MatrixRate, matrix_rate
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
 from wan_distill.settings.scale import scale_of
@@ -68,6 +69,13 @@ class Hardware:
 
     is_gpu: bool = True
     """whether it is paid for by the hour"""
+    busy: float = 0.0
+    """share of the processor that other work takes; `rate` is that without it"""
+
+    @property
+    def slower(self) -> float:
+        """How many times as long everything takes if other work goes on as it did at the start."""
+        return 1 / (1 - self.busy)
 
     @property
     def usable(self) -> float:
@@ -92,6 +100,12 @@ def measured_share(width: int) -> float:
     return SHARE_OF_MEASURED * min(1.0, width / FULL_SHARE_WIDTH)
 
 
+@functools.cache
+def measured(device: torch.device, dtype: torch.dtype) -> MatrixRate:
+    """Once per process, so that all that is said of a plan agrees."""
+    return matrix_rate(device, dtype)
+
+
 def hardware_of(config: Config, info: TeacherInfo) -> Hardware:
     """The GPUs that `--gpu` names, or this machine."""
     if config.gpu is not None:
@@ -101,14 +115,15 @@ def hardware_of(config: Config, info: TeacherInfo) -> Hardware:
         return Hardware(gpu.title, count, gpu.memory, rate, reason, named=True)
     state = process_state()
     device = state.device
-    measured = matrix_rate(device, DTYPES[config.mixed_precision])
+    found = measured(device, DTYPES[config.mixed_precision])
     title, memory = device.type, float(psutil.virtual_memory().available)
     if device.type == "cuda":
         title = torch.cuda.get_device_name(device)
         memory = float(torch.cuda.mem_get_info(device)[1])
     share = measured_share(scale_of(config, info).width)
-    reason = f"{share:.0%} of the matrix rate measured here, {measured / 1e12:.3g} TFLOP/s"
-    rate = share * measured
-    return Hardware(
-        title, state.num_processes, memory, rate, reason, named=False, is_gpu=device.type != "cpu"
-    )
+    reason = f"{share:.0%} of the matrix rate measured here, {found.alone / 1e12:.3g} TFLOP/s"
+    if found.busy:
+        reason += f" if nothing else runs; other work took {found.busy:.0%} of the processor"
+    rate, is_gpu = share * found.alone, device.type != "cpu"
+    count = state.num_processes
+    return Hardware(title, count, memory, rate, reason, False, is_gpu, found.busy)

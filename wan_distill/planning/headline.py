@@ -9,7 +9,7 @@ from wan_distill.layout import RunFolder
 from wan_distill.planning.hardware import Hardware
 from wan_distill.planning.parts import parts
 from wan_distill.planning.plan import greatest_need
-from wan_distill.planning.wording import duration, size
+from wan_distill.planning.wording import duration, if_busy, size
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
 
@@ -38,6 +38,7 @@ def headline(
         f"Student   {steps} steps without guidance, {clip}; {trained}; {config.method_title}",
         f"Teacher   {info.title} ({experts}); {prompts} prompts, {held_out} more to measure with",
         f"On        {hardware.count} x {hardware.title}; predicted peak {size(peak)} of memory",
-        f"Time      about {duration(seconds)} in all, predicted; {cost}",
+        f"Time      about {duration(seconds)} in all, predicted"
+        f"{if_busy(seconds, hardware.busy)}; {cost}",
         f"Output    {config.output_dir} (the whole plan: {plan.name}, or --dry_run)",
     ]

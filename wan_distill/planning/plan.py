@@ -14,7 +14,7 @@ from wan_distill.planning.hardware import Hardware, hardware_of
 from wan_distill.planning.levers import what_fits
 from wan_distill.planning.memory import Estimate, estimate, host_needs, shape_of
 from wan_distill.planning.parts import parts
-from wan_distill.planning.wording import count, duration, operations, size
+from wan_distill.planning.wording import count, duration, if_busy, operations, size
 from wan_distill.planning.work import disk_needs, sample_work, solve_flops, update_work
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
@@ -158,7 +158,7 @@ def _decisive(
     lines = [
         f"On        {hardware.count} x {hardware.title}",
         f"Fits      {fits}; predicted peak {size(need.peak)} of {size(hardware.usable)} usable",
-        f"Time      about {duration(seconds)}: {listing}",
+        f"Time      about {duration(seconds)}{if_busy(seconds, hardware.busy)}: {listing}",
         f"          at {hardware.rate / 1e12:.3g} TFLOP/s per device ({hardware.reason})",
     ]
     if hardware.named:

@@ -22,6 +22,18 @@ def duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} hours" if seconds > 3600 else f"{seconds / 60:.1f} minutes"
 
 
+def if_busy(seconds: float, busy: float) -> str:
+    """What is added to a duration that was planned on a machine that other work kept busy; nothing
+    where none did.
+
+    Args:
+        busy: share of the processor that other work took.
+    """
+    if not busy:
+        return ""
+    return f", {duration(seconds / (1 - busy))} if other work keeps {busy:.0%} of the processor"
+
+
 def _scaled(number: float, units: dict[float, str]) -> str:
     unit = next((u for u in units if number >= u), min(units))
     return f"{number / unit:.3g}{units[unit]}"

@@ -99,5 +99,13 @@ def planned_and_spent(plan: dict[str, Any], spent: dict[str, Any]) -> list[tuple
     return rows
 
 
+def plan_basis(plan: dict[str, Any]) -> str:
+    """What the planned seconds are computed from; empty where that was not written down."""
+    hardware = plan.get("hardware")
+    if not hardware:
+        return ""
+    return f"Planned at {hardware['rate'] / 1e12:.3g} TFLOP/s per device: {hardware['reason']}."
+
+
 def _time(seconds: float) -> str:
     return duration(seconds) if seconds >= 60 else f"{seconds:.0f} s"

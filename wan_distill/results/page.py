@@ -27,7 +27,7 @@ from wan_distill.results.clips import (
     over_time,
     worst_pairs,
 )
-from wan_distill.results.facts import changed_settings, planned_and_spent, read_plan
+from wan_distill.results.facts import changed_settings, plan_basis, planned_and_spent, read_plan
 from wan_distill.results.progress import Segment, segments
 from wan_distill.results.readme import package_versions
 from wan_distill.results.recorded import read_evaluation
@@ -109,6 +109,7 @@ class Page:
             code=snippet(config, info, experts, where) if folder.scheduler.exists() else "",
             workflows=_workflows(folder),
             needs=planned_and_spent(plan, spent),
+            basis=plan_basis(plan),
             plan=_shared(_text(folder.plan)),
             facts=_facts(config, spent, evaluation),
             sections=_Sections(),

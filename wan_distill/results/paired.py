@@ -32,6 +32,7 @@ from wan_distill.results.timing import Way, seconds_per_sample
 from wan_distill.settings.config import BASELINE_STEPS, Config
 from wan_distill.settings.sample_specs import SampleSpec
 from wan_distill.system.pictures import contact_sheet, write_video
+from wan_distill.system.side_by_side import side_by_side
 
 SEEDS = 2  # per prompt: the fewest that show whether samples differ
 COMPARED = 4  # clips in the contact sheet
@@ -184,8 +185,8 @@ class PairedEvaluation:
         reference, few, *_ = clips
         student = f"student {self.run.config.grid_steps}"
         fps = self.run.config.fps
-        pair = torch.cat([clips[reference], clips[student]], dim=2)
-        write_video(self.run.folder.pairs / f"{sample:02d}.mp4", pair.numpy(), fps)
+        pair = side_by_side({name: clips[name].numpy() for name in (reference, student)})
+        write_video(self.run.folder.pairs / f"{sample:02d}.mp4", pair, fps)
         sides = {reference: TEACHER_CLIP, few: FEW_CLIP, student: STUDENT_CLIP}
         for name, who in sides.items():
             write_video(self.run.folder.clip(who, sample), clips[name].numpy(), fps)

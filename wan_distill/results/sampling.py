@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -21,9 +22,13 @@ from wan_distill.results.student import has_teacher_beneath
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
 from wan_distill.settings.students import read_metadata
+from wan_distill.system import pictures
+from wan_distill.system.side_by_side import side_by_side
 from wan_distill.umt5.text import load_text
 
 TEACHER_STEPS = 40  # Wan2.2's own
+TIMED = 3  # clips of the student, of which the median is said
+ENOUGH = 30.0  # seconds, after which no further one is made
 Pipeline: TypeAlias = "WanPipeline | WanImageToVideoPipeline"
 
 
@@ -128,15 +133,82 @@ def sample_clip(
     return frames, time.perf_counter() - started
 
 
+def make_videos(
+    videos: Sequence[tuple[str, int, Path]],
+    fps: int,
+    pipe: Pipeline,
+    shift: float,
+    call: dict[str, Any],
+    info: TeacherInfo,
+    teacher: Pipeline | None = None,
+) -> None:
+    """Writes each video and says what it took.
+
+    Args:
+        videos: (prompt, seed, file) of each.
+        shift, call: as of `sample_clip`.
+        teacher: what it is sampled with, where each video shows it beside the student.
+
+    Raises as `sample_clip`, and Halted where a video cannot be written.
+    """
+    work = f"{call['num_inference_steps']} evaluations"
+    teachers_work, slow = f"{teacher_evaluations(info)} evaluations", 0.0
+    for prompt, seed, file in videos:
+        frames, seconds = sample_clip(pipe, prompt, seed, shift, call)
+        if teacher is not None:
+            reference, slow = sample_teacher(teacher, prompt, seed, info, call)
+            sides = {f"teacher: {teachers_work}": reference, f"student: {work}": frames}
+            frames = side_by_side(sides)
+        took = f": {work}, {seconds:.2f} s" if teacher is None else ""
+        print(f"wrote {_write(file, frames, fps)}{took}", flush=True)
+    if teacher is not None:  # its last clip was warm
+        fast = merged_seconds(pipe, prompt, seed, shift, call)
+        print(
+            f"teacher: {teachers_work}, {slow:.2f} s; student, adapters merged: {work}, "
+            f"{fast:.2f} s: {slow / fast:.1f} times as fast"
+        )
+
+
+def _write(file: Path, frames: numpy.ndarray, fps: int) -> Path:
+    try:
+        return pictures.write_video(file, frames, fps)
+    except OSError as error:
+        reason = error.strerror or one_line(error)
+        raise Halted(f"--out {file}: cannot be written ({reason}); choose another") from error
+
+
+def merged_seconds(
+    pipe: Pipeline, prompt: str, seed: int, shift: float, call: dict[str, Any]
+) -> float:
+    """The seconds that one clip of the student takes with its adapters merged, as users run it. The
+    pipeline keeps them merged. Arguments as of `sample_clip`, which has warmed the pipeline up.
+    """
+    for part in SUBFOLDER.values():
+        expert = getattr(pipe, part, None)
+        if expert is not None and getattr(expert, "peft_config", None):
+            expert.fuse_lora()
+            expert.unload_lora()
+    seconds: list[float] = []
+    while len(seconds) < TIMED and sum(seconds) < ENOUGH:
+        seconds.append(sample_clip(pipe, prompt, seed, shift, call)[1])
+    return statistics.median(seconds)
+
+
+def teacher_evaluations(info: TeacherInfo) -> int:
+    """Transformer evaluations of a clip of `sample_teacher`: with guidance a step takes two."""
+    return TEACHER_STEPS * (2 if info.sampling_defaults["guidance_scale"] > 1 else 1)
+
+
 def sample_teacher(
-    pipe: Pipeline, prompt: str, seed: int, info: TeacherInfo, clip: dict[str, Any]
+    pipe: Pipeline, prompt: str, seed: int, info: TeacherInfo, call: dict[str, Any]
 ) -> tuple[numpy.ndarray, float]:
     """One clip of the guided teacher, sampled as Wan does, returned as by `sample_clip`.
 
-    The student's LoRAs are off meanwhile. `clip` gives size, text length and picture.
+    The student's LoRAs are off meanwhile. Of the student's `call`, size, text length and picture
+    are taken.
     """
     wan = info.sampling_defaults
-    call: dict[str, Any] = dict(clip, num_inference_steps=TEACHER_STEPS)
+    call = dict(call, num_inference_steps=TEACHER_STEPS)
     call["negative_prompt"] = wan["negative_prompt"]
     call["guidance_scale"] = wan["guidance_scale"]
     if len(info.experts) == 2:

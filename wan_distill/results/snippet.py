@@ -11,6 +11,8 @@ from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
 from wan_distill.settings.pipelines import IMAGE_TO_VIDEO, TEXT_TO_VIDEO
 
+TO_THE_CPU_TOO = 'pipe.to("cuda" if torch.cuda.is_available() else "cpu")'
+TO_A_GPU = 'pipe.to("cuda")  # too little memory: pipe.enable_model_cpu_offload() instead'
 PICTURE = "first_frame.png"  # to be replaced by the user's own, of the clip's aspect
 
 
@@ -24,7 +26,8 @@ def snippet(
         where: its folder (the code then runs as it stands inside it) or its hub repository, for
             readers who have no file of this machine.
     """
-    dtype = "torch.float32" if config.mixed_precision == "no" else "torch.bfloat16"
+    exact = config.mixed_precision == "no"
+    dtype = "torch.float32" if exact else "torch.bfloat16"
     local = Path(info.source).is_dir()
     source = _here(Path(info.source), where) if local else info.source
     pipeline = IMAGE_TO_VIDEO if info.takes_picture else TEXT_TO_VIDEO
@@ -35,16 +38,22 @@ def snippet(
     if config.whole_student:  # a complete pipeline, scheduler included
         imports, load = [pipeline], ""
         source = "student" if where == "." else where
+    if not exact:  # bf16 shows as banding
+        imports.append("AutoencoderKLWan")
+        replaced["vae"] = (
+            f"vae = AutoencoderKLWan.from_pretrained({json.dumps(source)}, "
+            'subfolder="vae", dtype=torch.float32)\n'
+        )
     tools = ["export_to_video", "load_image"] if info.takes_picture else ["export_to_video"]
     picture = f'image=load_image("{PICTURE}"),\n    ' if info.takes_picture else ""
     given = [f"{part}={part}" for part in replaced]
     arguments = ", ".join([json.dumps(source), *given, f"dtype={dtype}"])
     return f"""import torch
-from diffusers import {", ".join(imports)}
+from diffusers import {", ".join(sorted(imports))}
 from diffusers.utils import {", ".join(tools)}
 
 {"".join(replaced.values())}pipe = {pipeline}.from_pretrained({arguments})
-{load}pipe.to("cuda" if torch.cuda.is_available() else "cpu")
+{load}{TO_THE_CPU_TOO if exact else TO_A_GPU}
 video = pipe(
     {picture}prompt="a prompt of yours",
     height={config.height},

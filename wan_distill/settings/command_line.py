@@ -6,13 +6,13 @@ import argparse
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from wan_distill.errors import UsageError
 from wan_distill.settings.config import Config
 from wan_distill.settings.flags import START, path, paths, text
-from wan_distill.settings.other_names import TRAINING, command_name, unknown_flag
+from wan_distill.settings.one_line_parser import OneLineParser
+from wan_distill.settings.other_names import TRAINING, command_name
 from wan_distill.settings.recipes import RECIPES, STAGES
 from wan_distill.settings.yaml_file import YES, as_arguments, load_yaml
 
@@ -55,31 +55,6 @@ WORDS_FOR_NO = {
 }
 
 
-class OneLineParser(argparse.ArgumentParser):
-    """Raises UsageError where argparse would print its usage and exit.
-
-    Args:
-        other_names: other programs' names of flags -> what to write here.
-    """
-
-    def __init__(self, *args: Any, other_names: Mapping[str, str] | None = None, **options: Any):
-        super().__init__(*args, **options)
-        self.other_names = other_names or {}
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message)
-
-    def parse_args(  # type: ignore[override]
-        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
-    ) -> argparse.Namespace:
-        """As argparse's, with a hint where a flag does not exist."""
-        known, unknown = self.parse_known_args(args, namespace)
-        if unknown:
-            flags = [option for action in self._actions for option in action.option_strings]
-            raise UsageError(unknown_flag(unknown[0], flags, self.other_names))
-        return known
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all flags. Settings that are not given are left out of its result."""
     name = command_name("train_distillation.py", "wan-distill")
@@ -87,7 +62,6 @@ def build_parser() -> argparse.ArgumentParser:
         prog=name,
         other_names=TRAINING,
         usage="%(prog)s [flags]",
-        allow_abbrev=False,
         epilog=EXAMPLES.format(f"python {name}" if name.endswith(".py") else name),
         description=DESCRIPTION,
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(
@@ -147,7 +121,7 @@ def debug_asked(argv: list[str]) -> bool:
     Never raises, so that it can be asked after `parse_args` has failed. As there, the last flag
     wins, and flags win over the file.
     """
-    parser = OneLineParser(add_help=False, allow_abbrev=False)
+    parser = OneLineParser(add_help=False)
     parser.add_argument("--debug", action=argparse.BooleanOptionalAction)
     parser.add_argument("--config")
     try:
@@ -161,9 +135,6 @@ def debug_asked(argv: list[str]) -> bool:
 
 def _parse(argv: list[str]) -> dict[str, Any]:
     """The settings that `argv` gives, and `config`, which may be None. Raises UsageError."""
-    for given in argv:
-        if given.endswith("=--"):  # argparse would make an empty list of it
-            raise UsageError(f"{given}: '--' is no value; leave the flag out")
     known = build_parser().parse_args(argv)
     return {k: tuple(v) if isinstance(v, list) else v for k, v in vars(known).items()}
 

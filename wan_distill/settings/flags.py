@@ -63,7 +63,7 @@ def step_counts(text: str) -> tuple[int, ...]:
     parts = str(text).split(",")
     if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
         raise argparse.ArgumentTypeError(
-            f"{text!r} is not a step count; give one such as 4, or several such as 2,4,8"
+            "is not a step count; give one such as 4, or several such as 2,4,8"
         )
     return tuple(sorted({int(part) for part in parts}))
 

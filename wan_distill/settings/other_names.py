@@ -96,10 +96,13 @@ def unknown_flag(given: str, flags: Collection[str], other_names: Mapping[str, s
     """The line about an argument that no flag takes.
 
     Args:
-        given: the argument.
+        given: the argument, a flag or a stray word.
         flags: those that exist.
         other_names: other programs' names -> what to write here.
     """
+    if not given.startswith("-"):
+        words = given if given.isprintable() and given.strip() else ascii(given)
+        return f"{words}: belongs to no flag; put quotation marks around a value with spaces"
     name = given.split("=")[0]
     typed = re.sub("^no_", "", name.lstrip("-").replace("-", "_"))
     usual = other_names.get(typed)

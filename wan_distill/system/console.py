@@ -70,10 +70,12 @@ class Bar(tqdm):
 
 
 @contextmanager
-def show_job(legs: Sequence[Leg]) -> Iterator[None]:
-    """Inside, bars show the whole job of these `legs`."""
+def show_job(legs: Sequence[Leg], slower: float = 1.0) -> Iterator[None]:
+    """Inside, bars show the whole job of these `legs`, which is expected to take `slower` times as
+    long as planned.
+    """
     global _clock
-    _clock = JobClock(legs)
+    _clock = JobClock(legs, slower)
     try:
         yield
     finally:

@@ -6,9 +6,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-# The plan counts as much as this many seconds of measurement: of the job, and of the part at work.
-TRUST_IN_PLAN = 30.0
-TRUST_IN_OTHER_PARTS = 10.0
+TRUST = 15.0  # seconds of work that what was expected before counts as much as
+HALF_LIFE = 300.0  # seconds after which what was measured counts half: other work comes and goes
 
 
 @dataclass(frozen=True)
@@ -25,21 +24,53 @@ class Leg:
     several, each with a part of the units"""
 
 
+@dataclass
+class Pace:
+    """How much slower work goes than planned: true and planned seconds of what was done lately."""
+
+    planned: float = 0.0
+    spent: float = 0.0
+
+    def add(self, planned: float, spent: float) -> None:
+        """Work of `planned` seconds was done in `spent`."""
+        fade = 0.5 ** (spent / HALF_LIFE)
+        self.planned = fade * self.planned + planned
+        self.spent = fade * self.spent + spent
+
+    def slower(self, expected: float) -> float:
+        """True over planned seconds; with little to go by, nearer to what is `expected`."""
+        if not self.planned:
+            return expected
+        known = max(self.planned, self.spent)
+        weight = known / (known + TRUST)
+        found: float = expected ** (1 - weight) * (self.spent / self.planned) ** weight
+        return found
+
+
 class JobClock:
     """The legs of one job, passed in their order.
+
+    Args:
+        slower: how many times as long as planned everything is expected to take.
+        now: tells the time in seconds.
 
     Attributes:
         done: share in [0, 1] of the leg at work that is done.
     """
 
-    def __init__(self, legs: Sequence[Leg], now: Callable[[], float] = time.perf_counter):
-        """`now` tells the time in seconds."""
+    def __init__(
+        self,
+        legs: Sequence[Leg],
+        slower: float = 1.0,
+        now: Callable[[], float] = time.perf_counter,
+    ):
         self.legs = list(legs)
+        self.expected = slower
         self.now = now
         self.place = -1
         self.done = self.done_before = 0.0
-        self.started = now()
-        self._planned = self._spent = 0.0  # seconds of what was done in this process
+        self.started = self.counted = now()
+        self.job, self.here = Pace(), Pace()
 
     @property
     def leg(self) -> Leg:
@@ -48,9 +79,8 @@ class JobClock:
 
     def enter(self, name: str) -> None:
         """Goes on to the next leg of this name; those before it are over."""
-        planned, spent = self._measured()
-        self._planned += planned
-        self._spent += spent
+        if self.place >= 0:
+            self._count(0.0)  # what came after the last of its work
         later = range(self.place + 1, len(self.legs))
         found = next((i for i in later if self.legs[i].name == name), None)
         if found is None:  # nothing was planned for it
@@ -58,7 +88,8 @@ class JobClock:
             self.legs.insert(found, Leg(name, 0.0))
         self.place = found
         self.done = self.done_before = 0.0
-        self.started = self.now()
+        self.started = self.counted = self.now()
+        self.here = Pace()
 
     def begin(self, total: float, already: float) -> float:
         """A progress bar of `total` units, `already` of which an earlier process made, begins.
@@ -73,14 +104,16 @@ class JobClock:
 
     def advance(self, share: float) -> None:
         """`share` more of the leg is done."""
-        self.done = min(1.0, self.done + share)
+        share = min(share, 1.0 - self.done)
+        self.done += share
+        self._count(share)
 
-    def _measured(self) -> tuple[float, float]:
-        """(planned, true) seconds of what this process did in the leg at work."""
-        share = self.done - self.done_before
-        if self.place < 0 or share <= 0:
-            return 0.0, 0.0
-        return self.leg.seconds * share, self.now() - self.started
+    def _count(self, share: float) -> None:
+        """Time has passed while `share` of the leg was done."""
+        now = self.now()
+        for pace in (self.job, self.here):
+            pace.add(self.leg.seconds * share, now - self.counted)
+        self.counted = now
 
     def share(self) -> float:
         """Of the whole job that is done, by planned seconds."""
@@ -92,14 +125,11 @@ class JobClock:
 
     def left(self) -> float:
         """Seconds until the job ends."""
-        planned, spent = self._measured()
-        slower = (TRUST_IN_PLAN + self._spent + spent) / (TRUST_IN_PLAN + self._planned + planned)
-        later = sum(leg.seconds for leg in self.legs[self.place + 1 :])
+        slower = self.job.slower(self.expected)
+        later = sum(leg.seconds for leg in self.legs[self.place + 1 :]) * slower
         if self.place < 0:
-            return later * slower
-        weight = TRUST_IN_OTHER_PARTS
-        here = (weight * slower + spent) / (weight + planned)
+            return later
         if not self.leg.seconds and self.done > self.done_before:  # nothing was planned
-            rest = spent * (1 - self.done) / (self.done - self.done_before)
-            return rest + later * slower
-        return self.leg.seconds * (1 - self.done) * here + later * slower
+            spent = self.now() - self.started
+            return later + spent * (1 - self.done) / (self.done - self.done_before)
+        return later + self.leg.seconds * (1 - self.done) * self.here.slower(slower)

@@ -7,6 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from wan_distill.errors import FileError, Halted, UsageError
+from wan_distill.interrupts import end_quietly, raise_again
+
+FORESEEN = (UsageError, FileError, Halted, OSError)  # their lines say all, unless an import failed
 _kept: list[str] = []
 
 
@@ -32,26 +36,36 @@ class _Keeper:
 
 @contextmanager
 def keep_notices(shown: bool = False) -> Iterator[None]:
-    """Inside, what is printed to stderr by Python is kept; `shown`: it is printed as always.
-
-    Where the inside fails, `print_kept` shows it.
+    """Inside, packages are imported: what Python prints to stderr is kept, for `print_kept`, and
+    Ctrl-C ends the process in one line. `shown`: it is printed as always.
     """
-    if shown:
-        yield
-        return
     keeper = _Keeper(sys.stderr)
+    keeper.keeps = not shown
     sys.stderr = keeper
+    end_quietly()
     try:
         yield
     finally:
+        raise_again()
         keeper.keeps = False
         if sys.stderr is keeper:
             sys.stderr = keeper.stream
 
 
-def print_kept() -> None:
-    """Prints what was kept, once: something failed, and it may say why."""
+def print_kept(error: BaseException) -> None:
+    """Prints what was kept, once, where it may say why: `error` is one that nobody foresaw, or it
+    comes of an import that failed.
+    """
+    if isinstance(error, FORESEEN) and not any(isinstance(e, ImportError) for e in _causes(error)):
+        return
     text = "".join(_kept).strip()
     _kept.clear()
     if text:
         print(f"While packages were imported they said:\n{text}", file=sys.stderr, flush=True)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """`error`, and what it was raised from."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
