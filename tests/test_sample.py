@@ -208,6 +208,7 @@ def test_adapters_are_on_again_after_the_teacher(trained, tmp_path, clips, monke
         numpy.testing.assert_allclose(sides(pair)[1], alone, rtol=0, atol=1e-5)
 
 
+@pytest.mark.journey  # as long as a whole run
 def test_the_lora_files_alone_give_the_same_video_and_both_matter(trained, clips):
     both = ",".join(str(trained / name) for name in LORA_FILE.values())
     for files in (str(trained), both, *both.split(",")):

@@ -148,6 +148,7 @@ def test_a_stop_keeps_what_is_solved_and_the_rest_follows(make_run, monkeypatch)
     assert files_of(store) == names(range(4))  # and no half of any
 
 
+@pytest.mark.journey  # as long as a whole run
 def test_a_kill_between_the_files_of_a_batch_changes_no_batch_that_follows(make_run, monkeypatch):
     """Each write of a file is once the last one: the same batches are solved as without a kill."""
 

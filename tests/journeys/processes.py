@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import os
+import runpy
+import signal
+import socket
 import subprocess
 import sys
+import tempfile
+import traceback
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.state import AcceleratorState
 from conftest import REPOSITORY, tiny_flags
 from safetensors.torch import load_file
 
@@ -63,7 +70,13 @@ sys.exit(train_distillation.main(sys.argv[1:]))
 
 
 def launch(launcher: str, script: Path, flags: list[str]) -> subprocess.CompletedProcess:
-    """Runs `script` in two processes."""
+    """Runs `script` in two processes, with one of LAUNCHERS, or as "forks" of this process, which
+    has everything imported: half a minute less. Where forks cannot be, torchrun.
+    """
+    if launcher == "forks":
+        if hasattr(os, "fork") and not torch.accelerator.is_available():
+            return launch_forks(script, flags)
+        launcher = "torchrun"
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
     return subprocess.run(
         [*LAUNCHERS[launcher], str(script), *flags],
@@ -73,6 +86,52 @@ def launch(launcher: str, script: Path, flags: list[str]) -> subprocess.Complete
         timeout=600,
         check=False,
     )
+
+
+def launch_forks(script: Path, flags: list[str]) -> subprocess.CompletedProcess:
+    """What torchrun does: two processes, with the environment by which they find each other."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with tempfile.TemporaryDirectory() as folder:
+        out, errors = Path(folder, "out"), Path(folder, "errors")
+        forks = [start_fork(rank, port, script, flags, out, errors) for rank in range(2)]
+        codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in forks]
+        texts = [file.read_text(encoding="utf-8") for file in (out, errors)]
+    return subprocess.CompletedProcess([str(script), *flags], max(codes, key=abs), *texts)
+
+
+def start_fork(
+    rank: int, port: int, script: Path, flags: list[str], out: Path, errors: Path
+) -> int:
+    """The id of a process that runs `script` as one of two."""
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 70
+    try:
+        for number, file in ((1, out), (2, errors)):
+            os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+        local = dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=2, LOCAL_WORLD_SIZE=2)
+        names = local | dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+        os.environ.update({name: str(value) for name, value in names.items()})
+        AcceleratorState._reset_state(reset_partial_state=True)
+        torch.set_num_threads(1)  # forks may not share a thread pool
+        warnings.resetwarnings()  # pytest makes errors of those of other packages too
+        signal.alarm(600)  # never for ever, where the other one has failed
+        sys.argv = [str(script), *flags]
+        code = 0
+        runpy.run_path(str(script), run_name="__main__")
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else 70
+    except BaseException:
+        code = 70
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def alone(flags: list[str]) -> None:
@@ -89,7 +148,7 @@ def compare(
     teacher: Path,
     folder: Path,
     method: str,
-    launcher: str = "torchrun",
+    launcher: str = "forks",
     alone_first: int = 0,
     only_two: dict[str, Any] | None = None,
     **changes: Any,

@@ -53,7 +53,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from wan_shapes import A14B, config_of, teacher_of
+from wan_shapes import A14B, A14B_I2V, config_of, teacher_of
 
 import train_distillation
 from wan_distill.data.run import Run
@@ -125,6 +125,16 @@ class Embeddings:
         return torch.empty(len(prompts), *self.shape, device=CUDA)
 
 
+class Pictures:
+    """Stands in for the latents of first frames, behind their mask."""
+
+    def __init__(self, *shape: int):
+        self.shape = shape
+
+    def batch(self, prompts: Sequence[Any]) -> Tensor:
+        return torch.empty(len(prompts), *self.shape, device=CUDA)
+
+
 def expert(config: Config, run: Run, name: Expert) -> WanTransformer3DModel:
     """A transformer on the card with its adapters, as `Teacher.load_expert` and `make_roles` give
     it, without reading files.
@@ -182,15 +192,21 @@ class NoProgress:
 def run_case(settings: dict[str, Any], fault: str | None, folder: Path) -> None:
     """One update of each role of each expert."""
     blocks = settings.pop("blocks", 2)
+    picture = settings.pop("picture", False)
+    shapes = A14B_I2V if picture else A14B
     # As for the whole A14B; defaults for models of so few blocks are other ones.
     whole: dict[str, Any] = dict(mixed_precision="bf16", gradient_checkpointing=True)
     settings = whole | dict(train_batch_size=1, gradient_accumulation_steps=1) | settings
-    info = teacher_of(A14B | dict(num_layers=blocks), folder)
+    info = teacher_of(shapes | dict(num_layers=blocks), folder, takes_picture=picture)
     config = config_of(info, output_dir=str(folder / "out"), **settings)
     runtime = Runtime(config)
     runtime.device = CUDA
     embeddings: Any = Embeddings(config, info.transformer["text_dim"])
-    run = Run(config, Teacher(info, config, runtime), embeddings, ("a prompt",), runtime)
+    teacher = Teacher(info, config, runtime)
+    channels, *sizes = info.latent_shape(config)
+    given = info.transformer["in_channels"] - channels
+    pictures: Any = Pictures(given, *sizes) if given else None
+    run = Run(config, teacher, embeddings, ("a prompt",), runtime, pictures)
     card = Card()
     with card, faulty(fault):
         for name in config.experts:

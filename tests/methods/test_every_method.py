@@ -212,6 +212,7 @@ class Waits(TorchDispatchMode):
         return result
 
 
+@pytest.mark.journey  # as long as a whole run
 @EXPERTS
 @pytest.mark.parametrize("kind", ["trajectory", "consistency", "dmd", "dmd-samples", "dmd-paired"])
 def test_the_host_never_waits_for_the_device_in_a_loss_and_its_backward(make_run, kind, expert):

@@ -21,6 +21,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "consistency": dict(method="consistency"),
     "dmd": dict(method="dmd"),
     "dmd-samples": dict(method="dmd", real_score="samples"),
+    "dmd-paired": dict(method="dmd", real_score="paired"),
+    "trajectory-i2v": dict(method="trajectory", picture=True),
+    "consistency-i2v": dict(method="consistency", picture=True),
+    "dmd-i2v": dict(method="dmd", real_score="guided", picture=True),
 }
 ENGINES: dict[str, dict[str, Any]] = {
     "plain": {},

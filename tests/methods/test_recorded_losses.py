@@ -62,6 +62,7 @@ SETTINGS = {
 }
 
 
+@pytest.mark.journey  # as long as a whole run
 @pytest.mark.parametrize("kind", ["", "-i2v"])
 @pytest.mark.parametrize("name", ["trajectory", "consistency", "dmd", "dmd-samples"])
 def test_twenty_recorded_losses(

@@ -215,6 +215,7 @@ def measure_loading(teacher: Teacher, measured: Connection) -> None:
     del model
 
 
+@pytest.mark.journey  # as long as a whole run
 @pytest.mark.skipif(
     sys.platform != "linux",
     reason="reads the memory of a process from /proc, which Linux alone has",

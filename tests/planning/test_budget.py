@@ -42,11 +42,13 @@ def hours(stages, info) -> float:
     return sum(part.seconds(chosen) for part in parts(stages, info, 100)) / 3600
 
 
+@pytest.mark.journey  # as long as a whole run
 def test_the_usual_job_of_a14b_takes_at_most_two_days_of_one_h100(a14b, asked):
     usual = within_budget(asked(), a14b, 100)
     assert usual.words == () and 24 < hours(usual.stages, a14b) <= 48
 
 
+@pytest.mark.journey  # as long as a whole run
 def test_the_job_is_the_largest_that_fits(a14b, asked):
     config = asked(budget=24.0)
     choice = within_budget(config, a14b, 100)
@@ -74,6 +76,7 @@ def test_counts_that_the_user_gave_stay(a14b, asked):
     assert first.max_train_steps != within_budget(asked(), a14b, 100).stages[0].max_train_steps
 
 
+@pytest.mark.journey  # as long as a whole run
 def test_a_budget_without_room_is_refused_and_one_without_use_says_so(a14b, asked):
     with pytest.raises(UsageError, match=r"--budget 0\.5: even .* takes about .*; give more hours"):
         within_budget(asked(budget=0.5), a14b, 100)
@@ -103,6 +106,7 @@ def test_a_narrow_transformer_reaches_less_of_the_rate_that_is_measured(a14b, as
     assert here.rate == 5e11
 
 
+@pytest.mark.journey  # as long as a whole run
 def test_a_run_within_a_budget_prints_its_plan_and_keeps_its_choice(
     random_teacher, tmp_path, capsys, monkeypatch
 ):

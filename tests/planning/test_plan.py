@@ -151,6 +151,7 @@ def test_more_gpus_solve_faster_but_make_no_fewer_updates(a14b):
     assert shares["low expert"].seconds(eight) == shares["low expert"].seconds(alone) / 8
 
 
+@pytest.mark.journey  # as long as a whole run
 def test_eight_gpus_share_the_batch_of_one(a14b):
     """As many updates of as many samples, each GPU an eighth of them."""
     one = plan.describe_needs((config_of(a14b, gpu="h100", dry_run=True),), a14b)

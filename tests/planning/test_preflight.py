@@ -96,6 +96,7 @@ def test_a_part_whose_configuration_says_that_it_is_quantised_is_named(broken, p
     assert "was quantised (quantization_config in its config.json)" in broken(quantised)
 
 
+@pytest.mark.journey  # as long as a whole run
 def test_a_configuration_of_another_version_is_read_as_diffusers_reads_it(random_teacher, tmp_path):
     """Settings that this diffusers does not know are left out."""
     folder = shutil.copytree(random_teacher, tmp_path / "teacher")
@@ -151,6 +152,7 @@ def test_a_missing_vocabulary_stops_the_run(broken):
     assert "tokenizer: holds no vocabulary" in said and "tokenizer's files" in said
 
 
+@pytest.mark.journey  # as long as a whole run
 def test_prompts_that_the_tokenizer_does_not_know_stop_the_run(random_teacher, tmp_path, capsys):
     file = tmp_path / "p.txt"
     file.write_text("红\n蓝\n", encoding="utf-8")
@@ -168,6 +170,7 @@ def test_too_little_disk_stops_the_run(broken, monkeypatch):
     assert "--output_dir" in broken()
 
 
+@pytest.mark.journey  # as long as a whole run
 def test_a_place_that_cannot_be_written_stops_the_run(random_teacher, tmp_path, capsys):
     (tmp_path / "file").touch()
     for out in (tmp_path / "file", tmp_path / "file" / "out"):

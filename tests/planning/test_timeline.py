@@ -27,6 +27,7 @@ def job():
     return resolve_stages(Config(), info), info
 
 
+@pytest.mark.journey  # as long as a whole run
 def test_the_legs_are_in_the_order_of_time_and_take_what_is_planned(job):
     stages, info = job
     legs = timeline(stages, info, 144, CPU)
@@ -36,6 +37,7 @@ def test_the_legs_are_in_the_order_of_time_and_take_what_is_planned(job):
     assert all(leg.seconds > 0 for leg in legs if leg.name != "solve")
 
 
+@pytest.mark.journey  # as long as a whole run
 def test_pictures_are_encoded_after_their_captions():
     config = Config(teacher_path="tiny-i2v")
     info = read_teacher(config)
@@ -52,6 +54,7 @@ def test_pictures_are_encoded_after_their_captions():
     )
 
 
+@pytest.mark.journey  # as long as a whole run
 def test_samples_are_solved_by_the_first_that_reads_them(job):
     stages, info = job
     legs = [leg for leg in timeline(stages, info, 144, CPU) if leg.name == "solve"]

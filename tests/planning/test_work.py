@@ -62,6 +62,7 @@ def test_the_plan_has_the_samples_that_the_run_then_solves(random_teacher, tmp_p
     assert disk == sum(load_file(file)["latents"].nbytes for file in files)
 
 
+@pytest.mark.journey  # as long as a whole run
 @pytest.mark.parametrize("both", [True, False])
 def test_the_plan_of_the_low_expert_knows_whether_a_high_one_begins(
     both, make_run, random_teacher, tmp_path, capsys
@@ -119,6 +120,7 @@ def test_the_plan_knows_what_the_warm_start_has_solved(small_config, tmp_path):
     assert spared == pytest.approx(30 * each)
 
 
+@pytest.mark.journey  # as long as a whole run
 def test_the_disk_holds_the_optimizers_moments_of_every_checkpoint(random_teacher, tmp_path):
     """Against a run's own files: a checkpoint is a role's weights, its two moments, the average."""
     out = tmp_path / "out"

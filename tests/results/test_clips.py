@@ -67,6 +67,7 @@ def test_a_long_training_is_shown_at_a_few_times_with_its_ends_and_what_is_expor
     assert [content(clip) for clip in row["clips"]] == [b"%d" % number for number in updates]
 
 
+@pytest.mark.journey  # as long as a whole run
 def test_a_large_clip_is_embedded_smaller_and_made_smaller_once(tmp_path):
     noise = numpy.random.default_rng(0).random((5, 480, 832, 3))
     large = write_video(tmp_path / "large.mp4", noise, 8)

@@ -7,7 +7,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from pathlib import Path
 
+import numpy
 import pytest
 import torch
 from conftest import PROMPTS
@@ -24,16 +26,24 @@ from wan_distill.results.table import as_markdown, remarks
 
 
 @pytest.fixture
-def measured(make_run):
-    """Makes (evaluation, its table) of a student with an effect."""
+def measured(make_run, monkeypatch):
+    """Makes (evaluation, its table) of a student with an effect, without encoding videos."""
 
     def make(**changes):
+        monkeypatch.setattr(evaluation, "write_video", write_frames)
         run = make_run(**dict(method="trajectory", lora_alpha=4.0) | changes)
         write_student(run, *run.config.experts)
         subject = Evaluation(run, PROMPTS)
         return subject, subject.measure()
 
     return make
+
+
+def write_frames(file: Path, frames: numpy.ndarray, fps: int) -> Path:
+    """In place of `write_video`, which takes a tenth of a second for each clip."""
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(frames.tobytes())
+    return file
 
 
 # --------------------------------------------------------------------------------------- the rows
@@ -52,6 +62,7 @@ def test_the_table_has_what_it_promises(measured, capsys):
     assert all(name in as_markdown(table) for name in names)
 
 
+@pytest.mark.journey  # as long as a whole run
 @pytest.mark.parametrize("steps", [(4,), (2,)])
 def test_a_teacher_of_four_steps_still_has_rows_of_its_own(measured, steps):
     """Its own solution and its few-step sampling have as many steps; only the first one is what
@@ -70,6 +81,7 @@ def test_a_teacher_of_four_steps_still_has_rows_of_its_own(measured, steps):
     assert by_name[rows.students[0].name]["paired_distance"] > 0
 
 
+@pytest.mark.journey  # as long as a whole run
 @pytest.mark.parametrize("count", [2, 3, 4])
 def test_few_samples_still_give_numbers(measured, count):
     _, table = measured(eval_samples=count)
@@ -77,6 +89,7 @@ def test_few_samples_still_give_numbers(measured, count):
     assert all(math.isfinite(number) for number in numbers if isinstance(number, float))
 
 
+@pytest.mark.journey  # as long as a whole run
 def test_the_reference_is_made_from_other_noise(measured):
     """Compared with its own samples the teacher would have a distance of 0, and so would a student
     that only copies them.
@@ -88,6 +101,7 @@ def test_the_reference_is_made_from_other_noise(measured):
     assert rows.independent.sigmas == rows.paired.sigmas and table["floor"] > 0
 
 
+@pytest.mark.journey  # as long as a whole run
 def test_a_student_of_many_steps_has_a_row_for_each(measured):
     _, table = measured(sampling_steps=(2, 4))
     assert [row["sampler"] for row in table["rows"][3:]] == ["student 2", "student 4"]
@@ -98,6 +112,7 @@ def test_a_student_of_many_steps_has_a_row_for_each(measured):
 # ------------------------------------------------------------------------------------- true numbers
 
 
+@pytest.mark.journey  # as long as a whole run
 def test_rows_are_timed_anew_side_by_side_with_the_adapters_merged(measured, monkeypatch):
     """Also where the teacher's samples come from their cache, and in a precision in which the
     student is measured unmerged.
@@ -140,6 +155,7 @@ def test_a_row_takes_its_steps_times_the_median_step_of_each_expert(make_run, mo
     assert seconds["student"] == (3 * owned[0] + 5 * owned[1]) / 2
 
 
+@pytest.mark.journey  # as long as a whole run
 def test_too_few_samples_for_the_components_are_remarked(measured):
     _, table = measured()
     assert table["samples"] == 8 and table["samples_needed"] == 4 * table["components"] == 60
@@ -149,6 +165,7 @@ def test_too_few_samples_for_the_components_are_remarked(measured):
     assert "does not mean better than the teacher" in remark
 
 
+@pytest.mark.journey  # as long as a whole run
 def test_a_smaller_evaluation_replaces_none_of_the_same_student(measured, make_run, capsys):
     subject, table = measured()
     clips = {file.name: file.read_bytes() for file in subject.run.folder.clips.iterdir()}
@@ -165,6 +182,7 @@ def test_a_smaller_evaluation_replaces_none_of_the_same_student(measured, make_r
     assert read_evaluation(folder)["samples"] == 6
 
 
+@pytest.mark.journey  # as long as a whole run
 def test_the_worst_clips_are_those_farthest_from_their_teachers(measured):
     subject, table = measured()
     distances = [clip["paired_distance"] for clip in table["clips"]]
@@ -236,6 +254,7 @@ def count_forwards(monkeypatch) -> list[int]:
     return forwards
 
 
+@pytest.mark.journey  # as long as a whole run
 def test_teachers_samples_are_stored_and_a_students_are_not(measured, monkeypatch):
     subject, table = measured()
     rows = samplers(subject.config)

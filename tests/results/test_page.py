@@ -88,6 +88,7 @@ def run(random_teacher, tmp_path_factory):
     return out
 
 
+@pytest.mark.journey  # as long as a whole run
 def test_a_finished_run_has_every_section(run):
     page = (run / "report.html").read_text(encoding="utf-8")
     assert list(digests(page)) == [

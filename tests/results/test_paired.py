@@ -26,6 +26,7 @@ def evaluated(make_run):
     return run, PairedEvaluation(run, HELD_OUT)
 
 
+@pytest.mark.journey  # as long as a whole run
 def test_the_table_compares_each_row_with_the_teacher_from_the_same_noise(evaluated):
     run, evaluation = evaluated
     result = evaluation.measure()
@@ -99,6 +100,7 @@ def test_training_never_sees_the_evaluations_noise_and_each_prompt_has_two_seeds
     assert not any(torch.equal(reference.noise(i), trained.noise(i)) for i in range(4))
 
 
+@pytest.mark.journey  # as long as a whole run
 def test_an_interruption_loses_one_batch_at_most(make_run, monkeypatch):
     run = make_run(evaluation="pairs", eval_samples=4, sample_batch_size=1)
     write_student(run, "high", "low")

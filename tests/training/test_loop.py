@@ -193,6 +193,7 @@ def test_the_best_weights_are_exported_not_the_last(make_run, monkeypatch):
     assert any(not torch.equal(exported[name], tensor) for name, tensor in last.items())
 
 
+@pytest.mark.journey  # as long as a whole run
 def test_the_exported_weights_have_clips_where_no_preview_showed_them(make_run, monkeypatch):
     """Previews at 0 and at the end; the best weights are those after two of three updates."""
     run = make_run(

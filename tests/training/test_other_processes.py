@@ -37,6 +37,7 @@ def checked_run(make_run, monkeypatch):
     return make
 
 
+@pytest.mark.journey  # as long as a whole run
 def test_the_main_process_writes(checked_run):
     written = files_after(checked_run())
     for name in (
