@@ -6,7 +6,8 @@
     python benchmarks/frontier.py --teacher_path DIR   another teacher, in another --result_dir
 
 An evaluation is one forward of a transformer for one sample; a backward counts two, and what it
-computes again counts again, as hooks on the transformers' blocks see it. `solving` is what all
+computes again counts again, as hooks on the transformers' blocks see it; one of a shorter clip
+counts in proportion to its tokens. `solving` is what all
 solved samples took that a recipe reads, whichever recipe solved them. `checks` only look at the
 student and are no part of `total`. All recipes of a seed share one folder of solved samples, and
 refinements one first stage. A row that is in RESULT_DIR is not run again, so several commands may
@@ -25,13 +26,18 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from imitation import Imitation, ImitationRecipe
 from naive_methods import NaiveDMD, Plain
 from sample_costs import Meter, SampleCosts
 from scatter import Point, scatter
 
 import train_distillation
 from wan_distill.methods import METHODS
+from wan_distill.settings import recipes
 from wan_distill.settings.command_line import parse_args
+from wan_distill.settings.description import read_teacher
+from wan_distill.settings.resolve import resolve
+from wan_distill.settings.scale import scale_of
 
 FIRST = "trajectory"
 PUBLISHED = ("--method", "dmd", "--real_score", "guided")
@@ -58,6 +64,8 @@ class Recipe:
     """the recipe whose student it begins with"""
     method: type[NaiveDMD] | None = None
     """takes the place of PhasedDMD"""
+    measured: bool = True
+    """whether its student is judged: not where it is only what another recipe begins with"""
 
 
 def refined(*flags: str, after: str = FIRST, expert: str = "low") -> Recipe:
@@ -65,9 +73,15 @@ def refined(*flags: str, after: str = FIRST, expert: str = "low") -> Recipe:
     return Recipe(("--method", "dmd", "--expert", expert, *flags), after)
 
 
-def with_samples(count: int) -> Recipe:
+def with_samples(count: int, *flags: str) -> Recipe:
     """A first stage of 300 updates, on so many samples."""
-    return Recipe((*MIDDLE, "--num_trajectories", str(count)))
+    return Recipe((*MIDDLE, "--num_trajectories", str(count), *flags))
+
+
+def imitating(updates: int, *flags: str, after: str | None = None) -> Recipe:
+    """On-policy imitation, each update of 8 samples at each of the expert's two steps."""
+    counts = ("--max_train_steps", str(updates), "--train_batch_size", "8")
+    return Recipe(("--method", "imitation", *counts, *flags), after)
 
 
 RECIPES = {
@@ -89,9 +103,37 @@ RECIPES = {
         *("--num_trajectories", "256", *FEW, "--real_score", "paired"), after="short"
     ),
     "300 updates, 64 samples": with_samples(64),
+    "300 updates, 128 samples": with_samples(128),
     "300 updates, 256 samples": with_samples(256),
+    "300 updates, 512 samples": with_samples(512),
     "300 updates, 1024 samples": with_samples(1024),
+    "300 updates, 2048 samples": with_samples(2048),
+    "300 updates, 256 samples, 40 Euler steps": with_samples(256, "--teacher_solver", "euler"),
     "300 updates, 1024 samples + low": refined(after="300 updates, 1024 samples"),
+    "300 updates, 1024 samples + low, from student": refined(
+        "--critic_from_student", after="300 updates, 1024 samples"
+    ),
+    # As many evaluations as the two stages of regression and matching, or the second of them.
+    "imitation": imitating(290),
+    "300 updates, 1024 samples + low, imitation": imitating(
+        *(148, "--expert", "low", "--learning_rate", "5e-4"), after="300 updates, 1024 samples"
+    ),
+    # Four fifths of the updates and samples at 9 of 17 frames, for the evaluations of "300 updates,
+    # 1024 samples".
+    "short clips": Recipe(
+        (
+            *("--method", "trajectory", "--num_frames", "9", "--max_train_steps", "353"),
+            *("--train_batch_size", "16", "--num_trajectories", "1204"),
+        ),
+        measured=False,
+    ),
+    "short clips, then full length": Recipe(
+        (
+            *("--method", "trajectory", "--max_train_steps", "88"),
+            *("--train_batch_size", "16", "--num_trajectories", "301"),
+        ),
+        after="short clips",
+    ),
     "trajectory, 40 Euler steps": Recipe(("--method", "trajectory", "--teacher_solver", "euler")),
     "Phased DMD, guided": Recipe((*PUBLISHED, "--critic_updates", "5")),
     "DMD2, guided": Recipe(
@@ -121,6 +163,9 @@ class Frontier:
     def __init__(self, root: Path, extra: list[str]):
         self.root = root
         self.extra = extra
+        usual = parse_args([*extra, "--output_dir", str(root)])
+        teacher = read_teacher(usual)
+        self.tokens = scale_of(resolve(usual, teacher), teacher).tokens
 
     def folder(self, name: str, seed: int) -> Path:
         words = re.sub("[^a-z0-9]+", "-", name.lower())
@@ -141,14 +186,20 @@ class Frontier:
             before = self.row(recipe.after, seed)
             flags += ["--init_student_from", str(self.folder(recipe.after, seed))]
         costs = SampleCosts(self.root / f"samples-{seed}" / "costs")
-        meter = Meter(costs)
+        meter = Meter(costs, self.tokens)
         started = time.perf_counter()
         replaced = {"dmd": recipe.method} if recipe.method else {}
-        with meter.measuring(), patch.dict(METHODS, replaced):
-            code = train_distillation.main([*flags, *self.extra, "--no-evaluate"])
-        seconds = time.perf_counter() - started
-        if code or train_distillation.main([*flags, *self.extra, "--evaluate_only"]):
-            raise SystemExit(f"{name}: did not finish; run again to go on")
+        with (
+            patch.dict(METHODS, {"imitation": Imitation} | replaced),
+            patch.dict(recipes.RECIPES, {"imitation": ImitationRecipe()}),
+        ):
+            with meter.measuring():
+                code = train_distillation.main([*flags, *self.extra, "--no-evaluate"])
+            seconds = time.perf_counter() - started
+            if not code and recipe.measured:
+                code = train_distillation.main([*flags, *self.extra, "--evaluate_only"])
+            if code:
+                raise SystemExit(f"{name}: did not finish; run again to go on")
         used = {key: sorted(rows) for key, rows in meter.used().items()}
         both = [before["used"], used]
         rows = {key: set().union(*(u.get(key, []) for u in both)) for key in {*both[0], *both[1]}}
@@ -157,7 +208,7 @@ class Frontier:
         line = dict(
             name=name,
             seed=seed,
-            **self._quality(folder),
+            **(self._quality(folder) if recipe.measured else {}),
             solving=solving,
             training=training,
             total=solving + training,
@@ -189,7 +240,8 @@ class Frontier:
         points = []
         for line in lines:
             low, high = line["interval"]
-            points.append(Point(line["total"], line["gap_closed"], low, high, line["name"]))
+            label = f"{line['name']}, seed {line['seed']}"
+            points.append(Point(line["total"], line["gap_closed"], low, high, label))
         picture = scatter(points, "transformer evaluations", "gap closed")
         (self.root / "frontier.svg").write_text(picture, encoding="utf-8")
         return text
@@ -212,7 +264,6 @@ def main() -> int:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--result_dir", default="outputs/frontier")
     args, extra = parser.parse_known_args()
-    parse_args(extra)  # refuses a misspelt flag now, not after an hour
     frontier = Frontier(Path(args.result_dir), extra)
     for seed in args.seeds:
         for name in args.rows:
@@ -220,10 +271,11 @@ def main() -> int:
             done = [
                 frontier.row(each, number)
                 for number in args.seeds
-                for each in RECIPES
-                if (frontier.folder(each, number) / "frontier.json").exists()
+                for each, recipe in RECIPES.items()
+                if recipe.measured and (frontier.folder(each, number) / "frontier.json").exists()
             ]
-            print(f"\n{frontier.write(done)}", flush=True)
+            if done:
+                print(f"\n{frontier.write(done)}", flush=True)
     return 0
 
 

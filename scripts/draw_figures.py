@@ -3,6 +3,8 @@
 
 - docs/figures/quality.svg: the table of methods in benchmarks/RESULTS.md
 - docs/figures/steps.svg: the sigmas of a 4-step student, and which expert owns which step
+- docs/figures/frontier.svg: quality against evaluations, the table of frontier.py in RESULTS.md
+- docs/figures/samples.svg: quality against the number of solved samples, rows of the same table
 """
 
 from __future__ import annotations
@@ -14,7 +16,9 @@ from math import log
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(REPOSITORY))
+sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "benchmarks")]
+
+from scatter import Point, scatter  # noqa: E402
 
 from wan_distill.maths.sigmas import expert_of, sigma_grid  # noqa: E402
 
@@ -144,7 +148,43 @@ def steps() -> str:
     return page("The four steps of a student and their experts", shapes)
 
 
-FIGURES = {"quality.svg": quality, "steps.svg": steps}
+def priced() -> list[dict[str, str]]:
+    """The rows of the table of frontier.py in RESULTS.md: column -> cell."""
+    results = (REPOSITORY / "benchmarks" / "RESULTS.md").read_text(encoding="utf-8")
+    found = results.partition("<!-- frontier -->")[2].partition("<!-- end of frontier -->")[0]
+    lines = found.strip().splitlines()
+    head, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
+    return [dict(zip(head, row, strict=True)) for row in rows]
+
+
+def point_of(row: dict[str, str], across: str, label: str) -> Point:
+    low, high = map(float, row["95 % interval"].split(" to "))
+    return Point(float(across.replace(",", "")), float(row["gap closed"]), low, high, label)
+
+
+def frontier() -> str:
+    """Gap closed against transformer evaluations, every recipe and seed."""
+    points = [point_of(r, r["total"], f"{r['recipe']}, seed {r['seed']}") for r in priced()]
+    return scatter(points, "transformer evaluations", "gap closed")
+
+
+def samples() -> str:
+    """Gap closed after 300 updates of 16 samples, against how many samples there are."""
+    rows = {r["recipe"]: r for r in priced() if r["seed"] == "0"}
+    points = [
+        point_of(row, found[1], f"{found[1]} samples, read {300 * 16 / int(found[1]):.3g} times")
+        for name, row in rows.items()
+        if (found := re.fullmatch(r"300 updates, (\d+) samples", name))
+    ]
+    return scatter(points, "samples that are solved", "gap closed")
+
+
+FIGURES = {
+    "quality.svg": quality,
+    "steps.svg": steps,
+    "frontier.svg": frontier,
+    "samples.svg": samples,
+}
 
 
 def main() -> int:

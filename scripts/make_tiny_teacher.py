@@ -21,7 +21,7 @@ import math
 import shutil
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -783,6 +783,9 @@ def main() -> None:
         "--check_clips", type=int, default=200, help="half are of held-out captions (%(default)s)"
     )
     parser.add_argument(
+        "--check_frames", type=int, help="frames of the checked clips, 4k+1 (default: the world's)"
+    )
+    parser.add_argument(
         "--sheet", type=Path, help="with the check: save frames of 16 clips as this PNG"
     )
     args = parser.parse_args()
@@ -799,6 +802,8 @@ def main() -> None:
         for name in STAGES:
             run_stage(name, work, args.seed, member)
         assemble(work, folder, member)
+    if args.check_frames:
+        member = replace(member, world=replace(member.world, frames=args.check_frames))
     check(folder, args.check_clips, args.seed, args.sheet, member)
 
 
