@@ -114,9 +114,9 @@ RECIPES = {
         "--critic_from_student", after="300 updates, 1024 samples"
     ),
     # As many evaluations as the two stages of regression and matching, or the second of them.
-    "imitation": imitating(290),
+    "imitation": imitating(260),
     "300 updates, 1024 samples + low, imitation": imitating(
-        *(148, "--expert", "low", "--learning_rate", "5e-4"), after="300 updates, 1024 samples"
+        *(121, "--expert", "low", "--learning_rate", "5e-4"), after="300 updates, 1024 samples"
     ),
     # Four fifths of the updates and samples at 9 of 17 frames, for the evaluations of "300 updates,
     # 1024 samples".

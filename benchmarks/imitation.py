@@ -50,12 +50,26 @@ RALSTON = {
     2: ((2 / 3,), (1 / 4, 3 / 4)),
     3: ((1 / 2, 3 / 4), (2 / 9, 1 / 3, 4 / 9)),
 }
-STAGES = 3  # guided evaluations from one student sigma to the next
-REFERENCE = 16  # steps of three stages
+# (stages, such steps) from one student sigma to the next; the low expert's are longer.
+ASKED: dict[Expert, tuple[int, int]] = {"high": (3, 1), "low": (2, 2)}
+EXACT = (3, 16)
+TRIED = ((2, 1), (3, 1), (2, 2), (3, 2))
+
+
+def integrate(
+    velocity: Velocity, x: Tensor, sigma: float, end: float, stages: int, count: int
+) -> Tensor:
+    """The latents at `end`, from `x` [B, C, F, H, W] at `sigma`, by `count` steps of `stages`
+    evaluations each.
+    """
+    levels = [sigma + (end - sigma) * i / count for i in range(count + 1)]
+    for level, next_level in itertools.pairwise(levels):
+        x = one_step(velocity, x, level, next_level, stages)
+    return x
 
 
 def one_step(velocity: Velocity, x: Tensor, sigma: float, end: float, stages: int) -> Tensor:
-    """The latents at `end`, from `x` [B, C, F, H, W] at `sigma`, by `stages` evaluations."""
+    """The same by one step."""
     places, weights = RALSTON[stages]
     slopes = [velocity(x, sigma_batch(sigma, x))]
     for place in places:
@@ -80,7 +94,8 @@ class ImitationRecipe(Recipe):
 
     def costs(self, config: Config, expert: Expert) -> dict[Role, UpdateCost]:
         steps = config.grid_steps / 2
-        asked = STAGES * config.guided_evaluations(expert)
+        stages, count = ASKED[expert]
+        asked = stages * count * config.guided_evaluations(expert)
         return {"student": UpdateCost(steps, steps * asked, 2, config.max_train_steps)}
 
 
@@ -105,7 +120,8 @@ class Imitation(PhasedMethod):
         for level, next_level in itertools.pairwise(batch.sigmas):
             sigma, next_sigma = sigma_batch(level, x), sigma_batch(next_level, x)
             with torch.no_grad():
-                taught = one_step(self._teacher(denoiser, batch), x, level, next_level, STAGES)
+                teacher = self._teacher(denoiser, batch)
+                taught = integrate(teacher, x, level, next_level, *ASKED[self.expert])
             velocity = denoiser.velocity(x, sigma, batch.condition, role=role)
             target = flow.mean_velocity(x, taught, sigma, next_sigma)
             x = flow.euler_step(x, velocity.detach(), sigma, next_sigma)
@@ -138,27 +154,17 @@ def errors(run: Run, clips: int) -> Iterator[tuple[int, list[float]]]:
         scale = config.guidance(denoiser.expert_at(sigma))
         return denoiser.guided_velocity(x, sigma, condition, run.negative, scale)
 
-    x, tried = torch.stack(noise).to(run.runtime.device), [(2, 1), (3, 1), (2, 2), (3, 2)]
-    found: list[list[float]] = [[] for _ in tried]
-    sigmas = config.sigmas()
-    for level, end in itertools.pairwise(sigmas):
-        exact = _steps(guided, x, level, end, 3, REFERENCE)
-        for errors, (stages, count) in zip(found, tried, strict=True):
-            off = _steps(guided, x, level, end, stages, count) - exact
-            errors.append(float(off.square().flatten(1).mean(1).sqrt().mean()))
+    x = torch.stack(noise).to(run.runtime.device)
+    found: list[list[float]] = [[] for _ in TRIED]
+    for level, end in itertools.pairwise(config.sigmas()):
+        exact = integrate(guided, x, level, end, *EXACT)
+        for step_errors, how in zip(found, TRIED, strict=True):
+            off = integrate(guided, x, level, end, *how) - exact
+            step_errors.append(float(off.square().flatten(1).mean(1).sqrt().mean()))
         sigma = sigma_batch(level, x)
         velocity = denoiser.velocity(x, sigma, condition, role="teacher")
         x = flow.euler_step(x, velocity, sigma, sigma_batch(end, x))
-    yield from ((stages * n, e) for (stages, n), e in zip(tried, found, strict=True))
-
-
-def _steps(
-    velocity: Velocity, x: Tensor, sigma: float, end: float, stages: int, count: int
-) -> Tensor:
-    levels = [sigma + (end - sigma) * i / count for i in range(count + 1)]
-    for level, next_level in itertools.pairwise(levels):
-        x = one_step(velocity, x, level, next_level, stages)
-    return x
+    yield from ((stages * count, e) for (stages, count), e in zip(TRIED, found, strict=True))
 
 
 @torch.no_grad()
