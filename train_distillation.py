@@ -35,7 +35,8 @@ from wan_distill.errors import (
 from wan_distill.layout import RunFolder
 from wan_distill.settings.command_line import debug_asked, parse_args
 from wan_distill.settings.config import Config
-from wan_distill.settings.description import TeacherInfo, read_teacher
+from wan_distill.settings.description import TeacherInfo
+from wan_distill.settings.picture_source import read_teachers
 from wan_distill.settings.resolve import resolve_stages
 from wan_distill.system.console import TrainingBar, enter, escape_unencodable, show_job
 from wan_distill.system.disk_errors import describe_disk_error
@@ -46,7 +47,7 @@ if TYPE_CHECKING:  # torch is imported once the settings are known to be right
     from diffusers import WanPipeline
     from torch import Tensor
 
-    from wan_distill.data import Inputs, PictureSets, Prompt, PromptEmbeddings, Run
+    from wan_distill.data import Inputs, PictureSets, PictureSource, Prompt, PromptEmbeddings, Run
     from wan_distill.maths.sigmas import Expert
     from wan_distill.methods import Method
     from wan_distill.model import Denoiser, Teacher
@@ -106,7 +107,7 @@ def run(config: Config) -> int:
         from wan_distill.system.runtime import Runtime
 
     # 1. What is to be done? Everything that can be refused is refused before any weights load.
-    info = read_teacher(config)
+    info = read_teachers(config)
     resolved = resolve_stages(config, info)[-1]
     if resolved.clean:
         return clean(resolved)
@@ -205,8 +206,15 @@ def do_job(
     with reporting.part("text encoder"):
         embeddings, verdict = encode_prompts(config, teacher, encoded, runtime)
 
-    with planning.explain_out_of_memory(config, info, "encoding pictures"):
-        first_frames = data.encode_pictures(config, teacher, pictures, runtime)
+    first_frames = None
+    if info.takes_picture:
+        read = training.prompts_read(stages, prompts, held_out)
+        if pictures.source is not None:
+            with reporting.part("making pictures"):
+                make_pictures(pictures.source, read, runtime)
+        what = "encoding pictures"
+        with reporting.part(what), planning.explain_out_of_memory(config, info, what):
+            first_frames = data.encode_pictures(config, teacher, pictures, read, runtime)
 
     # 3. Stage by stage, one expert after the other learns its own steps.
     runs = [
@@ -297,6 +305,25 @@ def encode_prompts(
             )
         verdict = noted
     return cache_of(verdict), verdict
+
+
+def make_pictures(source: PictureSource, read: Sequence[Prompt], runtime: Runtime) -> None:
+    """Makes those of the pictures of `read` that are missing, with a text-to-video teacher whose
+    parts are loaded one after the other.
+    """
+    from wan_distill import data, model, planning
+
+    rows = source.missing(data.keys_of(read))
+    if not rows:
+        return
+    runtime.say(f"{source.info.title} makes {len(rows)} of the pictures.")
+    teacher = model.Teacher(source.info, source.config, runtime)
+    texts = [source.prompts[row] for row in rows]
+    with planning.explain_out_of_memory(source.config, source.info, "making pictures"):
+        encoded = [*texts, source.config.negative_prompt]
+        embeddings, _ = encode_prompts(source.config, teacher, encoded, runtime)
+        enter("make pictures")
+        source.make(data.Run(source.config, teacher, embeddings, source.prompts, runtime), rows)
 
 
 def load_encoder(

@@ -438,8 +438,8 @@ MUTATIONS = [
     ),
     Mutation(
         "wan_distill/settings/description.py",
-        '            self.transformer["out_channels"],\n            (config.num_frames - 1) // temporal + 1,\n            config.height // spatial,\n            config.width // spatial,',
-        '            self.transformer["out_channels"],\n            (config.num_frames - 1) // temporal + 1,\n            config.width // spatial,\n            config.height // spatial,',
+        '            self.transformer["out_channels"],\n            (config.num_frames - 1) // self.mask_channels + 1,\n            config.height // spatial,\n            config.width // spatial,',
+        '            self.transformer["out_channels"],\n            (config.num_frames - 1) // self.mask_channels + 1,\n            config.width // spatial,\n            config.height // spatial,',
         "tests/settings/test_description.py::test_latents_have_channels_frames_height_and_width_in_this_order",
     ),
     Mutation(
@@ -879,6 +879,42 @@ MUTATIONS = [
         "padded[: row.shape[0]] = row",
         "padded[-row.shape[0] :] = row",
         "tests/data/test_embeddings.py::test_prompts_are_kept_at_their_length_and_padded",
+    ),
+    Mutation(
+        "wan_distill/settings/picture_source.py",
+        "seed=int(digest[:8], 16),",
+        "seed=config.seed,",
+        "tests/data/test_made_pictures.py::test_a_picture_tells_nothing_of_the_noise_of_its_clip",
+    ),
+    Mutation(
+        "wan_distill/settings/picture_source.py",
+        "    if source.takes_picture:\n",
+        "    if False:\n",
+        "tests/settings/test_picture_source.py::test_what_cannot_make_pictures_is_refused",
+    ),
+    Mutation(
+        "wan_distill/data/picture_source.py",
+        "            seed=config.seed,\n",
+        "",
+        "tests/data/test_made_pictures.py::test_a_picture_is_known_by_everything_that_decides_it",
+    ),
+    Mutation(
+        "wan_distill/data/picture_source.py",
+        "self.key(row) in pictures and not self.file(row).exists()",
+        "self.key(row) in pictures",
+        "tests/data/test_made_pictures.py::test_only_what_is_read_and_missing_is_made",
+    ),
+    Mutation(
+        "wan_distill/training/prompts_read.py",
+        "prompts if reads_all_prompts(config) else prompts[: config.num_trajectories]",
+        "prompts[: config.num_trajectories]",
+        "tests/training/test_prompts_read.py::test_matching_from_fresh_noise_draws_from_all_prompts",
+    ),
+    Mutation(
+        "wan_distill/results/wrapper_workflow.py",
+        'crop="center"',
+        'crop="disabled"',
+        "tests/results/test_workflows.py::test_the_wrapper_is_given_the_picture_cropped",
     ),
     Mutation(
         "wan_distill/data/picture_decoding.py",

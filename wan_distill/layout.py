@@ -63,8 +63,7 @@ class RunFolder:
 
     @property
     def merged(self) -> Path:
-        """The complete pipeline, adapters merged in."""
-        return self.path / "student"
+        return self.path / "student"  # the complete pipeline, adapters merged in
 
     @property
     def merged_note(self) -> Path:
@@ -111,8 +110,7 @@ class RunFolder:
 
     @property
     def pairs(self) -> Path:
-        """Videos of the evaluation: teacher and student side by side."""
-        return self.path / "pairs"
+        return self.path / "pairs"  # videos of the evaluation: teacher and student side by side
 
     @property
     def plan(self) -> Path:
@@ -155,12 +153,10 @@ class RunFolder:
     # ----------------------------------------------------------------------------- to go on from
 
     def expert(self, expert: Expert) -> Path:
-        """The folder of one expert's checkpoints."""
-        return self.path / expert
+        return self.path / expert  # the folder of its checkpoints
 
     def best(self, expert: Expert) -> Path:
-        """The weights that would be exported by the checks so far."""
-        return self.expert(expert) / "best.safetensors"
+        return self.expert(expert) / "best.safetensors"  # what would be exported so far
 
     # ----------------------------------------------------- caches, which may be deleted at any time
 
@@ -170,8 +166,11 @@ class RunFolder:
 
     @property
     def pictures(self) -> Path:
-        """Latents of the pictures that clips begin with."""
-        return self.path / "pictures"
+        return self.path / "pictures"  # that clips begin with: their latents
+
+    @property
+    def image_source(self) -> RunFolder:
+        return RunFolder(self.path / "image_source")  # of the teacher that makes the pictures
 
     @property
     def encoder_note(self) -> Path:
@@ -187,10 +186,8 @@ class RunFolder:
     @property
     def caches(self) -> list[Path]:
         """The folders of all caches, those of earlier stages too."""
-        stages = [
-            self,
-            *(RunFolder(f) for f in self.path.glob("*") if (f / "metrics.jsonl").exists()),
-        ]
+        others = (RunFolder(f) for f in self.path.glob("*") if (f / "metrics.jsonl").exists())
+        stages = [self, self.image_source, *others]
         kinds = ("trajectories", "anchors", "handovers", "evaluation")
         return [p for s in stages for p in (s.prompts, s.pictures, *map(s.samples, kinds))]
 
@@ -212,6 +209,7 @@ NOT_UPLOADED = (
     "trajectory/*",
     "prompts/*",
     "pictures/*",
+    "image_source/*",
     "trajectories/*",
     "anchors/*",
     "handovers/*",

@@ -31,6 +31,7 @@ from wan_distill.results.workflows import comfyui_workflow
 from wan_distill.results.wrapper_workflow import wrapper_workflow
 
 WRAPPER_FILES = ("nodes.py", "nodes_model_loading.py", "nodes_sampler.py")
+WRAPPERS = ("WanVideo", "LoadWanVideo")  # how its nodes' names begin
 FILE_INPUTS = ("unet_name", "lora_name", "clip_name", "vae_name")
 
 
@@ -82,7 +83,6 @@ def comfyui_nodes(workflow: Workflow) -> dict[str, Any]:
     """Validates the workflow as ComfyUI does before it runs one; gives its nodes' inputs."""
     import execution
     import folder_paths
-    import nodes
 
     files = [n["inputs"][k] for n in workflow.values() for k in FILE_INPUTS if k in n["inputs"]]
     folder_paths.get_filename_list = lambda folder: files
@@ -90,8 +90,15 @@ def comfyui_nodes(workflow: Workflow) -> dict[str, Any]:
     valid, error, _, of_nodes = asyncio.run(execution.validate_prompt("0", workflow, None))
     if not valid:
         sys.exit(f"ComfyUI refuses the workflow: {error} {of_nodes}")
+    return inputs_of({node["class_type"] for node in workflow.values()})
+
+
+def inputs_of(names: set[str]) -> dict[str, Any]:
+    """The inputs and outputs of ComfyUI's own nodes."""
+    import nodes
+
     table = {}
-    for name in {node["class_type"] for node in workflow.values()}:
+    for name in names:
         node = nodes.NODE_CLASS_MAPPINGS[name]
         given = node.INPUT_TYPES()
         table[name] = dict(
@@ -162,12 +169,19 @@ def main() -> None:
     workflow = comfyui_workflow(config, info, ("high", "low"))
     pictured = teacher_of(A14B_I2V, Path("nowhere"), takes_picture=True, boundary_ratio=0.9)
     begun = comfyui_workflow(config_of(pictured), pictured, ("high", "low"))
-    other = wrapper_workflow(config, info, ("high", "low"))
+    others = [
+        wrapper_workflow(config, info, ("high", "low")),
+        wrapper_workflow(config_of(pictured), pictured, ("high", "low")),
+    ]
     start_comfyui(comfyui)
-    table = comfyui_nodes(workflow) | comfyui_nodes(begun) | wrapper_nodes(wrapper, other)
+    table = comfyui_nodes(workflow) | comfyui_nodes(begun)
+    for other in others:
+        kept = {n["class_type"] for n in other.values() if not n["class_type"].startswith(WRAPPERS)}
+        table |= wrapper_nodes(wrapper, other) | inputs_of(kept)
     used = {
         (node["class_type"], name)
-        for node in (*workflow.values(), *begun.values(), *other.values())
+        for made in (workflow, begun, *others)
+        for node in made.values()
         for name in node["inputs"]
     }
     for name, node in table.items():

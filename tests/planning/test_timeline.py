@@ -6,10 +6,10 @@ import dataclasses
 
 import pytest
 
-from wan_distill.planning.decoding import encoding_flops
 from wan_distill.planning.hardware import Hardware
 from wan_distill.planning.headline import headline
 from wan_distill.planning.parts import parts
+from wan_distill.planning.picture_work import encoding_flops
 from wan_distill.planning.timeline import timeline
 from wan_distill.planning.work import sample_work
 from wan_distill.settings.config import Config

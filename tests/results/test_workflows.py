@@ -60,6 +60,23 @@ def test_a_picture_goes_to_both_samplers(made, random_picture_teacher):
     assert workflow[low["latent_image"][0]]["inputs"] is high
 
 
+def test_the_wrapper_is_given_the_picture_cropped(made, random_picture_teacher):
+    """Its node stretches what has another aspect."""
+    workflow = made(wrapper_workflow, teacher_path=str(random_picture_teacher))
+    check_types(workflow)
+    assert not of_class(workflow, "WanVideoEmptyEmbeds")
+    (picture,) = of_class(workflow, "WanVideoImageToVideoEncode")
+    assert (picture["width"], picture["height"], picture["num_frames"]) == (32, 32, 5)
+    assert picture["noise_aug_strength"] == 0 and picture["start_latent_strength"] == 1
+    (scaled,) = of_class(workflow, "ImageScale")
+    assert workflow[picture["start_image"][0]]["inputs"] is scaled
+    assert (scaled["width"], scaled["height"], scaled["crop"]) == (32, 32, "center")
+    assert workflow[scaled["image"][0]]["class_type"] == "LoadImage"
+    number = next(n for n, node in workflow.items() if node["inputs"] is picture)
+    samplers = of_class(workflow, "WanVideoSampler")
+    assert len(samplers) == 2 and all(s["image_embeds"] == [number, 0] for s in samplers)
+
+
 def check_types(workflow):
     """Every node has what it needs, of the right types, and its outputs are used."""
     for number, node in workflow.items():

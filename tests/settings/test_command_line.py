@@ -117,6 +117,7 @@ PATHS = (
     "teacher_path",
     "prompts",
     "images",
+    "image_source",
     "output_dir",
     "init_student_from",
     "cache_dir",

@@ -30,6 +30,7 @@ MAY_CHANGE = {
     "teacher_path",
     "prompts",
     "images",
+    "image_source",
     "output_dir",
     "max_train_steps",
     "dry_run",

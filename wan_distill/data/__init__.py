@@ -5,9 +5,11 @@ from wan_distill.data.first_frames import FirstFrames, PicturedPrompt, Prompt, t
 from wan_distill.data.picture_sets import (
     PictureSets,
     encode_pictures,
+    keys_of,
     prompts_of,
     read_picture_sets,
 )
+from wan_distill.data.picture_source import PictureSource
 from wan_distill.data.prompts import read_prompts, split_prompts
 from wan_distill.data.run import Run, caches_of
 from wan_distill.data.samples import Inputs, open_inputs
@@ -17,12 +19,14 @@ __all__ = [
     "FirstFrames",
     "Inputs",
     "PictureSets",
+    "PictureSource",
     "PicturedPrompt",
     "Prompt",
     "PromptEmbeddings",
     "Run",
     "caches_of",
     "encode_pictures",
+    "keys_of",
     "open_inputs",
     "prompts_of",
     "read_picture_sets",

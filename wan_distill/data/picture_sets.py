@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from wan_distill.data.first_frames import FirstFrames, PicturedPrompt, Prompt
+from wan_distill.data.picture_source import PictureSource
 from wan_distill.data.pictures import BUILT_IN_PICTURES, PictureRecord, read_pictures
 from wan_distill.data.prompts import counting_tokens, held_out_of, split_prompts
 from wan_distill.data.run import caches_of
@@ -31,26 +32,36 @@ class PictureSets:
     training: Sequence[PictureRecord] = ()
     held_out: Sequence[PictureRecord] = ()
     """for the evaluation and previews"""
+    source: PictureSource | None = None
+    """what makes them, where they are not given"""
 
-    def pixels(self, height: int, width: int) -> dict[str, Callable[[], Tensor]]:
-        """Digest of a picture -> what reads its pixels [3, height, width] in [-1, 1]."""
+    def pixels(
+        self, keys: Collection[str], height: int, width: int
+    ) -> dict[str, Callable[[], Tensor]]:
+        """Digest of each of the pictures -> what reads its pixels [3, H, W] in [-1, 1]."""
         return {
             record.key: functools.partial(record.pixels, height, width)
             for record in (*self.training, *self.held_out)
+            if record.key in keys
         }
 
 
 def read_picture_sets(config: Config, teacher: TeacherInfo) -> PictureSets:
     """The pictures of `--images`, of which a tenth is held out, chosen by the hash of each one.
 
-    Without it: those that come with a tiny teacher, or a few that come with this package. Raises
-    UsageError as `read_pictures` and `counting_tokens` do.
+    Without it: those that `--image_source` makes, those that come with a tiny teacher, or a few
+    that come with this package. Raises UsageError as `read_pictures`, `counting_tokens` and
+    `PictureSource` do.
 
     Args:
         config: resolved.
     """
     if not teacher.takes_picture:
         return PictureSets()
+    if teacher.picture_source is not None:
+        source = PictureSource(config, teacher.picture_source)
+        training, held_out = map(source.records, (source.training, source.held_out))
+        return PictureSets(training, held_out, source)
     say = functools.partial(print, file=sys.stderr)
     read = functools.partial(
         read_pictures,
@@ -59,8 +70,8 @@ def read_picture_sets(config: Config, teacher: TeacherInfo) -> PictureSets:
         too_long=counting_tokens(config, teacher),
     )
     if config.images is None and teacher.world is not None:
-        own = [read(teacher.folder / name) for name in (OWN, OWN_HELD_OUT)]
-        return PictureSets(*own)
+        training, held_out = (read(teacher.folder / name) for name in (OWN, OWN_HELD_OUT))
+        return PictureSets(training, held_out)
     if config.images is None:
         say(
             "--images: none given; a few rendered pictures that come with this tool are used: "
@@ -94,22 +105,32 @@ def _prompts(records: Sequence[PictureRecord]) -> list[Prompt]:
     return [PicturedPrompt(record.caption, record.key) for record in records]
 
 
+def keys_of(prompts: Iterable[Prompt]) -> frozenset[str]:
+    """The digests of the pictures of those that have one."""
+    return frozenset(p.picture for p in prompts if isinstance(p, PicturedPrompt))
+
+
 def encode_pictures(
-    config: Config, teacher: Teacher, pictures: PictureSets, runtime: Runtime
-) -> FirstFrames | None:
+    config: Config,
+    teacher: Teacher,
+    pictures: PictureSets,
+    read: Iterable[Prompt],
+    runtime: Runtime,
+) -> FirstFrames:
     """Encodes each distinct picture once with the teacher's VAE, which is then freed; nothing where
-    the cache has all of them. None for a teacher that takes no pictures.
+    the cache has all of them.
 
     Raises Stopped after a signal; what is encoded is kept.
+
+    Args:
+        read: the prompts whose pictures the run looks at.
     """
     info = teacher.info
-    if not info.takes_picture:
-        return None
     size = [config.num_frames, config.height, config.width]
     key = dict(vae=info.fingerprint(("vae",)), size=size)
     folder = caches_of(config).pictures
     first_frames = FirstFrames(folder, key, info.mask_channels, runtime.device)
-    pixels = pictures.pixels(config.height, config.width)
+    pixels = pictures.pixels(keys_of(read), config.height, config.width)
     if runtime.is_main and first_frames.missing(pixels):
         enter("encode pictures")
         vae = teacher.load_vae()
@@ -122,6 +143,9 @@ def encode_pictures(
         try:
             first_frames.fill(pixels, encode, shown=True)
         except FileError as error:  # a picture that was changed since it was read
-            raise UsageError(f"--images {config.images}: {error}") from error
+            given = f"--images {config.images}"
+            if pictures.source is not None:
+                given = f"--image_source {config.image_source}"
+            raise UsageError(f"{given}: {error}") from error
     runtime.state.wait_for_everyone()
     return first_frames

@@ -1,4 +1,4 @@
-"""What the VAE takes, latents to pictures and pictures to latents: traced on fake tensors."""
+"""What the VAE takes to decode: traced on fake tensors."""
 
 from __future__ import annotations
 
@@ -44,24 +44,3 @@ def _traced(settings: str, latents: tuple[int, ...]) -> tuple[int, int]:
         with Ledger(held) as ledger, torch.no_grad():
             vae.decode(torch.zeros(latents))
     return sum(t.untyped_storage().nbytes() for t in held), ledger.peak
-
-
-def encoding_flops(config: Config, info: TeacherInfo) -> float:
-    """Operations of the VAE for one picture that a clip begins with; 0 where a teacher takes none,
-    or its VAE is not described.
-    """
-    if not (info.takes_picture and info.vae):
-        return 0.0
-    settings = json.dumps({k: v for k, v in info.vae.items() if not k.startswith("_")})
-    frames = info.latent_shape(config)[1]
-    clips = [(n - 1) * info.mask_channels + 1 for n in (min(frames, TRACED[0]), TRACED[1])]
-    fewer, more = (_encoded(settings, (n, config.height, config.width)) for n in clips)
-    return fewer + max(0, frames - TRACED[0]) * (more - fewer)
-
-
-@functools.lru_cache(maxsize=64)
-def _encoded(settings: str, clip: tuple[int, int, int]) -> float:
-    """Operations of encoding a clip of (frames, height, width)."""
-    with FakeTensorMode(), Ledger() as ledger, torch.no_grad():
-        AutoencoderKLWan.from_config(json.loads(settings)).encode(torch.zeros(1, 3, *clip))
-    return float(ledger.flops)

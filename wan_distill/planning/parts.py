@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from wan_distill.maths.sigmas import Expert, expert_sigmas
-from wan_distill.planning.decoding import encoding_flops
 from wan_distill.planning.hardware import Hardware
 from wan_distill.planning.memory import shape_of
+from wan_distill.planning.picture_work import encoding_flops, pictures_read
 from wan_distill.planning.trace import Trace, trace
-from wan_distill.planning.work import check_flops, solve_flops, update_work
+from wan_distill.planning.work import check_flops, evaluations, solve_flops, update_work
 from wan_distill.settings.config import BASELINE_STEPS, Config
 from wan_distill.settings.description import TeacherInfo
+from wan_distill.settings.picture_source import source_config
+from wan_distill.settings.sample_specs import clips_of_source
 
 
 @dataclass(frozen=True)
@@ -39,9 +41,11 @@ def parts(configs: Sequence[Config], info: TeacherInfo, prompts: int) -> list[Pa
     """
     last = configs[-1]
     costs = [trace(shape_of(config, info)) for config in configs]
+    pictures = pictures_read(configs, info, prompts)
     found = [
         Part("text encoder", prompts * encoder_flops(info, last.max_sequence_length), False),
-        Part("encoding pictures", prompts * encoding_flops(last, info), False),
+        Part("making pictures", pictures * making_flops(last, info), True),
+        Part("encoding pictures", pictures * encoding_flops(last, info), False),
         Part("solving samples", solve_flops(configs, info, costs[0]), True),
     ]
     # Data-parallel processes make the same number of updates, each on its own samples.
@@ -70,6 +74,17 @@ def encoder_flops(info: TeacherInfo, tokens: int) -> float:
     attention = 4 * width * settings.get("num_heads", 0) * settings.get("d_kv", 0)
     feed_forward = 3 * width * settings.get("d_ff", 0)
     return 2.0 * tokens * settings.get("num_layers", 0) * (attention + feed_forward)
+
+
+def making_flops(config: Config, info: TeacherInfo) -> float:
+    """Operations of a whole clip of `--image_source`, whose first frame is a picture; 0 without."""
+    source = info.picture_source
+    if source is None:
+        return 0.0
+    own = source_config(config, source)
+    cost = trace(shape_of(own, source))
+    solved = evaluations(own, source, clips_of_source(own, 1)) * cost.forward_flops
+    return encoder_flops(source, own.max_sequence_length) + solved / own.train_batch_size
 
 
 def evaluation_flops(config: Config, info: TeacherInfo, cost: Trace) -> float:

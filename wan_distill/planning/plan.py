@@ -14,6 +14,7 @@ from wan_distill.planning.hardware import Hardware, hardware_of
 from wan_distill.planning.levers import what_fits
 from wan_distill.planning.memory import Estimate, estimate, host_needs, shape_of
 from wan_distill.planning.parts import parts
+from wan_distill.planning.picture_work import source_words
 from wan_distill.planning.wording import count, duration, if_busy, operations, size
 from wan_distill.planning.work import disk_needs, sample_work, solve_flops, update_work
 from wan_distill.settings.config import Config
@@ -42,6 +43,7 @@ def describe_plan(
     lines += [
         *budget,
         f"Prompts   {len(prompts)} to train on, {len(held_out)} held out for the evaluation{each}",
+        *source_words(config, info),
         f"Output    {config.output_dir} (checkpoints every {config.checkpointing_steps} student "
         "updates)",
     ]

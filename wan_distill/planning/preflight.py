@@ -1,6 +1,4 @@
-"""What must be right before a run begins: versions, files, free disk and memory, settings against
-this machine.
-"""
+"""What must be right before a run begins: versions, files, disk and memory, settings, machine."""
 
 from __future__ import annotations
 
@@ -10,6 +8,7 @@ import importlib.util
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -20,7 +19,12 @@ from wan_distill.errors import UsageError, one_line
 from wan_distill.model.warm_start import check_warm_start
 from wan_distill.planning.changed_files import check_changes
 from wan_distill.planning.memory import estimate, host_needs, shape_of
-from wan_distill.planning.teacher_files import check_files, check_text, download_left
+from wan_distill.planning.teacher_files import (
+    check_files,
+    check_picture_source,
+    check_text,
+    download_left,
+)
 from wan_distill.planning.trace import trace
 from wan_distill.planning.versions import check_versions
 from wan_distill.planning.wording import size
@@ -46,8 +50,9 @@ def checks(stages: Sequence[Config], info: TeacherInfo, prompts: Sequence[str] =
         lambda: f"Files     {check_files(info, config)}",
         lambda: (found := check_changes(info, config)) and f"Changed   {found}",
         lambda: f"Text      {check_text(info, prompts, config)}",
+        lambda: (found := check_picture_source(info, config, prompts)) and f"Pictures  {found}",
         lambda: f"Disk      {check_disk(stages, info, len(prompts))}",
-        lambda: check_download(config, info),
+        *[partial(check_download, config, t) for t in (info, info.picture_source) if t],
         lambda: f"RAM       {size(min(check_memory(c, info) for c in stages))} available",
     ]
 

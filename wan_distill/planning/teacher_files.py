@@ -11,6 +11,7 @@ from wan_distill.model.part_files import check_part, files_of, of_teacher, parts
 from wan_distill.settings.assets import is_offline
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
+from wan_distill.settings.picture_source import named_by_its_flag, source_config
 from wan_distill.settings.reading import read_json
 from wan_distill.settings.teacher_changes import expert_of_part
 from wan_distill.settings.weight_files import variant_or_none
@@ -73,6 +74,18 @@ def check_text(info: TeacherInfo, prompts: Sequence[str], config: Config | None 
             share = 100 * negative.unknown / negative.characters
             found += f"; of the negative prompt's text {share:.1f} % is unknown"
     return found
+
+
+def check_picture_source(info: TeacherInfo, config: Config, prompts: Sequence[str]) -> str | None:
+    """What the files of the teacher that makes the pictures hold, and what its tokenizer makes of
+    the prompts. Raises UsageError as `check_files` and `check_text` do.
+    """
+    source = info.picture_source
+    if source is None:
+        return None
+    own = source_config(config, source)
+    with named_by_its_flag():
+        return f"{check_files(source, own)}; {check_text(source, prompts, own)}"
 
 
 def part_variants(info: TeacherInfo, variant: str | None) -> dict[str, str | None]:

@@ -12,6 +12,7 @@ from wan_distill.maths.sigmas import Expert, expert_sigmas
 from wan_distill.methods import make_method
 from wan_distill.model.warm_start import warm_start_files
 from wan_distill.planning.memory import ADAM_MOMENTS, FP32, shape_of
+from wan_distill.planning.picture_work import pictures_read
 from wan_distill.planning.trace import Trace
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
@@ -202,7 +203,10 @@ def disk_needs(
     }
     if info.takes_picture:
         pixels = 3 * config.height * config.width
-        needs["for encoded pictures"] = float(prompts * (latents + FP32 * pixels))
+        pictures = pictures_read(stages, info, prompts)
+        needs["for encoded pictures"] = float(pictures * (latents + FP32 * pixels))
+        if info.picture_source is not None:  # of the same size: solved, then kept as pictures
+            needs["for pictures that are made"] = float(pictures * (latents + pixels))
     if config.save_merged:
         needs["for the merged pipeline"] = len(info.experts) * cost.base_bytes
     for name, matrix in (("comfyui", BF16), ("comfyui-fp8", 1)):

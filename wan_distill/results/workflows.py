@@ -38,7 +38,7 @@ def write_workflows(config: Config, info: TeacherInfo, folder: RunFolder) -> lis
     if comfyui_can(config, info):
         write_atomically(folder.workflow, as_json(comfyui_workflow(config, info, experts)))
         written.append(folder.workflow.name)
-        if config.grid_steps == WRAPPER_STEPS and not info.takes_picture:
+        if config.grid_steps == WRAPPER_STEPS:
             workflow = wrapper_workflow(config, info, experts)
             write_atomically(folder.wrapper_workflow, as_json(workflow))
             written.append(folder.wrapper_workflow.name)

@@ -6,6 +6,7 @@ from typing import Any
 
 from wan_distill.layout import LORA_FILE
 from wan_distill.maths.sigmas import Expert
+from wan_distill.results.snippet import PICTURE
 from wan_distill.results.workflow_nodes import PROMPT, VAE, Nodes, Workflow, base_file, phases
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
@@ -33,12 +34,8 @@ def wrapper_workflow(config: Config, info: TeacherInfo, experts: tuple[Expert, .
         negative_prompt="",
         force_offload=True,
     )
-    empty = nodes.add(
-        "WanVideoEmptyEmbeds",
-        width=config.width,
-        height=config.height,
-        num_frames=config.num_frames,
-    )
+    vae = nodes.add("WanVideoVAELoader", model_name=VAE, precision="bf16")
+    begun = _begin(nodes, config, info, vae)
     samples: dict[str, Any] = {}
     for expert, first, last in phases(config, info):
         loras = [(one.header.path.name, one.strength) for one in info.changes.of(expert)]
@@ -69,7 +66,7 @@ def wrapper_workflow(config: Config, info: TeacherInfo, experts: tuple[Expert, .
             "WanVideoSampler",
             f"Steps {first} to {last}",
             model=[model, 0],
-            image_embeds=[empty, 0],
+            image_embeds=[begun, 0],
             text_embeds=[text, 0],
             steps=steps,
             cfg=1.0,
@@ -84,9 +81,33 @@ def wrapper_workflow(config: Config, info: TeacherInfo, experts: tuple[Expert, .
             **samples,
         )
         samples = dict(samples=[number, 0])
-    vae = nodes.add("WanVideoVAELoader", model_name=VAE, precision="bf16")
     tiles = dict(tile_x=272, tile_y=272, tile_stride_x=144, tile_stride_y=128)
     decoding = dict(vae=[vae, 0], enable_vae_tiling=False, **tiles, **samples)
     frames = nodes.add("WanVideoDecode", **decoding)
     nodes.add_video(frames, config.fps)
     return nodes.all
+
+
+def _begin(nodes: Nodes, config: Config, info: TeacherInfo, vae: str) -> str:
+    """Adds the node that the samplers begin with: of an image-to-video student the picture's, which
+    would stretch it, so it is cropped to the clip's aspect before.
+    """
+    size: dict[str, Any] = dict(width=config.width, height=config.height)
+    if not info.takes_picture:
+        return nodes.add("WanVideoEmptyEmbeds", **size, num_frames=config.num_frames)
+    picture = nodes.add("LoadImage", "First frame", image=PICTURE)
+    cropped = nodes.add(
+        "ImageScale", image=[picture, 0], upscale_method="lanczos", crop="center", **size
+    )
+    return nodes.add(
+        "WanVideoImageToVideoEncode",
+        start_image=[cropped, 0],
+        vae=[vae, 0],
+        **size,
+        num_frames=config.num_frames,
+        noise_aug_strength=0.0,
+        start_latent_strength=1.0,
+        end_latent_strength=1.0,
+        force_offload=True,
+        fun_or_fl2v_model=False,
+    )

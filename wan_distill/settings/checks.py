@@ -88,10 +88,20 @@ def check_pictures(config: Config, teacher: TeacherInfo) -> None:
             f"--images {config.images}: {teacher.name} is a text-to-video teacher, which takes no "
             "pictures; leave it out"
         )
-    if config.prompts is not None and teacher.takes_picture:
+    source = config.image_source
+    if source is not None and not teacher.takes_picture:
+        raise UsageError(
+            f"--image_source {source}: {teacher.name} is a text-to-video teacher, which takes no "
+            "pictures; leave it out"
+        )
+    if source is not None and config.images is not None:
+        raise UsageError(
+            f"--image_source {source}: makes pictures, and --images gives some; leave one out"
+        )
+    if config.prompts is not None and teacher.takes_picture and source is None:
         raise UsageError(
             f"--prompts {config.prompts}: {teacher.name} begins its clips with pictures, whose "
-            "captions lie beside them; give --images instead"
+            "captions lie beside them; give --images instead, or --image_source too"
         )
 
 

@@ -69,6 +69,7 @@ class TeacherInfo:
     variant: str | None = None
     changes: TeacherChanges = field(default_factory=TeacherChanges)
     world: dict[str, Any] | None = None
+    picture_source: TeacherInfo | None = None  # makes its pictures (--image_source)
 
     @property
     def title(self) -> str:
@@ -126,11 +127,10 @@ class TeacherInfo:
 
     def latent_shape(self, config: Config) -> tuple[int, int, int, int]:
         """[C, F, H, W] of one sample's latents. `config` must be resolved."""
-        temporal = self.vae.get("scale_factor_temporal", 4)
         spatial = self.vae.get("scale_factor_spatial", 8)
         return (
             self.transformer["out_channels"],
-            (config.num_frames - 1) // temporal + 1,
+            (config.num_frames - 1) // self.mask_channels + 1,
             config.height // spatial,
             config.width // spatial,
         )

@@ -48,6 +48,14 @@ class JobSettings:
         free=True,
         parse=path,
     )
+    image_source: str | None = flag(
+        None,
+        "in place of --images: a text-to-video Wan pipeline (hub id or folder; tiny-t2v is "
+        "embedded) that makes a clip of each of --prompts, whose first frames are the pictures",
+        START,
+        free=True,
+        parse=path,
+    )
     output_dir: str = flag(
         None,
         "where everything goes (default: outputs/<teacher>-<method>-<steps>-<other settings>)",

@@ -192,3 +192,11 @@ STAGES: dict[str, tuple[str, ...]] = {TWO_STAGES: ("trajectory", "dmd")}
 def recipe_of(config: Config) -> Recipe:
     """The recipe that `--method` names."""
     return RECIPES[config.method]
+
+
+def reads_all_prompts(config: Config) -> bool:
+    """Whether an expert begins with fresh noise, whose prompts are drawn from all, and not with
+    stored samples.
+    """
+    recipe = recipe_of(config)
+    return any(not recipe.samples(config, expert, distilled=True) for expert in config.experts)

@@ -58,6 +58,15 @@ def trajectories(config: Config, count: int | None = None) -> SampleSpec:
     )
 
 
+def clips_of_source(config: Config, count: int) -> SampleSpec:
+    """Clips of the guided text-to-video teacher whose first frames are an image-to-video teacher's
+    pictures; `config` is that of `picture_source.source_config`.
+    """
+    sigmas = config.solver_sigmas(())
+    solver = config.teacher_solver
+    return SampleSpec("trajectories", "teacher", sigmas, sigmas[-1:], count, solver=solver)
+
+
 def anchors(config: Config) -> SampleSpec:
     """The guided teacher at the student's second sigma, for the diversity loss."""
     second = config.sigmas()[1]

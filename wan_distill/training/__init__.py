@@ -4,6 +4,7 @@ from wan_distill.training.learner import Learner, make_learners
 from wan_distill.training.metrics import Metrics, Tracker
 from wan_distill.training.monitor import Exported, Monitor
 from wan_distill.training.previews import Previews, validation_prompts
+from wan_distill.training.prompts_read import prompts_read
 from wan_distill.training.rehearsal import rehearse
 from wan_distill.training.resume import Progress, check_resume, identity
 
@@ -18,6 +19,7 @@ __all__ = [
     "check_resume",
     "identity",
     "make_learners",
+    "prompts_read",
     "rehearse",
     "validation_prompts",
 ]

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from wan_distill.data.first_frames import Prompt
 from wan_distill.data.run import Run
 from wan_distill.data.samples import SampleRequest
 from wan_distill.errors import UsageError, one_line
@@ -33,6 +35,7 @@ from wan_distill.maths.health import warnings
 from wan_distill.maths.sigmas import Expert
 from wan_distill.model.denoiser import Denoiser
 from wan_distill.model.loading import decode
+from wan_distill.settings.config import Config
 from wan_distill.settings.recipes import recipe_of
 from wan_distill.system.files import hash_tensors, write_tensors
 from wan_distill.training.learner import Learner
@@ -41,6 +44,12 @@ from wan_distill.training.phase_clips import PhaseClips
 SEEDS = 2  # per prompt: the fewest that show whether samples differ
 DECODED = 32  # clips per check that become pictures; score and diversity are of all latents
 SEEN = "seen"  # metadata of the stored weights, as JSON
+
+
+def monitored(config: Config, prompts: Sequence[Prompt]) -> Sequence[Prompt]:
+    """Those of the `prompts` to train on that the checks look at, spread over all."""
+    count = max(1, min(config.monitor_samples // SEEDS, len(prompts)))
+    return prompts[:: len(prompts) // count][:count]
 
 
 class Exported(NamedTuple):
@@ -59,9 +68,8 @@ class Monitor:
         self.file = run.folder.best(expert)
         self.best: list[float] = []
         """the best score, then those without each prompt"""
-        count = max(1, min(run.config.monitor_samples // SEEDS, len(run.prompts)))
-        prompts = run.prompts[:: len(run.prompts) // count][:count]
-        self.clips = PhaseClips(run, expert, prompts, SEEDS * count)
+        prompts = monitored(run.config, run.prompts)
+        self.clips = PhaseClips(run, expert, prompts, SEEDS * len(prompts))
         self.teacher_x0: Tensor | None = None
         self.teacher_statistics: dict[str, float] = {}
 
