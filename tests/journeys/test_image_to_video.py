@@ -159,8 +159,9 @@ def test_sample_py_is_given_the_picture(distilled, stock, images, monkeypatch, t
     assert sample_script.main([*flags, "--image", str(images / "0.png"), "--compare"]) == 0
     expected = stock(**call_of(images, output_type="np")).frames[0]
     (both,) = frames_of
-    numpy.testing.assert_allclose(both[:, :, 32:], expected, atol=1e-4)
-    assert numpy.abs(both[:, :, :32] - expected).max() > 1e-3  # the teacher's
+    teachers, students = both[:, 32::10, :320:10], both[:, 32::10, 328::10]  # below their names
+    numpy.testing.assert_allclose(students, expected, atol=1e-4)
+    assert numpy.abs(teachers - expected).max() > 1e-3
 
 
 def test_sample_py_asks_for_a_picture(distilled, capsys):
@@ -239,7 +240,8 @@ def test_a_kill_while_pictures_are_encoded_loses_one(
     assert len(before) == 2
     assert train_distillation.main(flags) == 0
     after = {file: file.stat().st_mtime_ns for file in cache.glob("*.safetensors")}
-    assert len(after) == 6 and all(after[file] == state for file, state in before.items())
+    # Of five pictures to train on, four samples read four; nothing is measured.
+    assert len(after) == 4 and all(after[file] == state for file, state in before.items())
 
 
 def test_two_processes_equal_one_with_accumulation(random_picture_teacher, images, tmp_path):
