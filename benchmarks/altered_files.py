@@ -28,8 +28,8 @@ def altered(teacher: Path, root: Path, rng: random.Random, tally: Counter[str]) 
     line, or ends as the one that nobody disturbed.
     """
     finished, half = root / "never-altered", root / "half"
-    argv = flags(teacher, finished, **SETTINGS)
-    run_undisturbed(argv, root / "altered.txt")
+    settings = dict(evaluate=True, eval_samples=4, **SETTINGS)
+    run_undisturbed(flags(teacher, finished, **settings), root / "altered.txt")
     shutil.copytree(finished, half)
     for last in half.glob("*/checkpoint-12"):
         shutil.rmtree(last)
@@ -46,7 +46,7 @@ def altered(teacher: Path, root: Path, rng: random.Random, tally: Counter[str]) 
             kind = pattern.split("/")[0].replace("*", "checkpoints and best weights")
             log = root / f"altered-{kind.replace(' ', '-')}-{number}.txt"
             log.unlink(missing_ok=True)
-            code = run(flags(teacher, folder, **SETTINGS), log)
+            code = run(flags(teacher, folder, **settings), log)
             last_line = log.read_text().strip().splitlines()[-1]
             if code == 2 and last_line.startswith("error:") and file.name in last_line:
                 tally[f"altered bytes in {kind}: refused in one line"] += 1

@@ -25,8 +25,8 @@ def full_disk(teacher: Path, root: Path, tally: Counter[str], save_merged: bool 
     when = " during --save_merged" if save_merged else ""
     roomy = root / f"roomy{save_merged:d}"
     settings: dict[str, Any] = dict(method="trajectory", checkpoints_total_limit=9)
-    if save_merged:
-        settings |= dict(save_merged=True, evaluate=False)
+    more = dict(save_merged=True) if save_merged else dict(evaluate=True, eval_samples=4)
+    settings |= more
     run_undisturbed(flags(teacher, roomy, **settings), root / "log.txt")
     used = size_of(roomy)
     without = used - (size_of(roomy / "student") if save_merged else used)

@@ -37,6 +37,7 @@ from malformed_inputs import malformed
 
 from wan_distill.data import solving
 from wan_distill.results import export, merged
+from wan_distill.results.paired import PairedEvaluation
 from wan_distill.settings.assets import REPOSITORY
 from wan_distill.system import files
 from wan_distill.training import checkpoint
@@ -55,6 +56,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "refined": dict(method="dmd", init_student_from="trajectory"),
     "previews": dict(method="trajectory", validation_steps=4),
     "merged": dict(method="trajectory", save_merged=True),
+    "evaluated": dict(method="trajectory", evaluate=True, eval_samples=4),
 }
 # Where every other kill comes: inside one of these functions, at one of its file system calls.
 PLACES: dict[str, tuple[Any, str]] = {
@@ -62,6 +64,7 @@ PLACES: dict[str, tuple[Any, str]] = {
     "while solving": (solving, "_solve_batch"),
     "while exporting": (export, "export_student"),
     "in the merged pipeline": (merged, "_write_pipeline"),
+    "while evaluating": (PairedEvaluation, "measure"),
 }
 FILE_CALLS = ((os, "replace"), (os, "fsync"), (os, "open"), (files, "save_file"), (Path, "replace"))
 
@@ -117,21 +120,26 @@ def kills(count: int, teacher: Path, root: Path, rng: random.Random, tally: Coun
     log = root / "log.txt"
     expected: dict[str, str] = {}
     seconds: dict[str, float] = {}
-    for kind in RUNS:
+
+    def do_undisturbed(kind: str) -> None:
         started = time.monotonic()
         folder = root / f"undisturbed-{kind}"
         run_undisturbed(flags_of(kind, teacher, folder, root), log)
         expected[kind] = outcome(folder)
         seconds[kind] = time.monotonic() - started
-    turns = itertools.cycle(["anywhere", *PLACES])
+
+    do_undisturbed("trajectory")  # others begin with it
+    turns = {kind: itertools.cycle(["anywhere", *places_of(kind)]) for kind in RUNS}
     for number in itertools.count():
         if tally["kills"] >= count:
             return
         kind = list(RUNS)[number % len(RUNS)]
+        if kind not in expected:
+            do_undisturbed(kind)
         folder = root / f"run-{number}"
         argv = flags_of(kind, teacher, folder, root)
         for _ in range(min(KILLS_PER_RUN, count - tally["kills"])):
-            place = next(turns)
+            place = next(turns[kind])
             if not killed(argv, log, rng, place, seconds[kind]):
                 continue
             tally["kills"] += 1
@@ -141,6 +149,12 @@ def kills(count: int, teacher: Path, root: Path, rng: random.Random, tally: Coun
             shutil.rmtree(folder)
         else:
             tally[f"LOST: a {kind} run ({folder})"] += 1
+
+
+def places_of(kind: str) -> list[str]:
+    """Those of PLACES that a run comes to."""
+    needs = {"in the merged pipeline": "save_merged", "while evaluating": "evaluate"}
+    return [place for place in PLACES if needs.get(place) in (None, *RUNS[kind])]
 
 
 def flags_of(kind: str, teacher: Path, folder: Path, root: Path) -> list[str]:

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent / part) for part in ("", "tests")]
@@ -56,6 +57,8 @@ SETTINGS = dict(
     ema_decay=0.5,
     ema_start=1,
     sample_batch_size=8,
+    evaluate=False,  # they take more time than all the rest; runs that are about them say so
+    save_merged=False,
 )
 
 
@@ -103,6 +106,8 @@ def start(
     try:
         with log.open("a") as out, contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
             try:
+                # torch's pool is made anew in a fork, which two threads may not do at once.
+                torch.set_num_threads(1)
                 if prepare:
                     prepare()
                 code = main(argv)

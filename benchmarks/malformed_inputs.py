@@ -167,7 +167,8 @@ def malformed(
             continue
         # What a run writes before it reads, and refuses, a stored file: for the low expert's, the
         # high one's further update.
-        written = ("plan.txt", "metrics.jsonl", "encoder.json", "high_noise_lora.safetensors")
+        written = ("plan.txt", "plan.json", "metrics.jsonl", "encoder.json")
+        written += ("high_noise_lora.safetensors",)
         records = written if kind == "stored" else ()
         changed = [
             f
@@ -175,6 +176,7 @@ def malformed(
             if f.name not in records and (not f.exists() or f.read_bytes() != data)
         ]
         if code == 2 and changed:
-            tally[f"LOST: {kind} changed {changed[0]}"] += 1
+            copy = shutil.copytree(case, root / f"lost-{number}")
+            tally[f"LOST: {kind} changed {changed[0].relative_to(case)}, {copy}"] += 1
         result = "refused in one line" if code else "harmless or ignored"
         tally[f"malformed {kind}: {result}"] += 1

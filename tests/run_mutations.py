@@ -93,7 +93,10 @@ def start(folder: Path, tests: Sequence[str], log: Path, more: Sequence[str] = (
         sys.path.insert(0, str(folder))
         os.environ["PYTHONPATH"] = str(folder)
         import pytest
+        import torch
 
+        # Its pool is made anew in a fork, which two threads may not do at once.
+        torch.set_num_threads(1)
         plain = ["-o", "addopts=", "-q", *more, "-p", "no:cacheprovider", "-n0"]
         temporary = f"--basetemp={log.with_suffix('.files')}"
         code = int(pytest.main([*plain, "-m", "journey or not journey", temporary, *tests]))
