@@ -167,9 +167,9 @@ def malformed(
             continue
         # What a run writes before it reads, and refuses, a stored file: for the low expert's, the
         # high one's further update.
-        written = ("plan.txt", "plan.json", "metrics.jsonl", "encoder.json")
-        written += ("high_noise_lora.safetensors",)
-        records = written if kind == "stored" else ()
+        written = ["plan.txt", "plan.json", "metrics.jsonl", "encoder.json"]
+        written.append("high_noise_lora.safetensors")
+        records = written if kind == "stored" else []
         changed = [
             f
             for f, data in before.items()
