@@ -46,7 +46,9 @@ def losses_of(flags: list[str], monkeypatch: pytest.MonkeyPatch) -> list[dict]:
     teacher = Teacher(info, config, runtime)
     encoded = [*map(text_of, prompts), config.negative_prompt]
     embeddings, _ = train_distillation.encode_prompts(config, teacher, encoded, runtime)
-    first_frames = encode_pictures(config, teacher, pictures, runtime)
+    first_frames = None
+    if info.takes_picture:
+        first_frames = encode_pictures(config, teacher, pictures, prompts, runtime)
     run = Run(config, teacher, embeddings, tuple(prompts), runtime, first_frames)
     for expert in config.experts:
         train_distillation.distil(run, expert, [], Reporting(stages, info, runtime))
