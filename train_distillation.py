@@ -282,16 +282,14 @@ def encode_prompts(
     files = teacher.info.fingerprint(("text_encoder", "tokenizer"))
     known = None if config.verbose_loading else recall(folder.encoder_note, files)
     if known is not None and not cache_of(known).missing(prompts):
-        runtime.say(
-            *known.explain(),
-            "An earlier run verified it; every prompt is in the cache, so it is not loaded.",
-        )
+        every = "An earlier run verified it; every prompt is in the cache, so it is not loaded."
+        runtime.say(*known.explain(), every)
         runtime.state.wait_for_everyone()
         return cache_of(known), known
 
     if runtime.is_main:
         pipeline, verdict = load_encoder(config, teacher, source, runtime)
-        runtime.say(*verdict.explain())
+        runtime.say(*verdict.explain(whole=config.verbose_loading))
         encode = partial(encode_one, pipeline, config.max_sequence_length, runtime)
         cache_of(verdict).fill(prompts, encode, shown=True)
         remember(verdict, folder.encoder_note, files)

@@ -2362,4 +2362,34 @@ MUTATIONS = [
         "f'subfolder=\"vae\", dtype={dtype})\\n'",
         "tests/results/test_export.py::test_the_snippet_asks_for_what_was_trained",
     ),
+    Mutation(
+        "wan_distill/system/spent.py",
+        '        self.about["left"] = seconds_left()\n',
+        '        self.about["left"] = None\n',
+        "tests/system/test_spent.py::test_what_is_left_of_the_job_is_written_down",
+    ),
+    Mutation(
+        "wan_distill/umt5/verify.py",
+        'if self.verdict == "PASS" and not whole:',
+        "if not whole:",
+        "tests/umt5/test_repair.py::test_after_our_loader_the_embeddings_are_right",
+    ),
+    Mutation(
+        "wan_distill/settings/lora_sources.py",
+        "    except HUB_ERRORS as error:\n",
+        "    except OSError as error:\n",
+        "tests/lora/test_experts.py::test_without_a_network_a_mistyped_folder_is_refused_at_once",
+    ),
+    Mutation(
+        "wan_distill/results/hub.py",
+        'own.strip("-.")',
+        "Path(config.output_dir).name",
+        "tests/results/test_hub_names.py::test_every_output_folder_gives_a_name_that_the_hub_takes",
+    ),
+    Mutation(
+        "wan_distill/results/hub.py",
+        "    except HUB_ERRORS as error:\n        raise UsageError(\n",
+        "    except OSError as error:\n        raise UsageError(\n",
+        "tests/results/test_hub_names.py::test_without_a_network_it_is_refused_in_one_line",
+    ),
 ]

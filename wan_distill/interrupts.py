@@ -5,12 +5,9 @@ A KeyboardInterrupt there would be a traceback of other packages, or none: some 
 
 from __future__ import annotations
 
-import contextlib
-import os
+import os  # nothing more: until they are imported, Ctrl-C is a traceback
 import signal
 import sys
-import threading
-from typing import Any
 
 from wan_distill.errors import INTERRUPTED
 
@@ -21,9 +18,12 @@ def end_quietly() -> None:
     """From here on Ctrl-C ends the process, until `raise_again`. Scripts call it before they import
     anything else. Where the signal is ignored, as under nohup, or somebody else's, it stays so.
     """
-    is_main = threading.current_thread() is threading.main_thread()
-    if is_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        return
+    try:
         signal.signal(signal.SIGINT, _end)
+    except ValueError:  # not the main thread, which Ctrl-C goes to
+        return
 
 
 def raise_again() -> None:
@@ -32,8 +32,9 @@ def raise_again() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def _end(*_: Any) -> None:
-    with contextlib.suppress(RuntimeError, OSError, ValueError):  # it may be in use, or closed
+def _end(*_: object) -> None:
+    try:
+        os.write(2, f"{LINE}\n".encode())
         sys.stdout.flush()
-    os.write(2, f"{LINE}\n".encode())
-    os._exit(INTERRUPTED)
+    finally:  # whatever stdout is
+        os._exit(INTERRUPTED)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -111,13 +113,14 @@ def test_of_the_hub_only_what_is_asked_for_is_downloaded(
     write(tmp_path / "V1" / "low_noise_model.safetensors")
     write(tmp_path / "top_high.safetensors")
     names = ["huge.safetensors", "top_high.safetensors", "V1/high_noise_model.safetensors"]
+    listed = SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in names])
 
     def snapshot(repository: str, cache_dir: str | None, allow_patterns: list[str]) -> str:
         asked.append((repository, allow_patterns))
         return str(tmp_path)
 
     monkeypatch.setattr(experts, "snapshot_download", snapshot)
-    monkeypatch.setattr(experts.HfApi, "list_repo_files", lambda self, repository: names)
+    monkeypatch.setattr(experts.HfApi, "model_info", lambda self, repository: listed)
     monkeypatch.chdir(tmp_path)
     theirs = {"high": "high_noise_model.safetensors", "low": "low_noise_model.safetensors"}
     assert found("some/loras/V1") == theirs
@@ -130,8 +133,10 @@ def test_of_the_hub_only_what_is_asked_for_is_downloaded(
     ]
     assert "the hub has no such file" in refusal("some/loras/V2")
 
-    def unreachable(self: object, repository: str) -> list[str]:
-        raise OSError("no route")
 
-    monkeypatch.setattr(experts.HfApi, "list_repo_files", unreachable)
-    assert "nor reachable on the hub (no route)" in refusal("some/loras")
+def test_without_a_network_a_mistyped_folder_is_refused_at_once() -> None:
+    """It looks like a name on the hub."""
+    began = time.perf_counter()
+    for source in ("outputs/nope", "outputs/nope/high_noise_lora.safetensors"):
+        assert "outputs/nope: neither a file or folder here nor reachable" in refusal(source)
+    assert time.perf_counter() - began < 5

@@ -97,6 +97,10 @@ def test_the_sentence_compares_with_the_yardstick(small_config, student, words):
     "spent, words",
     [
         (dict(now="high expert", finished=None), "In training: high expert, 3 of 8 updates"),
+        (
+            dict(now="high expert", left=700.0),
+            "of the student; about 12 minutes left in all. It will",
+        ),
         (dict(now=None, finished=None), "The run was stopped: high expert, 3 of 8 updates"),
         (dict(now=None, finished="now"), "trained and was not measured"),
     ],

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from wan_distill.system import spent
+from wan_distill.system.console import enter, show_job
+from wan_distill.system.job_clock import Leg
 from wan_distill.system.spent import Spent, read_spent
 
 
@@ -28,6 +30,16 @@ def make(tmp_path):
         )
 
     return make
+
+
+def test_what_is_left_of_the_job_is_written_down(make):
+    subject = make()
+    with show_job([Leg("encode", 10.0), Leg("high", 60.0)]):
+        enter("high")
+        with subject.part("training"):
+            assert read_spent(subject.file)["left"] == pytest.approx(60.0)
+    subject.finish()
+    assert read_spent(subject.file)["left"] is None
 
 
 def test_only_the_innermost_part_counts(make, clock, tmp_path):

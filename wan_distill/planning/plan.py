@@ -160,7 +160,8 @@ def _decisive(
     lines = [
         f"On        {hardware.count} x {hardware.title}",
         f"Fits      {fits}; predicted peak {size(need.peak)} of {size(hardware.usable)} usable",
-        f"Time      about {duration(seconds)}{if_busy(seconds, hardware.busy)}: {listing}",
+        f"Time      about {duration(seconds)}{if_busy(seconds, hardware.busy)}",
+        f"          {listing}",
         f"          at {hardware.rate / 1e12:.3g} TFLOP/s per device ({hardware.reason})",
     ]
     if hardware.named:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from huggingface_hub.utils import validate_repo_id
 from wan_distill.errors import Halted, UsageError
 from wan_distill.layout import NOT_UPLOADED, UPLOADED, RunFolder
 from wan_distill.results.card import model_card
+from wan_distill.settings.assets import HUB_ERRORS
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
 
@@ -29,16 +31,23 @@ def check_hub(config: Config) -> None:
         raise UsageError(
             f"--hub_model_id {repository(config)}: is no repository name ({error}); give user/name"
         ) from error
-    except (LocalTokenNotFoundError, HfHubHTTPError, OSError) as error:
+    except (LocalTokenNotFoundError, HfHubHTTPError) as error:
         raise UsageError(
             f"--push_to_hub: the hub does not know you ({_reason(error)}); `hf auth login`, or "
             "--hub_token with a token that may write"
         ) from error
+    except HUB_ERRORS as error:
+        raise UsageError(
+            f"--push_to_hub: the hub does not answer ({_reason(error)}); check the network"
+        ) from error
 
 
 def repository(config: Config) -> str:
-    """The name to upload to; without a user, the token's owner is the user."""
-    return config.hub_model_id or Path(config.output_dir).resolve().name
+    """The name to upload to; without a user, the token's owner is the user. That of the output
+    folder may hold characters that the hub does not take.
+    """
+    own = re.sub(r"[^\w.-]+|--+", "-", Path(config.output_dir).resolve().name, flags=re.ASCII)
+    return config.hub_model_id or own.strip("-.")
 
 
 def _reason(error: Exception) -> str:
@@ -67,7 +76,7 @@ def push(config: Config, info: TeacherInfo, evaluation: dict[str, Any] | None) -
         )
         if config.whole_student:  # it fits no teacher: the repository is the whole pipeline
             api.upload_folder(repo_id=name, folder_path=folder.merged)
-    except (HfHubHTTPError, OSError) as error:
+    except HUB_ERRORS as error:
         raise Halted(
             f"--push_to_hub: {_reason(error)}; all is in {folder.path}, run the same command to "
             "try again"

@@ -11,6 +11,7 @@ from wan_distill.planning.wording import duration
 from wan_distill.results.progress import Segment, values_of_check
 from wan_distill.results.samplers import samplers
 from wan_distill.settings.config import BASELINE_STEPS, Config
+from wan_distill.system.console import about
 
 
 @dataclass(frozen=True)
@@ -202,9 +203,14 @@ def _doing(segments: Sequence[Segment], spent: dict[str, Any]) -> str:
     if spent.get("finished"):
         return "The student is trained and was not measured."
     if not segments:
-        return f"The run is at work: {spent.get('now') or 'starting'}."
+        return f"The run is at work: {spent.get('now') or 'starting'}{_left(spent)}."
     last = segments[-1]
-    doing = f"{last.title}, {last.student_updates} of {last.planned} updates of the student."
+    doing = f"{last.title}, {last.student_updates} of {last.planned} updates of the student"
     if spent.get("now") is None:
-        return f"The run was stopped: {doing} Run the same command to go on."
-    return f"In training: {doing}"
+        return f"The run was stopped: {doing}. Run the same command to go on."
+    return f"In training: {doing}{_left(spent)}."
+
+
+def _left(spent: dict[str, Any]) -> str:
+    """How long the whole job still takes, where that is known."""
+    return "" if spent.get("left") is None else f"; {about(spent['left'])} left in all"

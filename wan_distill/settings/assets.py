@@ -7,9 +7,13 @@ import re
 from pathlib import Path
 
 from huggingface_hub import constants
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.utils import httpx
 
 from wan_distill.errors import UsageError
 
+# What asking the hub raises: a name that is none, its own no, the network, the disk, no token.
+HUB_ERRORS = (HFValidationError, HfHubHTTPError, httpx.HTTPError, OSError)
 REPOSITORY = Path(__file__).resolve().parents[2]
 # Beside the package in a checkout; a package of its own where pip installed this one.
 ASSETS = next(
@@ -39,7 +43,6 @@ def download(source: str, revision: str | None, cache_dir: str | None, patterns:
     reached, and where the cache cannot be written.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     if address := ADDRESS.fullmatch(source):
         revision_too = f" and --revision {address['revision']}" if address["revision"] else ""
@@ -58,7 +61,7 @@ def download(source: str, revision: str | None, cache_dir: str | None, patterns:
         folder = snapshot_download(
             source, revision=revision, cache_dir=cache_dir, allow_patterns=patterns
         )
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except HUB_ERRORS as error:
         if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
             raise UsageError(
                 f"--cache_dir {cache_dir or constants.HF_HUB_CACHE}: {error.strerror} at "

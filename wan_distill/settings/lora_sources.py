@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from wan_distill.errors import UsageError
 from wan_distill.layout import LORA_FILE
 from wan_distill.maths.sigmas import SUBFOLDER, Expert
+from wan_distill.settings.assets import HUB_ERRORS
 from wan_distill.settings.lora_headers import LoraHeader
 
 WORDS: dict[Expert, frozenset[str]] = {
@@ -148,13 +148,14 @@ def _download(repository: str, inside: str | None, flag: str, cache_dir: str | N
     """
     try:
         if inside is None:
-            top = [name for name in HfApi().list_repo_files(repository) if "/" not in name]
+            files = HfApi().model_info(repository).siblings or ()  # a network's no comes at once
+            top = [file.rfilename for file in files if "/" not in file.rfilename]
             patterns = [name for name in top if expert_in_name(Path(name).stem)]
             patterns = patterns or [name for name in top if name.endswith(".safetensors")][:1]
         else:
             patterns = [inside if inside.endswith(".safetensors") else f"{inside}/*.safetensors"]
         folder = snapshot_download(repository, cache_dir=cache_dir, allow_patterns=patterns)
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except HUB_ERRORS as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UsageError(
             f"{flag} {repository}: neither a file or folder here nor reachable on the hub "

@@ -88,6 +88,11 @@ def enter(stage: str) -> None:
         _clock.enter(stage)
 
 
+def seconds_left() -> float | None:
+    """Until the job that is shown ends; None where there is none."""
+    return None if _clock is None else _clock.left()
+
+
 def progress_bar(
     total: int, what: str, unit: str, shown: bool, done: int = 0, **options: Any
 ) -> Bar:

@@ -1,8 +1,8 @@
 """What a job has taken so far: seconds by part, and its peak of memory.
 
 Kept in one file, which goes on over interruptions: `{"seconds": {part: seconds}, "now": part or
-null, "finished": time or null, "began": time, "peak_bytes": n, "device": "NVIDIA H100", "gpu":
-true, "processes": 1}`. Times are like 2026-11-26T12:00:00Z.
+null, "left": seconds or null, "finished": time or null, "began": time, "peak_bytes": n, "device":
+"NVIDIA H100", "gpu": true, "processes": 1}`. Times are like 2026-11-26T12:00:00Z.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 import psutil
 import torch
 
+from wan_distill.system.console import seconds_left
 from wan_distill.system.files import write_atomically
 from wan_distill.system.runtime import Runtime
 
@@ -75,6 +76,7 @@ class Spent:
         self.saved = time.perf_counter()
         self.about["peak_bytes"] = max(self.about["peak_bytes"], peak_bytes())
         self.about["now"] = self.open[-1] if self.open else None
+        self.about["left"] = seconds_left()
         if self.is_main:
             write_atomically(self.file, json.dumps(self.about, indent=1).encode())
 
