@@ -110,6 +110,9 @@ RECIPES = {
     "300 updates, 2048 samples": with_samples(2048),
     "300 updates, 256 samples, 40 Euler steps": with_samples(256, "--teacher_solver", "euler"),
     "300 updates, 1024 samples + low": refined(after="300 updates, 1024 samples"),
+    "300 updates, 1024 samples + low, guided": refined(
+        "--real_score", "guided", after="300 updates, 1024 samples"
+    ),
     "300 updates, 1024 samples + low, from student": refined(
         "--critic_from_student", after="300 updates, 1024 samples"
     ),
