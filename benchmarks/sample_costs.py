@@ -62,17 +62,12 @@ class Meter:
     through all of them is one evaluation, a backward two, and what a backward pass computes again
     counts again.
 
-    Args:
-        tokens: of a clip whose evaluations count as one each; those of a shorter clip count less,
-            in proportion. None: all count the same.
-
     Samples that an earlier recipe solved for this run are added by `taken_over`; those of the run
     that a warm start begins with are not.
     """
 
-    def __init__(self, costs: SampleCosts, tokens: int | None = None):
+    def __init__(self, costs: SampleCosts):
         self.costs = costs
-        self.tokens = tokens
         self.forwards = 0.0
         """of single samples"""
         self.backwards = 0.0
@@ -113,8 +108,6 @@ class Meter:
 
         def forward(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             samples = share * len(output)
-            if self.tokens is not None:
-                samples *= output.shape[1] / self.tokens
             self.forwards += samples
             if output.requires_grad:
                 output.register_hook(lambda gradient: self._add_backward(samples))
