@@ -27,6 +27,7 @@ DOCUMENTS = [
 OTHER_PROGRAMS = {
     "--member",
     "--check",
+    "--check_frames",
     "--write_docs",
     "--strict",
     "--build-arg",
