@@ -58,7 +58,7 @@ def results(cases: list[tuple[str, dict[str, Any], str | None]]) -> dict[str, st
     """What went wrong in each case, by its name."""
     script = Path(__file__).with_name("fake_cuda.py")
     command = [sys.executable, str(script), json.dumps(cases)]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=3600)
     assert ended.returncode == 0, ended.stderr[-3000:]
     return dict(json.loads(line) for line in ended.stdout.splitlines())
 
