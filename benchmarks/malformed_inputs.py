@@ -167,7 +167,7 @@ def malformed(
             continue
         # What a run writes before it reads, and refuses, a stored file: for the low expert's, the
         # high one's further update.
-        written = ["plan.txt", "plan.json", "metrics.jsonl", "encoder.json"]
+        written = ["plan.txt", "plan.json", "spent.json", "metrics.jsonl", "encoder.json"]
         written.append("high_noise_lora.safetensors")
         records = written if kind == "stored" else []
         changed = [
