@@ -3,6 +3,7 @@ here.
 
     python tests/compat/run_versions.py                    both
     python tests/compat/run_versions.py --versions oldest  one of them
+    python tests/compat/run_versions.py --install_only     gigabytes, and nothing is run
 
 The oldest: of every package the lower bound itself, installed once into .cache/compat, alone on the
 path. Exit code 0 where default `dmd` and `trajectory` end well on both.
@@ -72,7 +73,12 @@ def main() -> None:
     )
     versions = ("oldest", "installed")
     parser.add_argument("--versions", nargs="+", choices=versions, default=versions)
-    for version in parser.parse_args().versions:
+    parser.add_argument("--install_only", action="store_true", help="install the oldest")
+    args = parser.parse_args()
+    if args.install_only:
+        install_oldest()
+        return
+    for version in args.versions:
         print(f"{version}: {run(version)}", flush=True)
 
 
