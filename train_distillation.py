@@ -289,7 +289,7 @@ def encode_prompts(
 
     if runtime.is_main:
         pipeline, verdict = load_encoder(config, teacher, source, runtime)
-        runtime.say(*verdict.explain(whole=config.verbose_loading))
+        runtime.say(*verdict.explain())
         encode = partial(encode_one, pipeline, config.max_sequence_length, runtime)
         cache_of(verdict).fill(prompts, encode, shown=True)
         remember(verdict, folder.encoder_note, files)

@@ -2369,10 +2369,10 @@ MUTATIONS = [
         "tests/system/test_spent.py::test_what_is_left_of_the_job_is_written_down",
     ),
     Mutation(
-        "wan_distill/umt5/verify.py",
-        'if self.verdict == "PASS" and not whole:',
-        "if not whole:",
-        "tests/umt5/test_repair.py::test_after_our_loader_the_embeddings_are_right",
+        "train_distillation.py",
+        "        runtime.say(*verdict.explain())",
+        "        runtime.say(verdict.explain()[1])",
+        "tests/umt5/test_umt5_script.py::test_training_on_a_poisoned_teacher_repairs_it_and_says_so",
     ),
     Mutation(
         "wan_distill/settings/lora_sources.py",

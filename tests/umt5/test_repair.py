@@ -51,13 +51,9 @@ def test_after_our_loader_the_embeddings_are_right(tmp_path, name):
     assert encoder.shared.weight is encoder.encoder.embed_tokens.weight
     assert verdict.rows_compared == verdict.rows_total == len(TRUE)
     torch.testing.assert_close(states(encoder), reference_states(), rtol=0, atol=1e-6)
-    whole = verdict.explain(whole=True)
-    assert (
-        len(whole) == 3 and str(len(TRUE)) in whole[1] and "MISSING is harmless only if" in whole[0]
-    )
-    said = verdict.explain()  # in short where all is well
-    rows = f"verified, {len(TRUE)} of {len(TRUE)} rows of its token table are the file's"
-    assert said == whole if "poisoned" in name else len(said) == 1 and rows in said[0]
+    said = verdict.explain()
+    assert len(said) == 3 and "MISSING is harmless only if" in said[0]
+    assert f"{len(TRUE)} of {len(TRUE)} rows" in said[1]
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -203,7 +203,8 @@ def poisoned_pipeline(
 def test_training_on_a_poisoned_teacher_repairs_it_and_says_so(tmp_path, capsys):
     arguments = poisoned_pipeline(tmp_path, lambda table: torch.full_like(table, float("nan")))
     assert train_distillation.main(arguments) == 0
-    assert "Repaired in memory" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "UMT5 has one token table under two names" in said and "Repaired in memory" in said
     recorded = json.loads((tmp_path / "out" / "run.json").read_text())["text_encoder"]
     assert recorded["verdict"] == "REPAIRED" and recorded["fingerprint"] and recorded["tokenizer"]
 
