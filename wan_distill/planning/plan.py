@@ -1,6 +1,4 @@
-"""The resolved plan of a run, in words, before anything heavy is loaded: what, how big, how long,
-and does it fit.
-"""
+"""The resolved plan of a run, in words, before anything heavy is loaded."""
 
 from __future__ import annotations
 
@@ -53,8 +51,8 @@ def describe_plan(
 def _updates(config: Config) -> list[str]:
     lines = []
     for expert in config.experts:
-        micro = f" ({config.train_batch_size} at a time)"
-        micro = micro if config.gradient_accumulation_steps > 1 else ""
+        split = config.gradient_accumulation_steps > 1
+        micro = f" ({config.train_batch_size} at a time)" if split else ""
         owned = [i + 1 for i in steps_of(expert, config.sigmas(), config.boundary_ratio)]
         lines.append(
             f"  {expert:<7} {config.max_train_steps} updates of "
