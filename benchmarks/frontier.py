@@ -91,6 +91,8 @@ RECIPES = {
     "trajectory + both, earlier": refined(*EARLIER, expert="both"),
     "trajectory + both, guided": refined("--real_score", "guided", expert="both"),
     "short": Recipe(SHORT),
+    "short, 128 samples": Recipe((*SHORT, "--num_trajectories", "128")),
+    "short, 64 samples": Recipe((*SHORT, "--num_trajectories", "64")),
     "short + low": refined("--num_trajectories", "256", after="short"),
     "short + low, few": refined("--num_trajectories", "256", *FEW, after="short"),
     "short + low, few, paired": refined(
@@ -103,6 +105,9 @@ RECIPES = {
     "300 updates, 1024 samples": with_samples(1024),
     "300 updates, 2048 samples": with_samples(2048),
     "300 updates, 256 samples, 40 Euler steps": with_samples(256, "--teacher_solver", "euler"),
+    "300 updates, 256 samples + low": refined(
+        "--num_trajectories", "256", after="300 updates, 256 samples"
+    ),
     "300 updates, 1024 samples + low": refined(after="300 updates, 1024 samples"),
     "300 updates, 1024 samples + low, guided": refined(
         "--real_score", "guided", after="300 updates, 1024 samples"
