@@ -58,8 +58,12 @@ def check(
     this variant, or pickles without permission.
     """
     with keep_notices():
+        from transformers.utils import logging as loaders
+
         from wan_distill.umt5 import repair, text, verify
 
+    if not sys.stderr.isatty():
+        loaders.disable_progress_bar()
     folder = locate(source)
     inspection = inspect_text_encoder(folder, variant)
     if not allow_pickle:

@@ -192,8 +192,8 @@ def test_the_seconds_of_a_comparison_are_warm_and_of_merged_adapters(
     numpy.testing.assert_allclose(made[2][2], made[0][2], rtol=0, atol=1e-4)
     line = capsys.readouterr().out.splitlines()[-1]
     assert line == (
-        "teacher: 6 evaluations, 4.00 s; student, adapters merged: 4 evaluations, 16.00 s: 0.2 "
-        "times as fast"
+        "teacher: 6 evaluations, 4.00 s; student, adapters merged: 4 evaluations, 16.00 s; "
+        "decoding included, 0.2 times as fast"
     )
 
 
@@ -516,6 +516,12 @@ def test_what_it_will_do_is_said_before_anything_loads(trained, capsys, monkeypa
         f"seed 0, to {out}; loads {trained_on(trained)} first\n"
     )
     assert said.err == "Stopped; videos that are finished stay.\n"
+
+
+def test_a_log_gets_no_progress_bars(trained, clips, capfd):
+    """Of the loaders and the pipeline, which write to whatever stderr is."""
+    assert sample.main(["--student", str(trained), "--prompt", PROMPT]) == 0
+    assert capfd.readouterr().err == ""
 
 
 def trained_on(student: Path) -> str:

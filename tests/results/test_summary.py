@@ -66,6 +66,8 @@ def test_cost_is_gpu_hours_and_dollars_and_of_a_cpu_hours(small_config):
     assert (tile.title, tile.value) == ("Cost so far", "8 GPU-hours") and "$20.00" in tile.words
     tile = summary.cost(config, spent | dict(gpu=False, device="cpu", finished="now"))
     assert tile.title == "Cost" and "no dollars" in tile.words
+    minutes = spent | dict(gpu=False, device="cpu", seconds={"all": 2040.0})
+    assert summary.cost(config, minutes).value == "34 minutes"  # which fits a phone
     assert summary.cost(config, {}).value == "unknown"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from diffusers import FlowMapEulerDiscreteScheduler, WanImageToVideoPipeline, Wa
 from wan_distill.data.pictures import read_picture
 from wan_distill.errors import FileError, Halted, NonFiniteError, UsageError, one_line
 from wan_distill.maths.sigmas import SUBFOLDER
-from wan_distill.model.loading import load_transformer, load_vae
+from wan_distill.model.loading import hide_loading_bars, load_transformer, load_vae
 from wan_distill.model.part_files import of_teacher
 from wan_distill.model.student_files import load_student
 from wan_distill.results.student import has_teacher_beneath
@@ -39,6 +40,8 @@ def load_pipeline(info: TeacherInfo, config: Config, files: list[Path], offload:
     used: a student brings its own schedule. Raises UsageError where the text side is broken, or the
     student does not fit.
     """
+    if not sys.stderr.isatty():
+        hide_loading_bars()
     cuda = torch.cuda.is_available()
     dtype = torch.bfloat16 if cuda and not info.embedded else torch.float32
     try:
@@ -63,6 +66,7 @@ def load_pipeline(info: TeacherInfo, config: Config, files: list[Path], offload:
         expand_timesteps=info.expand_timesteps,
         **experts,
     )
+    pipe.set_progress_bar_config(disable=not sys.stderr.isatty())
     for file in files:
         add_student(pipe, file)
     if offload and cuda:
@@ -165,7 +169,7 @@ def make_videos(
         fast = merged_seconds(pipe, prompt, seed, shift, call)
         print(
             f"teacher: {teachers_work}, {slow:.2f} s; student, adapters merged: {work}, "
-            f"{fast:.2f} s: {slow / fast:.1f} times as fast"
+            f"{fast:.2f} s; decoding included, {slow / fast:.1f} times as fast"
         )
 
 

@@ -119,7 +119,7 @@ def cost(config: Config, spent: dict[str, Any]) -> Tile:
     if not spent["gpu"]:
         return Tile(
             f"Cost{so_far}",
-            duration(seconds),
+            f"{seconds / 60:.0f} minutes" if 600 < seconds < 3600 else duration(seconds),
             f"on {count} × {device}: no GPU-hours, no dollars.",
         )
     hours, price = count * seconds / 3600, config.gpu_hour_price
