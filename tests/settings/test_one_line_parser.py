@@ -32,6 +32,7 @@ def parser() -> OneLineParser:
         ("--number 2.5", "--count/--number 2.5: is no whole number; write one in digits"),
         ("--count=", "--count/--number: is no whole number; write one in digits"),
         ("--count a\tb", "--count/--number 'a\\tb': is no whole number; write one in digits"),
+        ("--count 1e30", "--count/--number 1e30: is no whole number; write one in digits"),
         ("--count inf", "--count/--number inf: is no whole number; write one in digits"),
         ("--rate fast", "--rate fast: is no number; give one such as 0.5"),
         ("--rate 1,5", "--rate 1,5: is no number; write 1.5"),
