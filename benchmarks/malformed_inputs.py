@@ -148,7 +148,8 @@ def malformed(
     A run that is refused must leave every file of its output folder as it was.
     """
     finished = root / "finished"
-    run_undisturbed(flags(teacher, finished, **SHORT), root / "log.txt")
+    evaluated = dict(evaluate=True, eval_samples=4, validation_steps=2, **SHORT)
+    run_undisturbed(flags(teacher, finished, **evaluated), root / "log.txt")
     for number in range(count):
         kind = KINDS[number % len(KINDS)]
         case = root / "case"

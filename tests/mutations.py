@@ -2184,7 +2184,7 @@ MUTATIONS = [
     ),
     Mutation(
         "wan_distill/results/recorded.py",
-        'return result if result.get("student") == student_hashes(folder) else None',
+        'return result if result and result.get("student") == student_hashes(folder) else None',
         "return result",
         "tests/results/test_page.py::test_only_an_evaluation_of_this_student_is_shown",
     ),
@@ -2415,5 +2415,11 @@ MUTATIONS = [
         '    if result.get("gap_closed", 0.0) > 1:\n',
         "    if False:\n",
         "tests/results/test_table.py::test_nothing_above_one_stands_without_a_remark",
+    ),
+    Mutation(
+        "wan_distill/system/records.py",
+        "        if checksum not in (None, _checksum(content)):\n",
+        "        if checksum not in (None, checksum):\n",
+        "tests/system/test_records.py::test_damage_is_named",
     ),
 ]

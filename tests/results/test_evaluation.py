@@ -54,8 +54,7 @@ def test_the_table_has_what_it_promises(measured, capsys):
     names = ["teacher 6 guided", "teacher 4 guided", "teacher 4 unguided", "student 4"]
     assert [row["sampler"] for row in table["rows"]] == names
     assert [row["evaluations"] for row in table["rows"]] == [12, 8, 4, 4]
-    written = json.loads(subject.run.folder.evaluation.read_text(encoding="utf-8"))
-    assert written == json.loads(json.dumps(table))
+    assert read_evaluation(subject.run.folder) == json.loads(json.dumps(table))
     student, worst = table["rows"][3]["frechet"], table["rows"][2]["frechet"]
     expected = 1 - (student - table["floor"]) / (worst - table["floor"])
     assert table["gap_closed"] == pytest.approx(expected)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,10 +13,12 @@ import imageio.v3 as imageio
 import numpy
 from PIL import Image
 
+from wan_distill.errors import UsageError, one_line
 from wan_distill.layout import FEW_CLIP, STUDENT_CLIP, TEACHER_CLIP, RunFolder
 from wan_distill.maths.sigmas import Expert
 from wan_distill.results.progress import Segment
 from wan_distill.results.recorded import SHOWN, worst_samples
+from wan_distill.settings.reading import parse_json
 from wan_distill.system.pictures import write_video
 
 LARGE = 150_000  # bytes: a clip beyond that is made smaller for the page
@@ -56,9 +57,19 @@ def preview_clips(folder: RunFolder, expert: Expert) -> list[PromptClips]:
 
 
 def prompt_texts(folder: RunFolder) -> list[str]:
-    """The prompts of the previews; none where there are no previews."""
+    """The prompts of the previews; none where there are no previews. Raises UsageError where they
+    are damaged.
+    """
     file = folder.preview_prompts
-    texts: list[str] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+    if not file.exists():
+        return []
+    try:
+        texts: list[str] = parse_json(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UsageError(
+            f"{file}: is damaged ({one_line(error)}); delete the folder {file.parent.name}, and "
+            "clips are drawn from here on"
+        ) from error
     return texts
 
 

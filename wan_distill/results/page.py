@@ -37,6 +37,7 @@ from wan_distill.results.table import summary as in_words
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
 from wan_distill.system.files import write_atomically
+from wan_distill.system.spent import read_spent
 
 
 class Page:
@@ -84,7 +85,7 @@ class Page:
         config, info, folder = self.config, self.info, self.folder
         parts = segments(self.stages)
         evaluation, plan = read_evaluation(folder), read_plan(folder)
-        spent = _json(folder.spent)
+        spent = read_spent(folder.spent)
         blurred = len(info.experts) > 1
         hero, hero_words = _hero(folder, evaluation, parts, blurred)
         experts = tuple(e for e in info.experts if folder.has_student(e))
@@ -131,11 +132,6 @@ def _shared(plan: str) -> str:
     """The plan without what it says about this machine."""
     lines = plan.partition("\nOn this machine:")[0].splitlines()
     return "\n".join(line for line in lines if not line.startswith("Output"))
-
-
-def _json(file: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(_text(file) or "{}")
-    return content
 
 
 def _hero(

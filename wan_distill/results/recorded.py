@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import functools
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 from wan_distill.data.run import Run
 from wan_distill.layout import FEW_CLIP, STUDENT_CLIP, TEACHER_CLIP, RunFolder
-from wan_distill.system.files import sha256, write_atomically
+from wan_distill.system.files import sha256
+from wan_distill.system.records import read_record, write_record
 
 SHOWN = 4  # clips, by number: chosen before anybody saw them
 WORST = 4  # clips: those farthest from their teacher's
@@ -48,7 +48,7 @@ def record(run: Run, result: dict[str, Any]) -> bool:
     result["student"] = student_hashes(folder)
     shown = will_be_shown(folder, samples)
     file = folder.evaluation if shown else folder.lesser_evaluation(result["kind"], samples)
-    write_atomically(file, json.dumps(result, indent=1, ensure_ascii=False).encode())
+    write_record(file, result)
     if not shown:
         run.runtime.say(
             f"\n{folder.evaluation.name} keeps an evaluation of this student with more samples; "
@@ -59,12 +59,10 @@ def record(run: Run, result: dict[str, Any]) -> bool:
 
 def read_evaluation(folder: RunFolder) -> dict[str, Any] | None:
     """The evaluation of the student that lies in `folder`; None where there is none, or where it
-    measured other weights.
+    measured other weights. Raises UsageError where it is damaged.
     """
-    if not folder.evaluation.exists():
-        return None
-    result: dict[str, Any] = json.loads(folder.evaluation.read_text(encoding="utf-8"))
-    return result if result.get("student") == student_hashes(folder) else None
+    result = read_record(folder.evaluation, "delete it, and run again with --evaluate_only")
+    return result if result and result.get("student") == student_hashes(folder) else None
 
 
 def worst_samples(result: dict[str, Any]) -> list[int]:

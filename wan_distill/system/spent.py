@@ -7,7 +7,6 @@ null, "left": seconds or null, "finished": time or null, "began": time, "peak_by
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ import psutil
 import torch
 
 from wan_distill.system.console import seconds_left
-from wan_distill.system.files import write_atomically
+from wan_distill.system.records import read_record, write_record
 from wan_distill.system.runtime import Runtime
 
 SAVED_EVERY = 10.0  # seconds, at least, between writes while a part goes on
@@ -78,7 +77,7 @@ class Spent:
         self.about["now"] = self.open[-1] if self.open else None
         self.about["left"] = seconds_left()
         if self.is_main:
-            write_atomically(self.file, json.dumps(self.about, indent=1).encode())
+            write_record(self.file, self.about)
 
     def finish(self) -> None:
         """Notes that the job is done."""
@@ -91,11 +90,8 @@ def _now() -> str:
 
 
 def read_spent(file: Path) -> dict[str, Any]:
-    """What `Spent` wrote; nothing where there is no such file."""
-    if not file.exists():
-        return {}
-    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return content
+    """What `Spent` wrote, nothing without a file. Raises UsageError where it is damaged."""
+    return read_record(file, "delete it, and the job's time is counted anew")
 
 
 def peak_bytes() -> int:
