@@ -32,7 +32,7 @@ COMMAND = "import sys; from wan_distill import commands; sys.exit(commands.{}())
     ("script", "first"),
     [
         (train_distillation, "parse_args"),
-        (train_distillation, "read_teacher"),
+        (train_distillation, "read_teachers"),
         (sample, "build_parser"),
         (test_umt5_weights, "locate"),
         (convert_lora, "build_parser"),
