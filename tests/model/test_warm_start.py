@@ -7,6 +7,7 @@ import torch
 from foreign_loras import write_in
 from lessons import make_lesson
 from random_teachers import TEXT_DIM, random_transformer, write_pipeline
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from written_students import write_student
 
@@ -191,6 +192,13 @@ def test_what_no_reader_of_our_files_reads_is_not_carried_over(make_run, tmp_pat
     target.unlink()
     with pytest.raises(UsageError, match=r"high_noise.*is a matrix of 24x48, random's is 24x24"):
         found(own.config)
+    # One of ours, to which somebody added a bias.
+    with safe_open(source, "pt") as opened:
+        about = opened.metadata()
+    bias = {"diffusion_model.blocks.0.cross_attn.k.diff_b": torch.ones(24)}
+    save_file(load_file(source) | bias, file, about)
+    carry_over(own.config, own.info)
+    assert load_file(target).keys() == load_file(source).keys()
 
 
 def test_what_the_second_stage_does_not_refine_is_carried_over_in_the_dtype_asked_for(

@@ -117,7 +117,7 @@ def test_rows_are_timed_anew_side_by_side_with_the_adapters_merged(measured, mon
     student is measured unmerged.
     """
     subject, _ = measured(mixed_precision="bf16")
-    calls = adapter_calls(monkeypatch)
+    calls = adapter_calls(monkeypatch, switched_off=True)
     forwards = count_forwards(monkeypatch)
     rows = samplers(subject.config).table
     ways = {row.name: timing.Way(row.role, row.sigmas, row.guided) for row in rows}
@@ -329,13 +329,15 @@ def test_adapters_stay_apart_where_merging_would_round_them(make_run, monkeypatc
     assert len(calls) > 0
 
 
-def adapter_calls(monkeypatch) -> list[Linear]:
-    """The LoRA layers that add their part to a forward, once for each time."""
+def adapter_calls(monkeypatch, switched_off: bool = False) -> list[Linear]:
+    """The LoRA layers that add their part to a forward, once for each time; or also those that
+    might, but are switched off or merged.
+    """
     calls: list[Linear] = []
     inner = Linear.forward
 
     def watching(self, *given, **more):
-        if not self.merged and not self.disable_adapters:
+        if switched_off or not (self.merged or self.disable_adapters):
             calls.append(self)
         return inner(self, *given, **more)
 
