@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 
 import pytest
@@ -13,6 +12,7 @@ from wan_distill.data import solving
 from wan_distill.errors import Stopped
 from wan_distill.maths.distances import sharpness
 from wan_distill.results.paired import PairedEvaluation, rows
+from wan_distill.results.recorded import read_evaluation
 from wan_distill.results.table import sentence
 
 HELD_OUT = ["a red circle", "a blue square"]
@@ -30,7 +30,7 @@ def evaluated(make_run):
 def test_the_table_compares_each_row_with_the_teacher_from_the_same_noise(evaluated):
     run, evaluation = evaluated
     result = evaluation.measure()
-    assert result == json.loads(run.folder.evaluation.read_text(encoding="utf-8"))
+    assert result == read_evaluation(run.folder)
     reference, few, student = result["rows"]
     assert [row["sampler"] for row in result["rows"]] == [
         "teacher 6 guided",
