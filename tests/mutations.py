@@ -2422,4 +2422,10 @@ MUTATIONS = [
         "        if checksum not in (None, checksum):\n",
         "tests/system/test_records.py::test_damage_is_named",
     ),
+    Mutation(
+        "wan_distill/data/prompts.py",
+        "        if len(prompts) < FEW:\n",
+        "        if len(prompts) < 1:\n",
+        "tests/data/test_prompts.py::test_where_there_are_hardly_any_it_is_said_that_one_is_held_out",
+    ),
 ]

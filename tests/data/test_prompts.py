@@ -293,7 +293,7 @@ def split(teacher, file, prompts: list[str] | None = None) -> tuple[list[str], l
 )
 def test_prompts_are_counted_in_tokens_whatever_their_script(prompt, says, capsys, tmp_path):
     file = tmp_path / "p.txt"
-    file.write_text(f"red\nblue\n{prompt}\n", encoding="utf-8")
+    file.write_text(f"red\nblue\n{prompt}\ngreen\n", encoding="utf-8")
     config = Config(prompts=str(file), max_sequence_length=16)
     split_prompts(config, read_teacher(config))
     said = capsys.readouterr().err
@@ -336,6 +336,15 @@ def test_where_the_hashes_put_all_on_one_side_one_is_moved(random_teacher, tmp_p
         assert int(hashlib.sha256(prompt.encode()).hexdigest(), 16) % 10 == 0
     training, evaluation = split(random_teacher, tmp_path / "p.txt", HELD_OUT)
     assert sorted(training + evaluation) == HELD_OUT and len(training) == 1
+
+
+@pytest.mark.parametrize(("count", "said"), [(2, True), (3, True), (4, False)])
+def test_where_there_are_hardly_any_it_is_said_that_one_is_held_out(
+    count, said, random_teacher, tmp_path, capsys
+):
+    split(random_teacher, tmp_path / "p.txt", ["a cat", "a dog", "a fox", "a hen"][:count])
+    words = f"{count} prompts only, and 1 kept to measure the student; give more"
+    assert (words in capsys.readouterr().err) == said
 
 
 @pytest.mark.parametrize("embedded", [True, False])

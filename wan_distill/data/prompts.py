@@ -19,6 +19,7 @@ from wan_distill.umt5.text import tokenizer_of
 from wan_distill.umt5.tokenizer import tokenise
 
 BUILT_IN_PROMPTS = ASSETS / "prompts.txt"
+FEW = 4  # prompts: of fewer a large part is held out
 HELD_OUT = 10  # one prompt of so many is held out for the evaluation
 
 
@@ -111,6 +112,11 @@ def split_prompts(config: Config, teacher: TeacherInfo) -> tuple[list[str], list
     if len(prompts) > 1:
         held_out = held_out_of(prompts)
         excluded = set(held_out)
+        if len(prompts) < FEW:
+            say(
+                f"--prompts {config.prompts}: {len(prompts)} prompts only, and {len(held_out)} "
+                "kept to measure the student; give more"
+            )
         return [prompt for prompt in prompts if prompt not in excluded], held_out
     say(
         f"--prompts {config.prompts}: one prompt only; the evaluation and previews use built-in "
