@@ -100,7 +100,10 @@ class TrajectoryRecipe(Recipe):
         return SHORT_TRAJECTORY if max(config.sampling_steps) <= 2 else {}
 
     def samples(self, config: Config, expert: Expert, distilled: bool) -> dict[str, SampleSpec]:
-        return {"trajectories": trajectories(config)}
+        """`trajectories`: the teacher's; `inputs <n>`: where the low expert's first of n sampling
+        steps begins.
+        """
+        return {"trajectories": trajectories(config)} | _inputs(config, expert, distilled, True)
 
     def costs(self, config: Config, expert: Expert) -> dict[Role, UpdateCost]:
         return {"student": UpdateCost(1, 0, 0, config.max_train_steps)}
@@ -140,12 +143,8 @@ class DMDRecipe(Recipe):
         """`inputs <n>`: where the low phase of n sampling steps begins; `samples`: which the
         student is matched with; `anchors`: for the diversity loss.
         """
-        specs: dict[str, SampleSpec] = {}
         solved = config.real_score != "guided"
-        if expert == "low":
-            for steps in config.sampling_steps:
-                if expert_sigmas(config.sigmas(steps), expert, config.boundary_ratio):
-                    specs[f"inputs {steps}"] = handovers(config, steps, distilled, complete=solved)
+        specs = _inputs(config, expert, distilled, solved)
         if solved:
             specs["samples"] = trajectories(config)
         if config.diversity_weight > 0 and expert == "high":
@@ -176,6 +175,19 @@ class DMDRecipe(Recipe):
         if learned:
             costs["real_score"] = UpdateCost(drawn, 0, 0, critic_updates)
         return costs
+
+
+def _inputs(
+    config: Config, expert: Expert, distilled: bool, complete: bool
+) -> dict[str, SampleSpec]:
+    """`inputs <n>`: where the low phase of n sampling steps begins; none of the high expert's."""
+    if expert == "high":
+        return {}
+    return {
+        f"inputs {steps}": handovers(config, steps, distilled, complete)
+        for steps in config.sampling_steps
+        if expert_sigmas(config.sigmas(steps), expert, config.boundary_ratio)
+    }
 
 
 RECIPES: dict[str, Recipe] = {
