@@ -1380,14 +1380,20 @@ MUTATIONS = [
     ),
     Mutation(
         "wan_distill/methods/trajectory.py",
+        'handed_over = expert == "low" and i == owned[0]',
+        "handed_over = False",
+        "tests/methods/test_trajectory.py::test_the_low_expert_goes_on_from_the_distilled_high_one_to_where_the_teacher_is",
+    ),
+    Mutation(
+        "wan_distill/methods/trajectory.py",
         "return [divmod(pair, count) for pair in pairs]",
         "return [(pair % self.config.num_trajectories, pair % count) for pair in pairs]",
         "tests/methods/test_recorded_losses.py::test_twenty_recorded_losses",
     ),
     Mutation(
         "wan_distill/methods/trajectory.py",
-        "(sigmas[i], sigmas[i + 1])\n",
-        "(sigmas[i], sigmas[-1])\n",
+        "Step(sigmas[i], sigmas[i + 1], source)",
+        "Step(sigmas[i], sigmas[-1], source)",
         "tests/methods/test_recorded_losses.py::test_twenty_recorded_losses",
     ),
     Mutation(

@@ -49,12 +49,15 @@ class UpdateWork:
 def sample_work(stages: Sequence[Config], info: TeacherInfo) -> list[SampleWork]:
     """The samples that training reads, and those that it is checked and previewed with.
 
-    The teacher's samples are shared by all stages; each stage hands over its own student's.
+    The teacher's samples are shared by all stages, the student's by those with the same high
+    expert.
     """
     rows: dict[tuple[str, SampleSpec], frozenset[int]] = {}
     has_high = hands_over(stages, info)
+    high = ""  # the stage that trained it last
     for config in stages:
-        for owner, spec, chosen in _reads(config, has_high):
+        high = config.method if "high" in config.experts else high
+        for owner, spec, chosen in _reads(config, has_high, high):
             rows[owner, spec] = rows.get((owner, spec), frozenset()) | chosen
     config = stages[0]
     solved = solved_before(config, info)
@@ -82,10 +85,10 @@ def hands_over(stages: Sequence[Config], info: TeacherInfo) -> bool:
         return False
 
 
-def _reads(config: Config, has_high: bool) -> Iterator[tuple[str, SampleSpec, frozenset[int]]]:
-    """(for what, set, samples) of everything that one stage reads. The student's own samples are
-    its stage's alone.
-    """
+def _reads(
+    config: Config, has_high: bool, high: str
+) -> Iterator[tuple[str, SampleSpec, frozenset[int]]]:
+    """(for what, set, samples) of everything that one stage reads; `high` says whose student's."""
     micro_batches = config.gradient_accumulation_steps * processes(config)
     for expert in config.experts:
         specs = recipe_of(config).samples(config, expert, has_high)
@@ -95,7 +98,7 @@ def _reads(config: Config, has_high: bool) -> Iterator[tuple[str, SampleSpec, fr
             for spec in _check_specs(config, expert, has_high, count):
                 asked.append((purpose, spec, frozenset(range(count))))
         for purpose, spec, chosen in asked:
-            stage = f" of {config.method}" if spec.sampler == "student" else ""
+            stage = f" of {high}" if spec.sampler == "student" else ""
             yield purpose + stage, spec, chosen
 
 
