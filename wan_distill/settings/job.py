@@ -48,14 +48,6 @@ class JobSettings:
         free=True,
         parse=path,
     )
-    image_source: str | None = flag(
-        None,
-        "in place of --images: a text-to-video Wan pipeline (hub id or folder; tiny-t2v is "
-        "embedded) that makes a clip of each of --prompts, whose first frames are the pictures",
-        START,
-        free=True,
-        parse=path,
-    )
     output_dir: str = flag(
         None,
         "where everything goes (default: outputs/<teacher>-<method>-<steps>-<other settings>)",
@@ -189,6 +181,14 @@ class JobSettings:
     )
     negative_prompt: str = flag(
         None, "negative prompt of the teacher's guidance (default: Wan's own)", TEACHER
+    )
+    image_source: str | None = flag(
+        None,
+        "in place of --images: a text-to-video Wan pipeline (hub id or folder; tiny-t2v is "
+        "embedded) that makes a clip of each of --prompts, whose first frames are the pictures",
+        TEACHER,
+        free=True,
+        parse=path,
     )
     revision: str | None = flag(
         None, "branch, tag or commit on the hub", TEACHER, alias=("--teacher_revision",)

@@ -1,0 +1,136 @@
+#!/usr/bin/env python
+"""Which expert is to blame? A finished student, with the teacher in the place of one expert at a
+time, and how much of the teacher's spread is left where the high expert ends.
+
+    python benchmarks/experts.py --teacher_path tiny-i2v --output_dir outputs/...
+
+The flags are those of the run, whose evaluation is compared with (`--evaluation sets`). The teacher
+is integrated as the samples to learn from are (`--teacher_solver`).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from train_distillation import encode_prompts
+from wan_distill.data import Run, encode_pictures, prompts_of, read_picture_sets, text_of
+from wan_distill.data.rollout import carry
+from wan_distill.maths.distances import frechet_distance, principal_components
+from wan_distill.maths.randomness import keyed_noise
+from wan_distill.maths.sigmas import Expert, expert_sigmas, handover
+from wan_distill.model import Teacher
+from wan_distill.model.denoiser import Denoiser
+from wan_distill.model.student_files import load_student
+from wan_distill.results.comparison import COMPONENTS, gap_closed
+from wan_distill.results.evaluation import Evaluation
+from wan_distill.results.samplers import samplers
+from wan_distill.settings.command_line import parse_args
+from wan_distill.settings.config import Config
+from wan_distill.settings.picture_source import read_teachers
+from wan_distill.settings.resolve import resolve
+from wan_distill.system.runtime import Runtime
+
+WHO = ("student", "teacher")
+
+
+def run_of(config: Config) -> tuple[Run, Evaluation]:
+    """The run that `config` describes, and its evaluation."""
+    info = read_teachers(config)
+    config = resolve(config, info)
+    pictures = read_picture_sets(config, info)
+    prompts, held_out = prompts_of(config, info, pictures)
+    runtime = Runtime(config)
+    teacher = Teacher(info, config, runtime)
+    texts = [*map(text_of, (*prompts, *held_out)), config.negative_prompt]
+    embeddings, _ = encode_prompts(config, teacher, texts, runtime)
+    first_frames = None
+    if info.takes_picture:
+        first_frames = encode_pictures(config, teacher, pictures, held_out, runtime)
+    run = Run(config, teacher, embeddings, tuple(prompts), runtime, first_frames)
+    return run, Evaluation(run, held_out)
+
+
+class Mixed:
+    """Samples from the evaluation's noise, by the student or by the teacher in each expert."""
+
+    def __init__(self, run: Run, evaluation: Evaluation):
+        self.run, self.prompts = run, evaluation.prompts
+        key = ("evaluation", run.config.eval_seed, "paired")
+        noise = [keyed_noise(run.latent_shape, *key, i) for i in range(len(self.prompts))]
+        self.noise = torch.stack(noise)
+
+    @cached_property
+    def handed_over(self) -> dict[str, Tensor]:
+        """Latents where the high expert ends, by who made them."""
+        return {who: self.carried("high", self.noise, who) for who in WHO}
+
+    def ended(self, high: str, low: str) -> Tensor:
+        return self.carried("low", self.handed_over[high], low)
+
+    def carried(self, expert: Expert, latents: Tensor, who: str) -> Tensor:
+        """Latents [N, C, F, H, W] at the end of the expert's phase."""
+        run, config = self.run, self.run.config
+        phase = expert_sigmas(config.sigmas(), expert, config.boundary_ratio)
+        denoiser = self._load(expert, who)
+        points = config.solver_sigmas(config.sigmas())
+        ours = dict(role="student") if who == "student" else dict(role="teacher", guided=True)
+        sigmas = phase
+        if who == "teacher":
+            sigmas = tuple(s for s in points if phase[-1] <= s <= phase[0])
+            ours |= dict(solver=config.teacher_solver)
+        batches = carry(run, denoiser, expert, latents, self.prompts, sigmas, **ours)
+        return torch.cat([reached[sigmas[-1]] for _, reached in batches])
+
+    def _load(self, expert: Expert, who: str) -> Denoiser:
+        transformer = self.run.teacher.load_expert(expert)
+        if who == "student":
+            load_student(transformer, self.run.folder.student(expert))
+        return self.run.denoiser(expert, transformer)
+
+
+def spread(own: Tensor, reference: Tensor) -> tuple[float, float]:
+    """(slope, share of the variance) of samples [N, ...] along the principal components of their
+    references: both 1 where they are equal, the slope below 1 where a part is missing.
+    """
+    project = principal_components(reference, COMPONENTS)
+    a, b = (x - x.mean(0) for x in (project(own), project(reference)))
+    return float((a * b).sum() / b.square().sum()), float(a.square().sum() / b.square().sum())
+
+
+def lines(run: Run, evaluation: Evaluation) -> Iterator[str]:
+    rows, mixed = samplers(run.config), Mixed(run, evaluation)
+    reference, paired, worst = (
+        evaluation.draw(row) for row in (rows.independent, rows.paired, rows.few_unguided)
+    )
+    project = principal_components(torch.cat([reference, paired]), COMPONENTS)
+    floor, most = (frechet_distance(project(x), project(reference)) for x in (paired, worst))
+    yield "| high expert | low expert | Fréchet | excess | gap closed |"
+    yield "| --- | --- | --- | --- | --- |"
+    for high, low in ((high, low) for high in WHO for low in WHO):
+        distance = frechet_distance(project(mixed.ended(high, low)), project(reference))
+        closed = gap_closed(distance, floor, most)
+        yield f"| {high} | {low} | {distance:.2f} | {distance / floor:.2f} | {closed:.3f} |"
+    config = run.config
+    end = handover(config.sigmas(), config.boundary_ratio)
+    own, teachers = ((mixed.handed_over[who] - end * mixed.noise) / (1 - end) for who in WHO)
+    slope, share = spread(own, teachers)
+    yield f"\nWhere the high expert ends: slope {slope:.3f}, {share:.3f} of the teacher's variance"
+
+
+@torch.no_grad()
+def main() -> int:
+    run, evaluation = run_of(parse_args(sys.argv[1:]))
+    for line in lines(run, evaluation):
+        print(line, flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
