@@ -208,8 +208,8 @@ def test_another_teachers_checkpoint_and_other_prompts_are_refused(
 
 
 def test_more_updates_may_be_asked_for_later(run, finished, tmp_path):
-    """As if they had been asked for at once; but the first updates of the low expert began with what
-    another high one hands over.
+    """As if they had been asked for at once; but the first updates of the low expert began with
+    what another high one hands over.
     """
     constant = dict(lr_scheduler="constant")
     short = finished("trajectory", max_train_steps=2, **constant)
