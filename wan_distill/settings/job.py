@@ -84,9 +84,6 @@ class JobSettings:
         START,
         free=True,
     )
-    gpu_hour_price: float = flag(
-        2.5, "dollars per GPU-hour in the plan (an H100 in November 2026)", START, free=True
-    )
     budget: float | None = flag(
         None,
         "hours that the job may take: the plan chooses the number of samples and updates (default: "

@@ -195,6 +195,12 @@ class OperationSettings:
     hub_token: str | None = flag(
         None, "token to upload with (default: the one of `hf auth login`)", OUTPUT, free=True
     )
+    gpu_hour_price: float = flag(
+        2.5,
+        "dollars per GPU-hour, for the cost that is planned and shown (an H100 in November 2026)",
+        OUTPUT,
+        free=True,
+    )
     plan_json: str | None = flag(
         None,
         "with --dry_run: also write the plan's numbers to this file",
