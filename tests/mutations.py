@@ -2434,4 +2434,10 @@ MUTATIONS = [
         "        if len(prompts) < 1:\n",
         "tests/data/test_prompts.py::test_where_there_are_hardly_any_it_is_said_that_one_is_held_out",
     ),
+    Mutation(
+        "wan_distill/results/reporting.py",
+        "        self.page.html()  # what an earlier",
+        "        # what an earlier",
+        "tests/results/test_reporting.py::test_damaged_records_are_refused_before_anything_is_loaded",
+    ),
 ]

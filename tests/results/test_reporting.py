@@ -8,6 +8,7 @@ import re
 import urllib.request
 
 import pytest
+from written_students import write_student
 
 from wan_distill.errors import UsageError
 from wan_distill.results import Reporting
@@ -52,6 +53,20 @@ def test_a_port_that_is_taken_is_refused_before_anything_is_loaded(make_run, cap
     port = int(re.search(r"127\.0\.0\.1:(\d+)/", capsys.readouterr().out)[1])
     with pytest.raises(UsageError, match=f"--serve {port}: cannot listen there"):
         reporting_of(run, serve=port).begin(prompts=3)
+
+
+@pytest.mark.parametrize("name", ["evaluation.json", "previews/prompts.json"])
+def test_damaged_records_are_refused_before_anything_is_loaded(make_run, name):
+    run = make_run(method="trajectory")
+    write_student(run, "high", "low")
+    file = run.folder.path / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(b'{"samples": 5')
+    if file.parent == run.folder.previews:  # whose clips they belong to
+        run.folder.metrics.write_text('{"expert": "high", "step": 1, "student_updates": 1}\n')
+        run.folder.preview("high", "000001", 0).write_bytes(b"clip")
+    with pytest.raises(UsageError, match=f"{name}: is damaged"):
+        reporting_of(run).begin(prompts=3)
 
 
 def test_the_plan_is_kept_as_numbers_and_an_evaluation_does_not_change_it(make_run):

@@ -42,7 +42,8 @@ class Reporting:
     def begin(self, prompts: int) -> None:
         """Writes down what is planned, and serves the page where `--serve` asks for it.
 
-        Raises UsageError where the port is taken.
+        Raises UsageError where the port is taken, and where a record that the page is made of is
+        damaged.
 
         Args:
             prompts: how many are encoded.
@@ -52,6 +53,7 @@ class Reporting:
         if not self.config.evaluate_only:
             numbers = plan_numbers(self.stages, self.info, prompts, cards=False)
             write_atomically(self.folder.plan_numbers, json.dumps(numbers, indent=1).encode())
+        self.page.html()  # what an earlier run left damaged is refused now, not at the end
         if self.config.serve is not None:
             self.runtime.say(*serve_page(self.config.serve, self.page.html, self.page.version))
 
