@@ -11,9 +11,10 @@ is integrated as the samples to learn from are (`--teacher_solver`).
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +27,6 @@ from wan_distill.maths.distances import frechet_distance, principal_components
 from wan_distill.maths.randomness import keyed_noise
 from wan_distill.maths.sigmas import Expert, expert_sigmas, handover
 from wan_distill.model import Teacher
-from wan_distill.model.denoiser import Denoiser
 from wan_distill.model.student_files import load_student
 from wan_distill.results.comparison import COMPONENTS, gap_closed
 from wan_distill.results.evaluation import Evaluation
@@ -75,24 +75,30 @@ class Mixed:
         return self.carried("low", self.handed_over[high], low)
 
     def carried(self, expert: Expert, latents: Tensor, who: str) -> Tensor:
-        """Latents [N, C, F, H, W] at the end of the expert's phase."""
-        run, config = self.run, self.run.config
-        phase = expert_sigmas(config.sigmas(), expert, config.boundary_ratio)
-        denoiser = self._load(expert, who)
-        points = config.solver_sigmas(config.sigmas())
-        ours = dict(role="student") if who == "student" else dict(role="teacher", guided=True)
-        sigmas = phase
-        if who == "teacher":
-            sigmas = tuple(s for s in points if phase[-1] <= s <= phase[0])
-            ours |= dict(solver=config.teacher_solver)
-        batches = carry(run, denoiser, expert, latents, self.prompts, sigmas, **ours)
-        return torch.cat([reached[sigmas[-1]] for _, reached in batches])
-
-    def _load(self, expert: Expert, who: str) -> Denoiser:
-        transformer = self.run.teacher.load_expert(expert)
+        """Latents [N, C, F, H, W] at the end of the expert's phase. The teacher may change experts
+        on the way.
+        """
+        config = self.run.config
+        sigmas = expert_sigmas(config.sigmas(), expert, config.boundary_ratio)
         if who == "student":
-            load_student(transformer, self.run.folder.student(expert))
-        return self.run.denoiser(expert, transformer)
+            return self._along(expert, latents, sigmas, role="student")
+        points = config.solver_sigmas(config.sigmas())
+        points = tuple(s for s in points if sigmas[-1] <= s <= sigmas[0])
+        for owner in self.run.info.experts:
+            if part := expert_sigmas(points, owner, config.boundary_ratio):
+                how = dict(role="teacher", guided=True, solver=config.teacher_solver)
+                latents = self._along(owner, latents, part, **how)
+        return latents
+
+    def _along(
+        self, expert: Expert, latents: Tensor, sigmas: Sequence[float], **how: Any
+    ) -> Tensor:
+        run, transformer = self.run, self.run.teacher.load_expert(expert)
+        if how["role"] == "student":
+            load_student(transformer, run.folder.student(expert))
+        denoiser = run.denoiser(expert, transformer)
+        batches = carry(run, denoiser, expert, latents, self.prompts, sigmas, **how)
+        return torch.cat([reached[sigmas[-1]] for _, reached in batches])
 
 
 def spread(own: Tensor, reference: Tensor) -> tuple[float, float]:
