@@ -44,7 +44,8 @@ def full_disk(teacher: Path, root: Path, tally: Counter[str], save_merged: bool 
             one_line = code in (1, 2) and last_line.startswith("error:")
             whole = not save_merged or not (place / "out" / "student").exists()
             fine = one_line and whole
-            tally[f"full disks{when} reported in one line" if fine else f"LOST: {log}"] += 1
+            told = f"full disks{when} reported in one line" if fine else f"LOST: {log}"
+            tally[f"disks{when} that had room after all" if code == 0 else told] += 1
             subprocess.run(["mount", "-o", "remount,size=200m", str(place)], check=True)
             if run(argv, log) == 0 and outcome(place / "out") == outcome(roomy):
                 tally[f"runs that continued once there was room{when}"] += 1
