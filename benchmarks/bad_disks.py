@@ -42,10 +42,10 @@ def full_disk(teacher: Path, root: Path, tally: Counter[str], save_merged: bool 
             code = run(argv, log, skip_disk_check)
             last_line = log.read_text().strip().splitlines()[-1]
             one_line = code in (1, 2) and last_line.startswith("error:")
-            whole = not save_merged or not (place / "out" / "student").exists()
-            fine = one_line and whole
-            told = f"full disks{when} reported in one line" if fine else f"LOST: {log}"
-            tally[f"disks{when} that had room after all" if code == 0 else told] += 1
+            # Where the pipeline is there, it is all there: what came after it did not fit.
+            found, expected = (content(folder / "student") for folder in (place / "out", roomy))
+            fine = one_line and found in ({}, expected)
+            tally[f"full disks{when} reported in one line" if fine else f"LOST: {log}"] += 1
             subprocess.run(["mount", "-o", "remount,size=200m", str(place)], check=True)
             if run(argv, log) == 0 and outcome(place / "out") == outcome(roomy):
                 tally[f"runs that continued once there was room{when}"] += 1
@@ -53,6 +53,12 @@ def full_disk(teacher: Path, root: Path, tally: Counter[str], save_merged: bool 
                 tally[f"LOST: after a full disk, {log}"] += 1
         finally:
             subprocess.run(["umount", str(place)], check=True)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Every file below `folder`, by its name there."""
+    files = [f for f in folder.rglob("*") if f.is_file()]
+    return {str(file.relative_to(folder)): file.read_bytes() for file in files}
 
 
 def size_of(folder: Path) -> int:

@@ -56,7 +56,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "refined": dict(method="dmd", init_student_from="trajectory"),
     "previews": dict(method="trajectory", validation_steps=4),
     "merged": dict(method="trajectory", save_merged=True),
-    "evaluated": dict(method="trajectory", evaluate=True, eval_samples=4),
+    "evaluated": dict(method="trajectory", evaluate=True, evaluation="pairs", eval_samples=4),
 }
 # Where every other kill comes: inside one of these functions, at one of its file system calls.
 PLACES: dict[str, tuple[Any, str]] = {
@@ -66,7 +66,10 @@ PLACES: dict[str, tuple[Any, str]] = {
     "in the merged pipeline": (merged, "_write_pipeline"),
     "while evaluating": (PairedEvaluation, "measure"),
 }
-FILE_CALLS = ((os, "replace"), (os, "fsync"), (os, "open"), (files, "save_file"), (Path, "replace"))
+FILE_CALLS: tuple[tuple[Any, str], ...] = (
+    *((os, "replace"), (os, "fsync"), (os, "open"), (files, "save_file"), (Path, "replace")),
+    *((Path, "mkdir"), (Path, "write_text"), (shutil, "copyfile")),
+)
 
 
 def die_in(place: str, rng: random.Random) -> Callable[[], None]:
