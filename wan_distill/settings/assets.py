@@ -8,12 +8,23 @@ from pathlib import Path
 
 from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from huggingface_hub.utils import httpx
 
 from wan_distill.errors import UsageError
 
+NETWORK_ERRORS: tuple[type[Exception], ...] = ()
+try:
+    from huggingface_hub.utils import httpx
+
+    NETWORK_ERRORS = (httpx.HTTPError,)
+except ImportError:  # huggingface_hub < 1 asks with requests, whose errors are OSErrors
+    pass
 # What asking the hub raises: a name that is none, its own no, the network, the disk, no token.
-HUB_ERRORS = (HFValidationError, HfHubHTTPError, httpx.HTTPError, OSError)
+HUB_ERRORS: tuple[type[Exception], ...] = (
+    HFValidationError,
+    HfHubHTTPError,
+    *NETWORK_ERRORS,
+    OSError,
+)
 REPOSITORY = Path(__file__).resolve().parents[2]
 # Beside the package in a checkout; a package of its own where pip installed this one.
 ASSETS = next(
