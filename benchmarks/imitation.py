@@ -21,11 +21,11 @@ from pathlib import Path
 
 import torch
 from diffusers import WanTransformer3DModel
+from solvers import open_run
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from train_distillation import encode_prompts
-from wan_distill.data import Run, split_prompts
+from wan_distill.data import Run
 from wan_distill.data.samples import Inputs
 from wan_distill.maths import flow
 from wan_distill.maths.flow import Velocity, sigma_batch
@@ -33,16 +33,11 @@ from wan_distill.maths.randomness import keyed_noise
 from wan_distill.maths.sigmas import Expert
 from wan_distill.methods.base import Loss
 from wan_distill.methods.phases import DMDBatch, PhasedMethod
-from wan_distill.model import Teacher
 from wan_distill.model.denoiser import Denoiser
-from wan_distill.settings.command_line import parse_args
 from wan_distill.settings.config import Config
 from wan_distill.settings.defaults import TRAJECTORY, Default
-from wan_distill.settings.description import read_teacher
 from wan_distill.settings.recipes import Recipe, Role, UpdateCost
-from wan_distill.settings.resolve import resolve
 from wan_distill.settings.sample_specs import SampleSpec, handovers
-from wan_distill.system.runtime import Runtime
 
 # Runge-Kutta methods of Ralston (1962): where each later stage lies, as shares of the step, and
 # the weights of all. Each stage follows the velocity of the one before; none is at the step's end.
@@ -174,15 +169,8 @@ def main() -> int:
     )
     parser.add_argument("--clips", type=int, default=16)
     args, extra = parser.parse_known_args()
-    config = parse_args(["--output_dir", "outputs/imitation", *extra])
-    info = read_teacher(config)
-    config = resolve(config, info)
-    runtime = Runtime(config)
-    teacher = Teacher(info, config, runtime)
-    _, prompts = split_prompts(config, info)
-    embeddings, _ = encode_prompts(config, teacher, [*prompts, config.negative_prompt], runtime)
-    run = Run(config, teacher, embeddings, tuple(prompts), runtime)
-    ends = config.sigmas()[1:]
+    run = open_run("outputs/imitation", extra)
+    ends = run.config.sigmas()[1:]
     head = ["guided evaluations", *(f"to {end:.4f}" for end in ends)]
     print(f"| {' | '.join(head)} |", "| --- " * len(head) + "|", sep="\n")
     for evaluations, off in errors(run, args.clips):

@@ -60,20 +60,30 @@ def solve(run: Run, noise: Tensor, solver: str, sigmas: tuple[float, ...]) -> Te
     return latents
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--clips", type=int, default=64)
-    args, extra = parser.parse_known_args()
-    config = parse_args(["--output_dir", "outputs/solvers", *extra])
+def open_run(output_dir: str, flags: list[str]) -> Run:
+    """A run of the held-out prompts of the teacher that `flags` name, encoded.
+
+    Args:
+        output_dir: where `flags` give none.
+    """
+    config = parse_args(["--output_dir", output_dir, *flags])
     info = read_teacher(config)
     config = resolve(config, info)
     runtime = Runtime(config)
     teacher = Teacher(info, config, runtime)
     _, prompts = split_prompts(config, info)
     embeddings, _ = encode_prompts(config, teacher, [*prompts, config.negative_prompt], runtime)
-    run = Run(config, teacher, embeddings, tuple(prompts), runtime)
+    return Run(config, teacher, embeddings, tuple(prompts), runtime)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--clips", type=int, default=64)
+    args, extra = parser.parse_known_args()
+    run = open_run("outputs/solvers", extra)
+    config = run.config
     shape = run.latent_shape
     noise = torch.stack([keyed_noise(shape, "solvers", i) for i in range(args.clips)])
     exact = solve(run, noise, "ab2", sigma_grid(REFERENCE, config.flow_shift))

@@ -88,6 +88,17 @@ def launch(launcher: str, script: Path, flags: list[str]) -> subprocess.Complete
     )
 
 
+def run_killed(code: str, flags: list[str]) -> None:
+    """Runs `code`, in which the tool kills itself, on `flags`, in a process of its own."""
+    ended = subprocess.run(
+        [sys.executable, "-c", code, *flags],
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        timeout=300,
+    )
+    assert ended.returncode == -signal.SIGKILL
+
+
 def launch_forks(script: Path, flags: list[str]) -> subprocess.CompletedProcess:
     """What torchrun does: two processes, with the environment by which they find each other."""
     with socket.socket() as free:

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import REPOSITORY, tiny_flags
-from processes import compare
+from processes import compare, run_killed
 from safetensors.torch import load_file
 
 import train_distillation
@@ -90,13 +86,7 @@ sys.exit(train_distillation.main(sys.argv[1:]))
 def test_a_kill_while_they_are_made_loses_one(random_teacher, random_picture_teacher, tmp_path):
     out, whole = tmp_path / "out", tmp_path / "whole"
     flags = flags_of(random_picture_teacher, random_teacher, out)
-    ended = subprocess.run(
-        [sys.executable, "-c", KILLED, *flags],
-        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
-        capture_output=True,
-        timeout=300,
-    )
-    assert ended.returncode == -signal.SIGKILL
+    run_killed(KILLED, flags)
     before = made(out)
     assert len([file for file in before if file.suffix == ".png"]) == 1
     assert train_distillation.main(flags) == 0

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +13,7 @@ import torch
 from conftest import REPOSITORY, stop_at, tiny_flags
 from diffusers import FlowMapEulerDiscreteScheduler, WanImageToVideoPipeline
 from PIL import Image
-from processes import compare
+from processes import compare, run_killed
 from random_teachers import write_pictures
 from safetensors.torch import load_file
 
@@ -228,13 +224,7 @@ def test_a_kill_while_pictures_are_encoded_loses_one(
     random_picture_teacher, images, tmp_path, capsys
 ):
     flags = flags_of(random_picture_teacher, images, tmp_path / "out", method="trajectory")
-    ended = subprocess.run(
-        [sys.executable, "-c", KILLED, *flags],
-        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
-        capture_output=True,
-        timeout=300,
-    )
-    assert ended.returncode == -signal.SIGKILL
+    run_killed(KILLED, flags)
     cache = RunFolder(tmp_path / "out").pictures
     before = {file: file.stat().st_mtime_ns for file in cache.glob("*.safetensors")}
     assert len(before) == 2
