@@ -46,6 +46,7 @@ def sampled(student: Path | str, *flags: str) -> int:
     return sample.main([f"--student={student}", f"--prompt={PROMPT}", *flags])
 
 
+@pytest.mark.journey  # together as long as a whole run
 @pytest.mark.parametrize("layout", [name for name in LAYOUTS if "extras" not in name])
 def test_every_layout_is_sampled_like_our_own(layout, student, declared, tmp_path, clips, capsys):
     assert sampled(student) == 0

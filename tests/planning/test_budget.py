@@ -69,6 +69,7 @@ def test_the_job_is_the_largest_that_fits(a14b, asked):
     assert said in choice.words[0] and "twice the hours" in choice.words[-1]
 
 
+@pytest.mark.journey  # traces A14B
 def test_counts_that_the_user_gave_stay(a14b, asked):
     given = dict(num_trajectories=40, refine_steps=7)
     first, second = within_budget(asked(budget=24.0, **given), a14b, 100).stages
@@ -84,6 +85,7 @@ def test_a_budget_without_room_is_refused_and_one_without_use_says_so(a14b, aske
     assert plenty.share == SHARES[-1] and "no larger job" in plenty.words[-1]
 
 
+@pytest.mark.journey  # traces A14B
 def test_a_continued_run_makes_the_same_job_on_a_slower_machine(a14b, asked):
     config = asked(budget=24.0)
     begun = within_budget(config, a14b, 100)

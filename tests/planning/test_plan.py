@@ -136,6 +136,7 @@ def hours(text: str) -> float:
     return float(value) / (1 if unit == "hours" else 60)
 
 
+@pytest.mark.journey  # traces A14B
 def test_more_gpus_solve_faster_but_make_no_fewer_updates(a14b):
     """Data-parallel processes each make every update, on samples of their own."""
     config = config_of(a14b, gpu="h100", dry_run=True, refine_expert="both")
@@ -165,6 +166,7 @@ def test_eight_gpus_share_the_batch_of_one(a14b):
     assert hours(one) / 8 < hours(eight) < hours(one) / 4
 
 
+@pytest.mark.journey  # traces A14B
 def test_a_named_gpu_says_whether_it_fits_and_what_it_costs(a14b):
     config = config_of(a14b, gpu="h100:2", dry_run=True, gpu_hour_price=2.0)
     text = plan.describe_needs((config,), a14b)
@@ -178,6 +180,7 @@ def test_a_named_gpu_says_whether_it_fits_and_what_it_costs(a14b):
     assert "Cost" not in here and "measured here" in here and "other work" not in here
 
 
+@pytest.mark.journey  # traces A14B
 def test_the_plan_of_a_busy_machine_is_that_of_an_idle_one_and_says_so(a14b, monkeypatch):
     """Half of the processor is somebody else's while the rate is measured."""
     config = config_of(a14b)

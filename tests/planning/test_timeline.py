@@ -65,6 +65,7 @@ def test_samples_are_solved_by_the_first_that_reads_them(job):
     assert min(later) > 0  # each stage's low expert begins where a distilled high one ended
 
 
+@pytest.mark.journey  # traces A14B
 def test_several_devices_share_the_solving_and_one_expert_is_one_leg(job):
     stages, info = job
     eight = dataclasses.replace(CPU, count=8)

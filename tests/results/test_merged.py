@@ -236,6 +236,7 @@ def test_a_disk_that_fills_leaves_the_earlier_pipeline_and_no_half_one(exported,
     assert not list(run.folder.path.glob(".student.p*"))
 
 
+@pytest.mark.journey  # together as long as a whole run
 @pytest.mark.parametrize("survived", range(6))
 def test_a_kill_while_it_is_put_in_place_leaves_none_or_a_whole_one(
     exported, monkeypatch, survived

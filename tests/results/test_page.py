@@ -113,12 +113,14 @@ def test_a_finished_run_has_every_section(run):
     assert page.count("<video") == 4 * 2 + 4 * 3 + 2 * 2 * (1 + 2)
 
 
+@pytest.mark.journey  # as long as a whole run
 def test_the_page_needs_nothing_but_itself(run):
     page = (run / "report.html").read_text(encoding="utf-8")
     assert not re.search(r'(src|href)="(?!data:|#)', page) and "http://" not in page
     assert len(page) < 2_000_000
 
 
+@pytest.mark.journey  # as long as a whole run
 def test_what_is_shown_is_what_is_exported(run):
     """In previews, health and curves; here the weights before the first update."""
     page = (run / "report.html").read_text(encoding="utf-8")
@@ -131,6 +133,7 @@ def test_what_is_shown_is_what_is_exported(run):
     assert "Training brought it no nearer to the teacher than it began: high expert" in page
 
 
+@pytest.mark.journey  # as long as a whole run
 def test_previews_show_the_same_prompts_of_both_sides(run):
     names = {file.name for file in (run / "previews").glob("*.mp4")}
     for expert in ("high", "low"):
@@ -139,10 +142,12 @@ def test_previews_show_the_same_prompts_of_both_sides(run):
     assert not any(name.endswith("-2.mp4") for name in names), "two prompts were given"
 
 
+@pytest.mark.journey  # as long as a whole run
 def test_the_token_is_written_nowhere(run):
     assert not [f for f in run.rglob("*") if f.is_file() and b"hf_secret" in f.read_bytes()]
 
 
+@pytest.mark.journey  # as long as a whole run
 def test_no_path_of_the_machine_is_in_the_page(run, random_teacher):
     page = (run / "report.html").read_text(encoding="utf-8")
     assert str(run.parent) not in page and str(random_teacher.parent) not in page
