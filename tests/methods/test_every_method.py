@@ -185,6 +185,7 @@ def test_a_single_graph_is_in_memory_and_the_parts_add_up_to_the_loss(make_run, 
         sizes.append((role, len(values)))
     draws = 3 if expert == "high" else 1  # the low phase ends at 0: its target is exact
     expected = {
+        "trajectory": [("student", 2)],  # each step of the phase
         "dmd": [("fake_score", draws), ("student", 2 if expert == "high" else 1)],
         "dmd-paired": [("fake_score", draws), ("student", 2 if expert == "high" else 1)],
         "dmd-plain": [("fake_score", draws), ("student", 1)],

@@ -82,8 +82,7 @@ def random_batch(config: Config, info: TeacherInfo, role: str) -> Any:
     x, end = torch.randn(size, *latents), torch.randn(size, *latents)
     sigmas = tuple(s for s in config.sigmas() if s > 0.8)
     if config.method == "trajectory":
-        sigma = torch.full((size,), sigmas[0], dtype=torch.float64)
-        return TrajectoryBatch(x, sigma, end, condition)
+        return TrajectoryBatch(x, sigmas, [end] * (len(sigmas) - 1), condition)
     if config.method == "consistency":
         points = (sigmas[0], (sigmas[0] + sigmas[1]) / 2, sigmas[1])
         return ConsistencyBatch(x, end, condition, prompt[:1], points)

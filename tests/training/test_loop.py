@@ -245,7 +245,7 @@ def test_gradient_checkpointing_computes_blocks_again(make_run, monkeypatch, che
 
     monkeypatch.setattr(Teacher, "load_expert", loading)
     distil(run)
-    assert sum(forwards) == 2 * (2 if checkpointing else 1)  # two updates
+    assert sum(forwards) == 4 * (2 if checkpointing else 1)  # two updates of two steps
 
 
 def test_running_out_of_memory_names_the_phase(make_run, monkeypatch):

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from wan_distill.data.samples import Inputs
 from wan_distill.maths.randomness import generator, keyed_noise, keyed_order
-from wan_distill.maths.sigmas import Expert, expert_sigmas
+from wan_distill.maths.sigmas import Expert
 from wan_distill.methods.base import Method
 from wan_distill.model.condition import Condition
 from wan_distill.settings.config import Config
-from wan_distill.settings.recipes import Role
+from wan_distill.settings.recipes import Role, phases_of
 from wan_distill.system.runtime import to_device
 
 
@@ -49,12 +49,7 @@ class PhasedMethod(Method[DMDBatch]):
         self.learned = "real_score" in self.scores
         self.paired = config.real_score == "paired"
         self.diverse = config.diversity_weight > 0 and expert == "high"
-        owned = {
-            n: expert_sigmas(config.sigmas(n), expert, config.boundary_ratio)
-            for n in config.sampling_steps
-        }
-        self.phases = {n: sigmas for n, sigmas in owned.items() if sigmas}
-        """Sampling steps -> the sigmas of this expert's phase."""
+        self.phases = phases_of(config, expert)
 
     # ------------------------------------------------------------------------- who learns, and when
 

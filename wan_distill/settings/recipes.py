@@ -91,6 +91,7 @@ class TrajectoryRecipe(Recipe):
     """Regress the teacher's mean velocity between neighbouring student sigmas."""
 
     defaults = TRAJECTORY
+    batch = staticmethod(sized(16, 8))  # each takes every step of its phase
     needs_teacher = False
 
     def notes(self, config: Config) -> list[str]:
@@ -106,7 +107,9 @@ class TrajectoryRecipe(Recipe):
         return {"trajectories": trajectories(config)} | _inputs(config, expert, distilled, True)
 
     def costs(self, config: Config, expert: Expert) -> dict[Role, UpdateCost]:
-        return {"student": UpdateCost(1, 0, 0, config.max_train_steps)}
+        lengths = [len(sigmas) - 1 for sigmas in phases_of(config, expert).values()]
+        steps = sum(lengths) / max(1, len(lengths))  # every step of a phase learns
+        return {"student": UpdateCost(steps, 0, 0, config.max_train_steps)}
 
 
 class ConsistencyRecipe(Recipe):
@@ -156,11 +159,8 @@ class DMDRecipe(Recipe):
         diverse = config.diversity_weight > 0 and expert == "high"
         exits: list[float] = []  # for each sampling grid, evaluations before the exit step
         draws: list[int] = []
-        for steps in config.sampling_steps:
-            sigmas = expert_sigmas(config.sigmas(steps), expert, config.boundary_ratio)
+        for sigmas in phases_of(config, expert).values():
             count = len(sigmas) - 1
-            if count < 1:
-                continue
             first = 1 if diverse and count > 1 else 0
             exits.append((first + count - 1) / 2)
             draws.append(config.score_draws if sigmas[-1] > 0 else 1)
@@ -177,6 +177,17 @@ class DMDRecipe(Recipe):
         return costs
 
 
+def phases_of(config: Config, expert: Expert) -> dict[int, tuple[float, ...]]:
+    """Sampling steps -> the sigmas of the expert's phase, its end included; phases without a step
+    are left out.
+    """
+    owned = {
+        n: expert_sigmas(config.sigmas(n), expert, config.boundary_ratio)
+        for n in config.sampling_steps
+    }
+    return {n: sigmas for n, sigmas in owned.items() if sigmas}
+
+
 def _inputs(
     config: Config, expert: Expert, distilled: bool, complete: bool
 ) -> dict[str, SampleSpec]:
@@ -185,8 +196,7 @@ def _inputs(
         return {}
     return {
         f"inputs {steps}": handovers(config, steps, distilled, complete)
-        for steps in config.sampling_steps
-        if expert_sigmas(config.sigmas(steps), expert, config.boundary_ratio)
+        for steps in phases_of(config, expert)
     }
 
 
