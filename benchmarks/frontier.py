@@ -37,11 +37,11 @@ from wan_distill.settings.command_line import parse_args
 
 FIRST = "trajectory"
 PUBLISHED = ("--method", "dmd", "--real_score", "guided")
-MIDDLE = ("--method", "trajectory", "--max_train_steps", "300", "--train_batch_size", "16")
+MIDDLE = ("--method", "trajectory", "--max_train_steps", "300", "--train_batch_size", "8")
 # The counts of large teachers.
 SHORT = (
     *("--method", "trajectory", "--max_train_steps", "130"),
-    *("--num_trajectories", "256", "--train_batch_size", "16"),
+    *("--num_trajectories", "256", "--train_batch_size", "8"),
 )
 FEW = (  # of updates: what large teachers had until the table was made
     *("--max_train_steps", "12", "--ema_start", "4", "--monitor_steps", "4"),

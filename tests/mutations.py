@@ -1410,6 +1410,12 @@ MUTATIONS = [
     ),
     Mutation(
         "wan_distill/settings/recipes.py",
+        "super().batch(config, scale) // steps",
+        "super().batch(config, scale)",
+        "tests/settings/test_stages.py::test_an_update_of_a_regression_has_as_many_steps_whatever_a_phase_has",
+    ),
+    Mutation(
+        "wan_distill/settings/recipes.py",
         "UpdateCost(steps, 0, 0, config.max_train_steps)",
         "UpdateCost(1, 0, 0, config.max_train_steps)",
         "tests/planning/test_memory.py::test_predicted_peak_and_work_of_a_middling_model_are_those_of_real_updates",

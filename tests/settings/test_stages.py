@@ -168,6 +168,12 @@ def test_an_update_has_the_same_samples_on_any_number_of_devices(tokens, devices
     assert Scale(128, 6e5, tokens, devices).batch(total) == wanted
 
 
+@pytest.mark.parametrize("steps, clips", [("1", 32), ("2", 32), ("4", 16), ("8", 8), ("2,4,8", 8)])
+def test_an_update_of_a_regression_has_as_many_steps_whatever_a_phase_has(steps, clips):
+    first = stages(f"--sampling_steps={steps}")[0]
+    assert (first.train_batch_size, first.gradient_accumulation_steps) == (clips, 1)
+
+
 def test_several_processes_share_the_batch(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "4")
     first, second = stages()

@@ -6,11 +6,11 @@ To add a method, write its recipe here, name it in `RECIPES`, and write its clas
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from wan_distill.maths.sigmas import Expert, expert_sigmas
+from wan_distill.maths.sigmas import SUBFOLDER, Expert, expert_sigmas
 from wan_distill.settings.config import Config
 from wan_distill.settings.defaults import (
     CONSISTENCY,
@@ -20,7 +20,6 @@ from wan_distill.settings.defaults import (
     SHORT_TRAJECTORY,
     TRAJECTORY,
     Default,
-    sized,
 )
 from wan_distill.settings.sample_specs import SampleSpec, anchors, handovers, trajectories
 from wan_distill.settings.scale import Scale
@@ -47,8 +46,6 @@ class Recipe:
 
     defaults: Mapping[str, Default]
     """setting -> its default, and the reason"""
-    batch: Callable[[Scale], int] = staticmethod(sized(32, 16))
-    """samples of one update, over all devices"""
     levers: tuple[dict[str, Any], ...] = ()
     """changes of this method's settings that lower its memory"""
     needs_teacher = True
@@ -59,6 +56,10 @@ class Recipe:
     def adjusted(self, config: Config) -> Mapping[str, Default]:
         """Defaults that depend on what else was asked for; they replace those of `defaults`."""
         return {}
+
+    def batch(self, config: Config, scale: Scale) -> int:
+        """Samples of one update, over all devices."""
+        return 16 if scale.is_large else 32
 
     def notes(self, config: Config) -> list[str]:
         """What users of these settings should know, for the plan."""
@@ -91,7 +92,6 @@ class TrajectoryRecipe(Recipe):
     """Regress the teacher's mean velocity between neighbouring student sigmas."""
 
     defaults = TRAJECTORY
-    batch = staticmethod(sized(16, 8))  # each takes every step of its phase
     needs_teacher = False
 
     def notes(self, config: Config) -> list[str]:
@@ -99,6 +99,12 @@ class TrajectoryRecipe(Recipe):
 
     def adjusted(self, config: Config) -> Mapping[str, Default]:
         return SHORT_TRAJECTORY if max(config.sampling_steps) <= 2 else {}
+
+    def batch(self, config: Config, scale: Scale) -> int:
+        """So many that the steps of their longer phase are the usual number."""
+        phases = [phases_of(config, expert) for expert in SUBFOLDER]
+        steps = max(len(sigmas) - 1 for phase in phases for sigmas in phase.values())
+        return max(1, super().batch(config, scale) // steps)
 
     def samples(self, config: Config, expert: Expert, distilled: bool) -> dict[str, SampleSpec]:
         """`trajectories`: the teacher's; `inputs <n>`: where the low expert's first of n sampling
@@ -130,12 +136,14 @@ class DMDRecipe(Recipe):
     """Phased distribution matching with a critic."""
 
     defaults = DMD
-    batch = staticmethod(sized(16, 16))  # rollouts and scores take more memory than a regression
     levers = ({"real_score": "guided"},)
     reasons = DMD_REASONS
 
     def adjusted(self, config: Config) -> Mapping[str, Default]:
         return DMD_WARM_START if config.init_student_from else {}
+
+    def batch(self, config: Config, scale: Scale) -> int:
+        return 16  # rollouts and scores take more memory than a regression
 
     def roles(self, config: Config) -> tuple[Role, ...]:
         if config.real_score == "samples":

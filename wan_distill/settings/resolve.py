@@ -110,7 +110,7 @@ def _resolve_one(config: Config, teacher: TeacherInfo) -> Config:
         config = _fill(config, {"save_merged": True})
     scale = scale_of(config, teacher)
     recipe = recipe_of(config)
-    micro, count = scale.batch(recipe.batch(scale))
+    micro, count = scale.batch(recipe.batch(config, scale))
     if config.train_batch_size is not None:
         count = 1  # as many samples as the user says
     config = _fill(config, {"train_batch_size": micro, "gradient_accumulation_steps": count})
