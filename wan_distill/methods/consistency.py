@@ -27,7 +27,7 @@ from torch import Tensor
 from wan_distill.data.samples import Inputs
 from wan_distill.maths import flow
 from wan_distill.maths.randomness import generator, keyed_order
-from wan_distill.maths.sigmas import expert_of, sigma_grid, steps_of
+from wan_distill.maths.sigmas import expert_of, sigma_grid
 from wan_distill.methods.base import Loss, Method
 from wan_distill.model.condition import Condition
 from wan_distill.model.denoiser import Denoiser
@@ -111,14 +111,9 @@ class Consistency(Method[ConsistencyBatch]):
         """(sigma, next sigma) of the student step that update `step` learns."""
         config = self.config
         rng = generator(config.seed, self.expert, "stretch", step)
-        owned = {
-            n: steps_of(self.expert, config.sigmas(n), config.boundary_ratio)
-            for n in config.sampling_steps
-        }
-        counts = [n for n, steps in owned.items() if steps]
-        count = counts[int(torch.randint(len(counts), (1,), generator=rng))]
-        i = owned[count][int(torch.randint(len(owned[count]), (1,), generator=rng))]
-        sigmas = config.sigmas(count)
+        phases = list(config.phases(self.expert).values())
+        sigmas = phases[int(torch.randint(len(phases), (1,), generator=rng))]
+        i = int(torch.randint(len(sigmas) - 1, (1,), generator=rng))
         return sigmas[i], sigmas[i + 1]
 
     def _rows(self, micro_batch: int) -> list[int]:

@@ -13,7 +13,7 @@ from wan_distill.maths.sigmas import Expert
 from wan_distill.methods.base import Method
 from wan_distill.model.condition import Condition
 from wan_distill.settings.config import Config
-from wan_distill.settings.recipes import Role, phases_of
+from wan_distill.settings.recipes import Role
 from wan_distill.system.runtime import to_device
 
 
@@ -49,7 +49,7 @@ class PhasedMethod(Method[DMDBatch]):
         self.learned = "real_score" in self.scores
         self.paired = config.real_score == "paired"
         self.diverse = config.diversity_weight > 0 and expert == "high"
-        self.phases = phases_of(config, expert)
+        self.phases = config.phases(expert)
 
     # ------------------------------------------------------------------------- who learns, and when
 

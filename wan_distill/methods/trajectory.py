@@ -30,7 +30,7 @@ from wan_distill.methods.base import Loss, Method
 from wan_distill.model.condition import Condition
 from wan_distill.model.denoiser import Denoiser
 from wan_distill.settings.config import Config
-from wan_distill.settings.recipes import Role, phases_of
+from wan_distill.settings.recipes import Role
 
 TRAJECTORIES = "trajectories"
 
@@ -53,7 +53,7 @@ class Trajectory(Method[TrajectoryBatch]):
 
     def __init__(self, config: Config, expert: Expert):
         super().__init__(config, expert)
-        self.phases = phases_of(config, expert)
+        self.phases = config.phases(expert)
 
     def rows_at(self, step: int, micro_batch: int) -> dict[str, list[int]]:
         rows = self._rows(micro_batch)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wan_distill.maths.sigmas import Expert, insert_sigmas, sigma_grid, steps_of
+from wan_distill.maths.sigmas import Expert, expert_sigmas, insert_sigmas, sigma_grid
 from wan_distill.settings.job import JobSettings
 from wan_distill.settings.learning import LearningSettings
 from wan_distill.settings.operation import OperationSettings
@@ -42,6 +42,16 @@ class Config(OperationSettings, LearningSettings, JobSettings):  # fields begin 
         """The student's sigmas for `steps` sampling steps, terminal 0 included."""
         return sigma_grid(steps or self.grid_steps, self.flow_shift)
 
+    def phases(self, expert: Expert) -> dict[int, tuple[float, ...]]:
+        """Sampling steps -> the sigmas of the expert's phase, its end included. Where it has none of
+        the steps, their number is left out.
+        """
+        owned = {
+            n: expert_sigmas(self.sigmas(n), expert, self.boundary_ratio)
+            for n in self.sampling_steps
+        }
+        return {n: sigmas for n, sigmas in owned.items() if sigmas}
+
     @property
     def experts(self) -> tuple[Expert, ...]:
         """Experts to distil, in order."""
@@ -49,10 +59,8 @@ class Config(OperationSettings, LearningSettings, JobSettings):  # fields begin 
             return ("high",)
         if self.expert != "both":
             return ("high",) if self.expert == "high" else ("low",)
-        grids = [self.sigmas(n) for n in self.sampling_steps]
         # A single step belongs to the high expert: the low one then has nothing to learn.
-        low = any(steps_of("low", grid, self.boundary_ratio) for grid in grids)
-        return ("high", "low") if low else ("high",)
+        return ("high", "low") if self.phases("low") else ("high",)
 
     @property
     def is_second_stage(self) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from wan_distill.maths.sigmas import SUBFOLDER, Expert, expert_sigmas
+from wan_distill.maths.sigmas import SUBFOLDER, Expert
 from wan_distill.settings.config import Config
 from wan_distill.settings.defaults import (
     CONSISTENCY,
@@ -102,7 +102,7 @@ class TrajectoryRecipe(Recipe):
 
     def batch(self, config: Config, scale: Scale) -> int:
         """So many that the steps of their longer phase are the usual number."""
-        phases = [phases_of(config, expert) for expert in SUBFOLDER]
+        phases = [config.phases(expert) for expert in SUBFOLDER]
         steps = max(len(sigmas) - 1 for phase in phases for sigmas in phase.values())
         return max(1, super().batch(config, scale) // steps)
 
@@ -113,7 +113,7 @@ class TrajectoryRecipe(Recipe):
         return {"trajectories": trajectories(config)} | _inputs(config, expert, distilled, True)
 
     def costs(self, config: Config, expert: Expert) -> dict[Role, UpdateCost]:
-        lengths = [len(sigmas) - 1 for sigmas in phases_of(config, expert).values()]
+        lengths = [len(sigmas) - 1 for sigmas in config.phases(expert).values()]
         steps = sum(lengths) / max(1, len(lengths))  # every step of a phase learns
         return {"student": UpdateCost(steps, 0, 0, config.max_train_steps)}
 
@@ -167,7 +167,7 @@ class DMDRecipe(Recipe):
         diverse = config.diversity_weight > 0 and expert == "high"
         exits: list[float] = []  # for each sampling grid, evaluations before the exit step
         draws: list[int] = []
-        for sigmas in phases_of(config, expert).values():
+        for sigmas in config.phases(expert).values():
             count = len(sigmas) - 1
             first = 1 if diverse and count > 1 else 0
             exits.append((first + count - 1) / 2)
@@ -185,17 +185,6 @@ class DMDRecipe(Recipe):
         return costs
 
 
-def phases_of(config: Config, expert: Expert) -> dict[int, tuple[float, ...]]:
-    """Sampling steps -> the sigmas of the expert's phase, its end included; phases without a step
-    are left out.
-    """
-    owned = {
-        n: expert_sigmas(config.sigmas(n), expert, config.boundary_ratio)
-        for n in config.sampling_steps
-    }
-    return {n: sigmas for n, sigmas in owned.items() if sigmas}
-
-
 def _inputs(
     config: Config, expert: Expert, distilled: bool, complete: bool
 ) -> dict[str, SampleSpec]:
@@ -204,7 +193,7 @@ def _inputs(
         return {}
     return {
         f"inputs {steps}": handovers(config, steps, distilled, complete)
-        for steps in phases_of(config, expert)
+        for steps in config.phases(expert)
     }
 
 
