@@ -43,8 +43,8 @@ class Config(OperationSettings, LearningSettings, JobSettings):  # fields begin 
         return sigma_grid(steps or self.grid_steps, self.flow_shift)
 
     def phases(self, expert: Expert) -> dict[int, tuple[float, ...]]:
-        """Sampling steps -> the sigmas of the expert's phase, its end included. Where it has none of
-        the steps, their number is left out.
+        """Sampling steps -> the sigmas of the expert's phase, its end included. Where it has none
+        of the steps, their number is left out.
         """
         owned = {
             n: expert_sigmas(self.sigmas(n), expert, self.boundary_ratio)
