@@ -68,7 +68,7 @@ def refined(*flags: str, after: str = FIRST, expert: str = "low") -> Recipe:
 
 
 def with_samples(count: int, *flags: str) -> Recipe:
-    """A first stage of 300 updates, on so many samples."""
+    """A first stage of 300 updates of 8 clips, on so many samples."""
     return Recipe((*MIDDLE, "--num_trajectories", str(count), *flags))
 
 
@@ -104,6 +104,8 @@ RECIPES = {
     "300 updates, 512 samples": with_samples(512),
     "300 updates, 1024 samples": with_samples(1024),
     "300 updates, 2048 samples": with_samples(2048),
+    "300 updates of 16 clips, 256 samples": with_samples(256, "--train_batch_size", "16"),
+    "300 updates of 16 clips": with_samples(1024, "--train_batch_size", "16"),
     "300 updates, 256 samples, 40 Euler steps": with_samples(256, "--teacher_solver", "euler"),
     "300 updates, 256 samples + low": refined(
         "--num_trajectories", "256", after="300 updates, 256 samples"
