@@ -63,8 +63,9 @@ def test_the_job_is_the_largest_that_fits(a14b, asked):
     measured = choice.share * usual[-1].eval_samples
     assert choice.stages[-1].eval_samples == pytest.approx(measured, abs=0.5)
     assert scaled(config, usual, a14b, 1 / 16)[-1].eval_samples == usual[-1].eval_samples / 4
-    batches = {(s.train_batch_size, s.gradient_accumulation_steps) for s in choice.stages}
-    assert batches == {(usual[0].train_batch_size, usual[0].gradient_accumulation_steps)}
+    for stage, before in zip(choice.stages, usual, strict=True):
+        assert stage.train_batch_size == before.train_batch_size
+        assert stage.gradient_accumulation_steps == before.gradient_accumulation_steps
     said = f"{choice.stages[0].num_trajectories} samples, {choice.stages[0].max_train_steps} + "
     assert said in choice.words[0] and "twice the hours" in choice.words[-1]
 

@@ -78,7 +78,7 @@ EVERY_METHOD: dict[str, Default] = {
 }
 
 TRAJECTORY = EVERY_METHOD | {
-    "max_train_steps": Default(sized(600, 130), "each sample and step is seen 4 to 10 times"),
+    "max_train_steps": Default(sized(450, 130), "each sample and step is seen 4 to 7 times"),
     "learning_rate": Default(by_width(4e-3), "the largest that stays smooth"),
     "adam_beta1": Default(0.9, "a regression: the gradient's direction lasts"),
     "lr_scheduler": Default("cosine", "ends where the last updates average out"),
