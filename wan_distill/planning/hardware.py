@@ -21,10 +21,11 @@ GB = 1e9
 USABLE = 0.92
 # Of the dense bf16 rate that a training step is assumed to reach: 395 of an H100's 989 TFLOP/s, as
 # published runs of 14B video models do. Of a rate that was measured here: half, and less where the
-# transformer is narrow (benchmarks/RESULTS.md: 0.20 to 0.22 at width 128, 0.36 to 0.40 at 256).
+# transformer is narrow. At width 128 the default job's updates reach 0.4, its samples more; the
+# four clips an update of benchmarks/step.py 0.20 to 0.22, and 0.36 to 0.40 at width 256.
 SHARE_OF_DATASHEET = 0.4
 SHARE_OF_MEASURED = 0.5
-FULL_SHARE_WIDTH = 320  # of a transformer; narrower ones spend more on all but matrix products
+FULL_SHARE_WIDTH = 160  # of a transformer; narrower ones spend more on all but matrix products
 
 
 @dataclass(frozen=True)
