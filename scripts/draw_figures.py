@@ -169,10 +169,10 @@ def frontier() -> str:
 
 
 def samples() -> str:
-    """Gap closed after 300 updates of 16 samples, against how many samples there are."""
+    """Gap closed after 300 updates of 8 clips, against how many samples there are."""
     rows = {r["recipe"]: r for r in priced() if r["seed"] == "0"}
     points = [
-        point_of(row, found[1], f"{found[1]} samples, read {300 * 16 / int(found[1]):.3g} times")
+        point_of(row, found[1], f"{found[1]} samples, read {300 * 8 / int(found[1]):.3g} times")
         for name, row in rows.items()
         if (found := re.fullmatch(r"300 updates, (\d+) samples", name))
     ]
