@@ -1409,6 +1409,18 @@ MUTATIONS = [
         "tests/methods/test_recorded_losses.py::test_twenty_recorded_losses",
     ),
     Mutation(
+        "wan_distill/training/monitor.py",
+        "if not updates and self.run.config.is_second_stage:",
+        "if False:",
+        "tests/training/test_monitor.py::test_a_student_as_good_as_its_teacher_is_left_alone_and_a_worse_one_is_not_kept",
+    ),
+    Mutation(
+        "wan_distill/results/summary.py",
+        "if s.exported == 0 and not s.refines]",
+        "if s.exported == 0]",
+        "tests/results/test_summary.py::test_health_is_that_of_the_exported_student",
+    ),
+    Mutation(
         "wan_distill/settings/recipes.py",
         "super().batch(config, scale) // steps",
         "super().batch(config, scale)",

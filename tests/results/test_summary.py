@@ -86,6 +86,10 @@ def test_health_is_that_of_the_exported_student():
     still["rows"][-1]["motion"] = 0.2
     assert summary.health(trained(CHECK, exported=8), still).mark == "bad"
     assert summary.health(trained(CHECK, exported=0), evaluation()).value == "No progress"
+    (refined,) = trained(CHECK, exported=0)
+    refined.refines = True
+    said = summary.health([*trained(CHECK, exported=8), refined], evaluation())
+    assert said.value == "Healthy" and "first stage's student is exported" in said.words
 
 
 @pytest.mark.parametrize("student, words", [(1.0, "nearer to"), (3.0, "farther from")])

@@ -18,6 +18,7 @@ from wan_distill.maths.distances import (
     standard_error,
 )
 from wan_distill.maths.health import warnings
+from wan_distill.settings.config import Config
 from wan_distill.training.monitor import Monitor
 
 
@@ -34,7 +35,7 @@ def monitored(run: Run, expert, moved: float = 0.0) -> tuple[Monitor, Lesson]:
 
 @pytest.mark.parametrize("expert", ["high", "low"])
 def test_a_student_as_good_as_its_teacher_is_left_alone_and_a_worse_one_is_not_kept(
-    make_run, expert, capsys
+    make_run, expert, capsys, monkeypatch
 ):
     run = make_run(method="trajectory", monitor_steps=1, ema_decay=0.5)
     monitor, lesson = monitored(run, expert)
@@ -47,6 +48,11 @@ def test_a_student_as_good_as_its_teacher_is_left_alone_and_a_worse_one_is_not_k
     best = monitor.exported(student)
     assert best.updates == 0
     assert "no nearer to the teacher than it began" in " ".join(capsys.readouterr().out.split())
+    with monkeypatch.context() as refining:
+        refining.setattr(Config, "is_second_stage", True)
+        monitor.exported(student)
+    said = capsys.readouterr().out
+    assert "These are the first stage's" in said and "Warning" not in said
     for p in student.parameters.values():
         p.data.add_(2.0)
     for p in student.average.values():

@@ -32,7 +32,7 @@ from wan_distill.system.files import write_atomically
 SHARES = tuple(2 ** (eighth / 8) for eighth in range(-48, 17))
 LEAST_MEASURED = 0.25  # of the usual clips that the student is measured with
 # What is left of the gap / the same for half of the counts (docs/methods.md).
-LEFT_AFTER_DOUBLING = 0.75
+LEFT_AFTER_DOUBLING = 0.7
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,6 +30,7 @@ class Segment:
         start: updates of all roles in the whole job before it.
         has_critic: whether its method has one.
         exported: the student's updates that made the weights which are exported, once they are.
+        refines: whether it begins with the student of an earlier stage of the job.
     """
 
     expert: Expert
@@ -40,6 +41,7 @@ class Segment:
     start: int = 0
     exported: int | None = None
     has_critic: bool = False
+    refines: bool = False
 
     @property
     def updates(self) -> int:
@@ -75,6 +77,7 @@ def segments(stages: Sequence[Config]) -> list[Segment]:
             segment = Segment(expert, title, folder, config.max_train_steps, own, start)
             segment.exported = exported_updates(folder, expert)
             segment.has_critic = "fake_score" in recipe_of(config).roles(config)
+            segment.refines = config.is_second_stage
             start += segment.updates
             begun = own or any(folder.previews.glob(f"{expert}-*"))
             found += [segment] if begun else []

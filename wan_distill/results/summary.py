@@ -135,7 +135,8 @@ def health(segments: Sequence[Segment], evaluation: Evaluation) -> Tile:
     that still learns: by its last check.
     """
     title = "Health"
-    if stuck := [s.title for s in segments if s.exported == 0]:
+    kept = [s.title for s in segments if s.exported == 0 and s.refines]
+    if stuck := [s.title for s in segments if s.exported == 0 and not s.refines]:
         words = f"Training brought it no nearer to the teacher than it began: {'; '.join(stuck)}."
         return Tile(title, "No progress", words, "bad")
     if evaluation is not None:
@@ -154,6 +155,8 @@ def health(segments: Sequence[Segment], evaluation: Evaluation) -> Tile:
         return Tile(title, "Warning", words, "bad")
     measures = [f"{name} {values[name]:.2f}" for name in ("motion", "diversity") if name in values]
     words = f"{', '.join(measures)} (1 = the teacher's), brightness {values['luminance']:+.3f}."
+    if kept:
+        words += f" The first stage's student is exported, brought no nearer by: {'; '.join(kept)}."
     return Tile(title, "Healthy", f"{where.capitalize()}: {words}", "good")
 
 

@@ -172,7 +172,11 @@ class Monitor:
             f"exported: their score is {score:.4f}"
             + (", the best." if score == best else f"; the best, {best:.4f}, is within its error.")
         )
-        if not updates:
+        if not updates and self.run.config.is_second_stage:
+            self.run.runtime.say(
+                "These are the first stage's: the second brought them no nearer to the teacher."
+            )
+        elif not updates:
             self.run.runtime.say(
                 f"Warning, {self.expert} expert: training brought it no nearer to the teacher than "
                 "it began. Try a lower --learning_rate, or another --method."
