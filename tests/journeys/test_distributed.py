@@ -106,16 +106,16 @@ def test_a_shared_base_or_clip_gives_the_same_gradients(random_teacher, tmp_path
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_under_every_launcher(random_teacher, tmp_path, method, launcher):
-    """dmd's losses have several parts, whose sum is taken in another order."""
+    """Losses of several parts are summed in another order; consistency's has one."""
     worst = compare(random_teacher, tmp_path, method, launcher)
-    assert worst <= (1e-4 if method.startswith("dmd") else 0)
+    assert worst <= (0 if method == "consistency" else 1e-4)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_on_a_shared_base(random_teacher, tmp_path, method):
     worst = compare(random_teacher, tmp_path, method, only_two=dict(shard=True))
-    assert worst < (1e-4 if method.startswith("dmd") else 1e-6)
+    assert worst < ROUNDING  # on some CPUs the last bits depend on where in memory a matrix lies
 
 
 TOGETHER = dict(context_parallel=True, gradient_accumulation_steps=2)

@@ -101,8 +101,8 @@ def test_two_processes_make_the_pictures_that_one_makes(
     random_teacher, random_picture_teacher, tmp_path
 ):
     changes = dict(image_source=random_teacher, diversity_weight=None, expert="high")
-    changes |= dict(score_draws=1, sample_batch_size=1, solver_steps=4)
-    assert compare(random_picture_teacher, tmp_path, "trajectory", **changes) == 0
+    changes |= dict(sample_batch_size=1, solver_steps=4)
+    assert compare(random_picture_teacher, tmp_path, "trajectory", **changes) < 1e-5
     one, two = (
         {f.name: f.read_bytes() for f in RunFolder(out).image_source.pictures.glob("*.png")}
         for out in sorted(p for p in tmp_path.iterdir() if RunFolder(p).image_source.path.exists())
