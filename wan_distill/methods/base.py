@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from wan_distill.data.samples import Inputs
+from wan_distill.maths.randomness import keyed_order
 from wan_distill.maths.sigmas import Expert
 from wan_distill.model.denoiser import Denoiser
 from wan_distill.settings.config import Config
@@ -85,6 +86,16 @@ class Method(Generic[Batch]):
                 for purpose, chosen in self.rows_at(drawn, drawn * micro_batches + micro).items():
                     rows.setdefault(purpose, set()).update(chosen)
         return {purpose: frozenset(chosen) for purpose, chosen in rows.items()}
+
+    def positions(self, micro_batch: int) -> range:
+        """Those of a global micro-batch in the endless sequence of all samples."""
+        size = self.config.train_batch_size
+        return range(micro_batch * size, (micro_batch + 1) * size)
+
+    def stored_rows(self, key: tuple[int | str, ...], micro_batch: int) -> list[int]:
+        """The stored samples of a global micro-batch, in the order that `key` gives them."""
+        count = self.config.num_trajectories
+        return [keyed_order(*key, position=p, size=count) for p in self.positions(micro_batch)]
 
     def batch_at(self, inputs: Inputs, step: int, micro_batch: int) -> Batch:
         """The inputs of one global micro-batch of update `step`, on the training device. Pure."""

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from wan_distill.data.samples import Inputs
 from wan_distill.maths import flow
-from wan_distill.maths.randomness import generator, keyed_order
+from wan_distill.maths.randomness import generator
 from wan_distill.maths.sigmas import expert_of, sigma_grid
 from wan_distill.methods.base import Loss, Method
 from wan_distill.model.condition import Condition
@@ -117,11 +117,8 @@ class Consistency(Method[ConsistencyBatch]):
         return sigmas[i], sigmas[i + 1]
 
     def _rows(self, micro_batch: int) -> list[int]:
-        size = self.config.train_batch_size
         key = (self.config.seed, "x0", self.expert)
-        count = self.config.num_trajectories
-        positions = range(micro_batch * size, (micro_batch + 1) * size)
-        return [keyed_order(*key, position=position, size=count) for position in positions]
+        return self.stored_rows(key, micro_batch)
 
 
 def points_inside(start: float, end: float, solver_points: int, shift: float) -> tuple[float, ...]:

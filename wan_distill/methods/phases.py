@@ -127,23 +127,15 @@ class PhasedMethod(Method[DMDBatch]):
         first = 1 if self.diverse and count > 1 else 0
         return steps, int(torch.randint(first, count, (1,), generator=rng))
 
-    def _positions(self, micro_batch: int) -> range:
-        size = self.config.train_batch_size
-        return range(micro_batch * size, (micro_batch + 1) * size)
-
     def _rows(self, micro_batch: int) -> list[int]:
         """The stored samples of a global micro-batch."""
         key = "handovers" if self.expert == "low" else "anchors"
-        count = self.config.num_trajectories
-        return [
-            keyed_order(self.config.seed, key, position=p, size=count)
-            for p in self._positions(micro_batch)
-        ]
+        return self.stored_rows((self.config.seed, key), micro_batch)
 
     def _fresh(self, inputs: Inputs, micro_batch: int) -> tuple[Tensor, Condition]:
         """Noise [B, C, F, H, W] that no stored sample has, and what is to become of it."""
         run, seed = inputs.run, self.config.seed
-        positions = self._positions(micro_batch)
+        positions = self.positions(micro_batch)
         chosen = [
             run.prompts[keyed_order(seed, "prompts", position=p, size=len(run.prompts))]
             for p in positions

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from wan_distill.data.samples import Inputs
 from wan_distill.maths import flow
-from wan_distill.maths.randomness import generator, keyed_order
+from wan_distill.maths.randomness import generator
 from wan_distill.maths.sigmas import Expert
 from wan_distill.methods.base import Loss, Method
 from wan_distill.model.condition import Condition
@@ -91,8 +91,5 @@ class Trajectory(Method[TrajectoryBatch]):
 
     def _rows(self, micro_batch: int) -> list[int]:
         """The stored samples of a global micro-batch."""
-        size = self.config.train_batch_size
         key = (self.config.seed, "trajectories", self.expert)
-        count = self.config.num_trajectories
-        positions = range(micro_batch * size, (micro_batch + 1) * size)
-        return [keyed_order(*key, position=position, size=count) for position in positions]
+        return self.stored_rows(key, micro_batch)
