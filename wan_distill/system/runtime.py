@@ -187,9 +187,9 @@ class Runtime:
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:
-    """`values` on `device`, copied while the host goes on.
+    """`values` on `device`, copied while the host goes on; themselves where they are there already.
 
     From pageable memory the host would wait for a large copy, so it is pinned first.
     """
-    on_host = values.pin_memory() if device.type == "cuda" else values
-    return on_host.to(device, non_blocking=True)
+    leaves_host = device.type == "cuda" and values.device.type == "cpu"
+    return (values.pin_memory() if leaves_host else values).to(device, non_blocking=True)
