@@ -7,6 +7,7 @@ import contextlib
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from wan_distill.model import offload
 from wan_distill.model.offload import LARGEST_CHUNK, BlockFetcher, HostPool, chunk_size
@@ -55,6 +56,7 @@ class Codes:
 
     def to(self, device, non_blocking):
         assert non_blocking
+        torch.zeros(1).clone()  # an operation, as a copy is one
         self.events.append(f"copy {self.name}")
         return self
 
@@ -130,3 +132,20 @@ def test_a_backward_pass_fetches_from_last_to_first(fetched):
         assert sum(layer.fetched is not None for layer in layers) == 1
     work = [event for event in events if not event.startswith("used")]
     assert work == ["copy 2", "work 3", "copy 1", "work 2", "copy 0", "work 1", "work 0"]
+
+
+def test_copies_are_no_operations_of_the_block_that_waits_for_them(fetched):
+    """`--keep_attention` counts a block's operations; forwards and backwards copy other blocks."""
+    blocks, _, events = fetched
+    seen = []
+
+    class Counting(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append(func._overloadpacket.__name__)
+            return func(*args, **(kwargs or {}))
+
+    x = torch.zeros(())
+    with Counting():
+        for block in [*blocks, *reversed(blocks)]:
+            block(x)
+    assert any(event.startswith("copy") for event in events) and not seen

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 LARGEST_CHUNK = 1 << 32
 
@@ -59,9 +60,16 @@ class BlockFetcher:
         self.at = len(layers)
         self.copies: dict[int, tuple[list[Tensor], Any]] = {}
         for index, block in enumerate(blocks):
-            block.register_forward_pre_hook(partial(self._enter, index))
+            block.register_forward_pre_hook(partial(self._before, index))
 
-    def _enter(self, index: int, *given: Any) -> None:
+    @torch.compiler.disable  # of a compiled block it would be a part, and each block's another one
+    def _before(self, index: int, *given: Any) -> None:
+        # A backward pass copies other blocks than a forward does, and `--keep_attention` counts the
+        # operations of a block in both: these are none of its own.
+        with _disable_current_modes():
+            self._enter(index)
+
+    def _enter(self, index: int) -> None:
         """Before block `index` works: waits for its matrices, and begins to copy the next ones."""
         backwards = index in (self.at - 1, self.at)
         ahead = index - 1 if backwards else index + 1
