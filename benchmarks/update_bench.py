@@ -27,6 +27,7 @@ from wan_distill.settings.recipes import Role
 from wan_distill.system.runtime import Runtime
 from wan_distill.training.learner import make_learners
 from wan_distill.training.metrics import Metrics
+from wan_distill.training.rehearsal import hold_moments
 
 WARM_UP = 2  # updates before those that are measured
 
@@ -85,6 +86,7 @@ class Bench:
             autocast=self.runtime.autocast,
         )
         self.learners = make_learners(self.method, parameters, self.config)
+        hold_moments(self.learners.values())
         self.progress = NoCheckpoints(Metrics(self.inputs.run.folder.metrics, self.runtime))
         self.recorder = Recorder(self.transformer)
 

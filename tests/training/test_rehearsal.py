@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import train_distillation
+from wan_distill.methods import make_method
 from wan_distill.settings.recipes import recipe_of
 from wan_distill.training import rehearsal
 from wan_distill.training.learner import Learner
@@ -31,10 +32,24 @@ def test_each_role_has_one_update_and_nothing_is_solved(
         moved.append((self.role, norm > 0, bool(self.optimizer.state)))
         return norm
 
+    def making(*args):
+        learners.update(make(*args))
+        return learners
+
+    def losses(self, *args):  # while a graph is held, memory is at its peak
+        held.append(all(learner.optimizer.state for learner in learners.values()))
+        return compute(self, *args)
+
+    learners, held = {}, []
+    make, kind = rehearsal.make_learners, type(make_method(run.config, expert))
+    compute = kind.losses
+    monkeypatch.setattr(rehearsal, "make_learners", making)
+    monkeypatch.setattr(kind, "losses", losses)
     monkeypatch.setattr(Learner, "update", recording)
     rehearse(run, expert)
     roles = recipe_of(run.config).roles(run.config)
     assert sorted(moved) == sorted((role, True, True) for role in roles)
+    assert held == [True] * len(roles), "moments come only after the first peak"
     assert {f.name for f in run.folder.path.iterdir()} == {"prompts"}
 
 

@@ -21,7 +21,7 @@ from wan_distill.model.checkpointing import recompute_blocks
 from wan_distill.model.condition import Condition
 from wan_distill.model.loading import decode
 from wan_distill.settings.recipes import Role, recipe_of
-from wan_distill.training.learner import make_learners
+from wan_distill.training.learner import Learner, make_learners
 
 
 class RandomSamples:
@@ -60,6 +60,7 @@ def rehearse(run: Run, expert: Expert) -> None:
     recompute_blocks(transformer, config)
     denoiser = run.denoiser(expert, transformer, config.whole_student)
     learners = make_learners(method, parameters, config)
+    hold_moments(learners.values())
     inputs = random_inputs(run, expert)
     steps = {first_step(method, role): role for role in method.roles}
     for step, role in sorted(steps.items()):  # in training's own order
@@ -72,6 +73,17 @@ def rehearse(run: Run, expert: Expert) -> None:
         learners[role].update(runtime, total)
     if config.validation_steps or config.monitor_steps:
         decode(run.teacher.load_vae(), torch.zeros(1, *run.latent_shape))
+
+
+def hold_moments(learners: Iterable[Learner]) -> None:
+    """Makes the optimizers' moments, so that the first update takes as much memory as later ones:
+    otherwise each role's appear after its own.
+    """
+    for learner in learners:
+        for parameter in learner.parameters.values():
+            parameter.grad = torch.zeros_like(parameter)
+        learner.optimizer.step()
+        learner.optimizer.zero_grad(set_to_none=True)
 
 
 def first_step(method: Method[Any], role: Role) -> int:
