@@ -5,9 +5,9 @@
 
 First what matters most: A14B's updates of `dmd` and `trajectory` at 81x480x832 (peak, seconds by
 role, share of the matrix rate), then whole runs of the embedded teacher in bf16 to their very end,
-then each flag of speed and memory on a short clip. What no time is left for is said to be left out.
-Exit code 1 where anything failed, or where a bar is missed: a peak of at most 76 GB, and half of
-the matrix rate.
+side by side, then each flag of speed and memory on a short clip. What no time is left for is said
+to be left out. Exit code 1 where anything failed, or where a bar is missed: a peak of at most
+76 GB, and half of the matrix rate.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ import gc
 import importlib.util
 import json
 import math
+import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -42,16 +44,21 @@ LEAST_SHARE = 0.5
 FULL_CLIP = dict(num_frames=81, height=480, width=832)
 SHORT_CLIP = FULL_CLIP | dict(num_frames=17)
 Settings = dict[str, Any]
-UPDATES: dict[str, Settings] = {"dmd": dict(method="dmd"), "trajectory": dict(method="trajectory")}
+UPDATES: dict[str, Settings] = {
+    "dmd": dict(method="dmd"),
+    "trajectory": dict(method="trajectory"),
+    "trajectory, --compile": dict(method="trajectory", compile=True),
+}
 FLAGS: dict[str, Settings] = {
     "no flag": {},
+    "compile": dict(compile=True),
+    "fp8, compile": dict(base_precision="fp8", compile=True),
     "keep_attention": dict(keep_attention=True),
     "fp8": dict(base_precision="fp8"),
     "int8": dict(base_precision="int8"),
     "nf4": dict(base_precision="nf4"),
     "offload": dict(offload=True),
     "8-bit Adam": dict(use_8bit_adam=True),
-    "compile": dict(compile=True),
 }
 RUNS: dict[str, list[str]] = {
     "bf16": [],
@@ -77,7 +84,8 @@ def figures(model: str, settings: Settings, folder: Path) -> dict[str, Any]:
     evaluation = min(_evaluation(bench) for _ in range(2))  # the first one warms up
     seconds, flops = {}, bench.flops()
     for role in bench.method.roles:
-        _, seconds[role] = bench.update(first_step(bench.method, role))
+        for _ in range(2 if bench.config.compile else 1):  # the first one compiles
+            _, seconds[role] = bench.update(first_step(bench.method, role))
     result = dict(
         seconds_per_update=seconds,
         seconds_per_evaluation=evaluation,
@@ -112,8 +120,10 @@ def whole_run(flags: list[str], rehearsal: bool, limit: float, folder: Path) -> 
     counts += ["--monitor_samples=4"] if rehearsal else []
     script = str(REPOSITORY / "train_distillation.py")
     command = [sys.executable, script, *RUN, *counts, *flags, f"--output_dir={folder}"]
+    threads = str(max(1, (os.cpu_count() or 1) // len(RUNS)))  # the runs go on side by side
+    environment = os.environ | dict(OMP_NUM_THREADS=threads)
     started = time.perf_counter()
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=limit)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=limit, env=environment)
     if ended.returncode:
         raise RuntimeError(f"exit code {ended.returncode}: {ended.stderr.strip()[-400:]}")
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
@@ -122,6 +132,9 @@ def whole_run(flags: list[str], rehearsal: bool, limit: float, folder: Path) -> 
         raise RuntimeError("a loss is not finite")
     evaluation = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
     return dict(seconds=time.perf_counter() - started, evaluation=bool(evaluation))
+
+
+Measure = Callable[[Path], dict[str, Any]]
 
 
 class Measurements:
@@ -136,8 +149,16 @@ class Measurements:
         """Seconds until the end of the time that was given."""
         return self.end - time.perf_counter()
 
-    def add(self, kind: str, name: str, measure: Callable[[Path], dict[str, Any]]) -> None:
-        """Measures one part; a failure is part of the result."""
+    def add(self, kind: str, parts: dict[str, Measure], together: bool = False) -> None:
+        """Measures parts, one by one or all `together`; a failure is part of the result."""
+        if together:
+            with ThreadPoolExecutor(len(parts)) as pool:
+                list(pool.map(lambda part: self._add(kind, *part), parts.items()))
+            return
+        for name, measure in parts.items():  # in this thread: a run takes over the signals
+            self._add(kind, name, measure)
+
+    def _add(self, kind: str, name: str, measure: Measure) -> None:
         left = self.left()
         if self.leave_out & {kind, name}:
             result: dict[str, Any] = {"left_out": "as asked"}
@@ -177,23 +198,21 @@ def measure_all(rehearsal: bool, minutes: float, leave_out: Iterable[str]) -> Me
     full = CLIP["tiny"] | dict(mixed_precision="bf16") if rehearsal else FULL_CLIP
     short = full if rehearsal else SHORT_CLIP
 
-    def update(clip: Settings, changes: Settings) -> Callable[[Path], dict[str, Any]]:
+    def update(clip: Settings, changes: Settings) -> Measure:
         # Of one micro-batch: the others of an update are like it.
         always = dict(gradient_checkpointing=True, gradient_accumulation_steps=1)
         settings = clip | always | changes
         return lambda folder: figures(model, settings, folder)
 
-    def run(flags: list[str]) -> Callable[[Path], dict[str, Any]]:
+    def run(flags: list[str]) -> Measure:
         return lambda folder: whole_run(flags, rehearsal, done.left(), folder)
 
-    for name, changes in UPDATES.items():
-        done.add("updates", name, update(full, changes))
-    for name, flags in RUNS.items():
-        done.add("runs", name, run(flags))
-    for name, changes in FLAGS.items():
-        if name == "8-bit Adam" and importlib.util.find_spec("bitsandbytes") is None:
-            done.leave_out.add(name)
-        done.add("flags", name, update(short, dict(method="trajectory") | changes))
+    if importlib.util.find_spec("bitsandbytes") is None:
+        done.leave_out.add("8-bit Adam")
+    done.add("updates", {name: update(full, changes) for name, changes in UPDATES.items()})
+    done.add("runs", {name: run(flags) for name, flags in RUNS.items()}, together=True)
+    of_a_clip = dict(method="trajectory")
+    done.add("flags", {name: update(short, of_a_clip | more) for name, more in FLAGS.items()})
     return done
 
 

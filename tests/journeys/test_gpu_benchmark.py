@@ -18,6 +18,7 @@ sys.path.insert(0, str(REPOSITORY / "benchmarks"))
 import gpu
 
 UPDATES_AND_FLAGS = {*gpu.UPDATES, *gpu.FLAGS}
+COMPILED = {name for name in UPDATES_AND_FLAGS if "compile" in name}
 
 
 def rehearsed(folder: Path, *flags: str) -> dict[str, Any]:
@@ -30,14 +31,14 @@ def rehearsed(folder: Path, *flags: str) -> dict[str, Any]:
 
 def test_every_update_and_flag_is_measured_without_a_compiler(tmp_path):
     """Whole runs of this kind are the other journeys."""
-    result = rehearsed(tmp_path, "--leave_out", "compile", "runs")
+    result = rehearsed(tmp_path, "--leave_out", *COMPILED, "runs")
     measured = {
         name: part
         for kind in ("updates", "flags")
         for name, part in result[kind].items()
         if "left_out" not in part
     }
-    assert set(measured) == UPDATES_AND_FLAGS - {"compile"}
+    assert set(measured) == UPDATES_AND_FLAGS - COMPILED
     for part in measured.values():
         assert all(seconds > 0 for seconds in part["seconds_per_update"].values())
         assert part["seconds_per_evaluation"] > 0 and part["predicted_peak_bytes"] > 1e6
@@ -61,16 +62,16 @@ def test_bars_failures_and_lack_of_time_are_told(capsys):
         peak_bytes=64e9,
         matmul_share=0.55,
     )
-    done.add("updates", "dmd", lambda folder: fine | dict(peak_bytes=77e9))
-    done.add("updates", "trajectory", lambda folder: fine | dict(matmul_share=0.4))
-    done.add("flags", "int8", lambda folder: fine)
+    done.add("updates", {"dmd": lambda folder: fine | dict(peak_bytes=77e9)})
+    done.add("updates", {"trajectory": lambda folder: fine | dict(matmul_share=0.4)})
+    done.add("flags", {"int8": lambda folder: fine})
 
     def broken(folder: Path) -> dict[str, Any]:
         raise RuntimeError("a kernel\nis missing")
 
-    done.add("flags", "fp8", broken)
+    done.add("flags", {"fp8": broken})
     done.end = 0.0
-    done.add("runs", "bf16", lambda folder: dict(seconds=1.0))
+    done.add("runs", {"bf16": lambda folder: dict(seconds=1.0)}, together=True)
     assert done.failures() == [
         "dmd: a peak of 77.0 GB",
         "trajectory: 0.40 of the matrix rate",
