@@ -95,6 +95,12 @@ MUTATIONS = [
         "tests/umt5/test_umt5_script.py::test_stored_embeddings_are_of_this_encoder_and_this_tokenizer",
     ),
     Mutation(
+        "wan_distill/system/runtime.py",
+        'leaves_host = device.type == "cuda" and values.device.type == "cpu"',
+        'leaves_host = device.type == "cuda"',
+        "tests/journeys/test_on_a_card.py::test_the_default_job_ends_and_its_student_makes_a_video",
+    ),
+    Mutation(
         "wan_distill/system/launcher.py",
         "if not (rank < world and local < world):",
         "if not rank < world:",
@@ -785,6 +791,18 @@ MUTATIONS = [
         "tests/model/test_loading.py::test_clips_are_decoded_as_the_stock_pipeline_does",
     ),
     Mutation(
+        "wan_distill/model/offload.py",
+        "        with _disable_current_modes():\n            self._enter(index)",
+        "        self._enter(index)",
+        "tests/model/test_offload.py::test_copies_are_no_operations_of_the_block_that_waits_for_them",
+    ),
+    Mutation(
+        "wan_distill/model/offload.py",
+        "    @torch.compiler.disable  # of a compiled block it would be a part, and each block's another one\n",
+        "",
+        "tests/model/test_offload.py::test_compiled_blocks_share_their_graph",
+    ),
+    Mutation(
         "wan_distill/model/quantise.py",
         "codes = (pool or HostPool(codes.nbytes)).place(codes)",
         "pass",
@@ -903,6 +921,12 @@ MUTATIONS = [
         "self.key(row) in pictures and not self.file(row).exists()",
         "self.key(row) in pictures",
         "tests/data/test_made_pictures.py::test_only_what_is_read_and_missing_is_made",
+    ),
+    Mutation(
+        "wan_distill/training/rehearsal.py",
+        "    hold_moments(learners.values())\n",
+        "",
+        "tests/training/test_rehearsal.py::test_each_role_has_one_update_and_nothing_is_solved[low-dmd-guided]",
     ),
     Mutation(
         "wan_distill/training/prompts_read.py",
@@ -1314,8 +1338,8 @@ MUTATIONS = [
     ),
     Mutation(
         "wan_distill/planning/hardware.py",
-        "return SHARE_OF_MEASURED * min(1.0, width / FULL_SHARE_WIDTH)",
-        "return SHARE_OF_MEASURED",
+        "return most * min(1.0, width / FULL_SHARE_WIDTH)",
+        "return most",
         "tests/planning/test_budget.py::test_a_narrow_transformer_reaches_less_of_the_rate_that_is_measured",
     ),
     Mutation(

@@ -5,46 +5,29 @@
 A case is a name, settings, and optionally a fault that is put in; its result is null, or what went
 wrong. It runs in a process of its own, since it makes torch believe in a GPU.
 
-What is not torch's own: two interfaces that a CPU build lacks (fake_cuda.cpp), and pinned memory,
-streams and events, which do nothing here. What cannot be had: `--shard`, whose FSDP2 needs more of
+What is not torch's own: emulated_card.py. What cannot be had: `--shard`, whose FSDP2 needs more of
 streams, and kernels, so `--compile` and 8-bit Adam.
 """
 
 from __future__ import annotations
 
-import ctypes
-import importlib.util
 import json
-import subprocess
 import sys
 import tempfile
 import traceback
 import warnings
 from collections.abc import Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent.parent), str(HERE.parent / "planning")]
+sys.path[:0] = [str(HERE.parent.parent), str(HERE.parent), str(HERE.parent / "planning")]
 
 
-def load_interfaces(folder: Path) -> None:
-    """Compiles and loads fake_cuda.cpp; before torch, which asks for a GPU when it is imported."""
-    spec = importlib.util.find_spec("torch")
-    assert spec is not None and spec.origin is not None
-    torch_folder = Path(spec.origin).parent
-    library = folder / "fake_cuda.so"
-    libraries = torch_folder / "lib"
-    command = ["g++", "-std=c++20", "-shared", "-fPIC", "-O0", f"-I{torch_folder / 'include'}"]
-    command += [str(HERE / "fake_cuda.cpp"), "-o", str(library)]
-    command += [f"-L{libraries}", "-lc10", "-ltorch_cpu", f"-Wl,-rpath,{libraries}"]
-    subprocess.run(command, check=True)
-    ctypes.CDLL(str(library))
+import emulated_card
 
-
-with tempfile.TemporaryDirectory() as compiled:
-    load_interfaces(Path(compiled))
+emulated_card.load_library()
 
 import torch
 from diffusers import WanTransformer3DModel
@@ -166,17 +149,6 @@ def expert(config: Config, run: Run, name: Expert) -> WanTransformer3DModel:
     return model
 
 
-class Stream:
-    """Stands in for CUDA's."""
-
-    def __init__(self, device: torch.device):
-        self.device = device
-
-    def record_event(self) -> None: ...
-
-    def wait_event(self, event: Any) -> None: ...
-
-
 class NoProgress:
     """Takes an update's metrics; raises where an update fails."""
 
@@ -280,16 +252,8 @@ def faulty(fault: str | None) -> Any:
 
 
 def main() -> None:
-    torch.cuda.Stream = Stream
-    torch.cuda.stream = nullcontext
-    torch.cuda.current_stream = Stream
+    emulated_card.be_a_card()
     Tensor.record_stream = lambda self, stream: None
-    torch.cuda.get_device_capability = lambda device: (9, 0)  # so fp8 products are made too
-    torch.cuda._lazy_init = lambda: None
-    torch._C._set_only_lift_cpu_tensors(True)
-    torch.cuda.amp.common.amp_definitely_not_available = lambda: False
-    torch.cuda.is_bf16_supported = lambda *given, **named: True
-    Tensor.pin_memory = lambda self, *given: self
     functional.scaled_dot_product_attention = attention
     warnings.simplefilter("ignore")
     for name, settings, fault in json.loads(sys.argv[1]):

@@ -7,6 +7,7 @@ import contextlib
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from wan_distill.model import offload
@@ -149,3 +150,34 @@ def test_copies_are_no_operations_of_the_block_that_waits_for_them(fetched):
         for block in [*blocks, *reversed(blocks)]:
             block(x)
     assert any(event.startswith("copy") for event in events) and not seen
+
+
+class Product(nn.Module):
+    """A block of one layer, whose matrix is fetched."""
+
+    def __init__(self):
+        super().__init__()
+        self.codes = torch.eye(3)
+        self.fetched = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.fetched
+
+
+def graphs(count: int) -> int:
+    """How often `count` blocks are compiled."""
+    torch._dynamo.reset()
+    counters.clear()
+    blocks = nn.ModuleList(Product() for _ in range(count))
+    BlockFetcher(blocks, [[block] for block in blocks], torch.device("cpu"))
+    x = torch.ones(2, 3)
+    for block in blocks:
+        block.compile(backend="eager")
+        x = block(x)
+    assert torch.equal(x, torch.ones(2, 3))
+    return counters["stats"]["unique_graphs"]
+
+
+def test_compiled_blocks_share_their_graph():
+    """With one for each of A14B's 40 blocks, torch would stop compiling and say nothing."""
+    assert graphs(5) == graphs(2) == 1
