@@ -38,6 +38,9 @@ def test_quality_comes_with_its_interval_and_what_must_be_remarked():
     assert above.value == "104 %" and "cannot be told from its teacher" in above.words
     few = summary.quality([], evaluation(gap_closed=1.26, samples=64))
     assert few.mark == "plain" and "Too few samples to be sure: 64 of 256" in few.words
+    unknown = evaluation()
+    del unknown["gap_closed_interval"]  # of two samples
+    assert "interval" not in summary.quality([], unknown).words
     pairs = evaluation(kind="pairs", nearer=0.3, nearer_interval=[0.2, 0.4])
     for row in pairs["rows"]:
         row["paired_distance"] = row.pop("frechet")

@@ -147,12 +147,14 @@ def compare_sets(
     sets = [project(drawn[row]) for row in (best, rows.paired, rows.few_unguided)]
     error = standard_error(sets, project(reference))
     components = project(reference).shape[1]
+    known = math.isfinite(error)  # of two samples there is none
+    ends = dict(gap_closed_interval=interval_95(closed[best.steps], error)) if known else {}
     return dict(
         kind="sets",
         rows=list(table.values()),
         floor=floor,
         gap_closed=closed[run.config.grid_steps],
-        gap_closed_interval=interval_95(closed[best.steps], error),
+        **ends,
         gap_closed_by_steps={str(n): value for n, value in closed.items()},
         samples=len(prompts),
         prompts=distinct,

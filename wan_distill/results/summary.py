@@ -48,12 +48,14 @@ def quality(segments: Sequence[Segment], evaluation: Evaluation) -> Tile:
         return _distance_so_far(segments)
     pairs = evaluation["kind"] == "pairs"
     value = evaluation["nearer" if pairs else "gap_closed"]
-    ends = evaluation["nearer_interval" if pairs else "gap_closed_interval"]
+    ends = evaluation.get("nearer_interval" if pairs else "gap_closed_interval")
     what = "of the gap to its teacher is closed"
     if pairs:
         what = f"nearer to its teacher than the teacher's {BASELINE_STEPS} guided steps"
-    low, high = map(_percent, ends)
-    words = f"{what} (95 % interval: {low} to {high})."
+    words = f"{what}."
+    if ends:
+        low, high = map(_percent, ends)
+        words = f"{what} (95 % interval: {low} to {high})."
     needed = evaluation.get("samples_needed", 0)
     if evaluation["samples"] < needed:
         words += f" Too few samples to be sure: {evaluation['samples']} of {needed}."

@@ -89,7 +89,7 @@ def summary(result: dict[str, Any]) -> str:
     closed = ", ".join(
         f"{value:.3f} in {n} steps" for n, value in result["gap_closed_by_steps"].items()
     )
-    if "gap_closed_interval" in result:  # not in files of earlier versions
+    if "gap_closed_interval" in result:  # not of two samples, nor in files of earlier versions
         low, high = result["gap_closed_interval"]
         closed += f", 95 % interval {low:.3f} to {high:.3f}"
     return (
