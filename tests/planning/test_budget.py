@@ -105,6 +105,7 @@ def test_a_continued_run_makes_the_same_job_on_a_slower_machine(a14b, asked):
 def test_a_narrow_transformer_reaches_less_of_the_rate_that_is_measured(a14b, asked, monkeypatch):
     monkeypatch.setattr(hardware, "measured", lambda *given: MatrixRate(1e12))
     assert [round(measured_share(width), 2) for width in (64, 128, 5120)] == [0.2, 0.4, 0.5]
+    assert measured_share(5120, "cuda") == 0.7 and measured_share(5120, "mps") == 0.4
     here = hardware_of(within_budget(asked(gpu=None), a14b, 100).stages[-1], a14b)
     assert here.rate == 5e11
 

@@ -20,7 +20,7 @@ from conftest import REPOSITORY
 from wan_shapes import A14B, A14B_I2V, teacher_of
 
 from wan_distill.data.prompts import split_prompts
-from wan_distill.planning.hardware import SHARE_OF_DATASHEET, USABLE
+from wan_distill.planning.hardware import GPUS, USABLE
 from wan_distill.planning.parts import parts
 from wan_distill.planning.plan import plan_numbers
 from wan_distill.settings.command_line import parse_args
@@ -86,7 +86,7 @@ def readme_plan(folder: Path) -> str:
         f"{BEGIN}\n- one H100 of 80 GB is enough: a predicted peak of "
         f"{gigabytes(numbers['peak_bytes'])} of {gigabytes(usable(numbers))} GB\n"
         f"- about {numbers['gpu_hours']:.0f} GPU-hours, ${numbers['dollars']:.0f} at ${price:g} an "
-        f"hour, at {SHARE_OF_DATASHEET:.0%} of the card's rate\n"
+        f"hour, at {GPUS['h100'].share:.0%} of the card's rate\n"
         f"- {gigabytes(sum(numbers['disk_bytes'].values()))} GB of disk, beside the teacher's "
         f"weights\n{END}"
     )

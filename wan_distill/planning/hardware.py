@@ -19,12 +19,17 @@ from wan_distill.system.runtime import DTYPES, process_state
 GB = 1e9
 # Of a card: the rest is the CUDA context (0.5 GB) and what fragmentation takes.
 USABLE = 0.92
-# Of the dense bf16 rate that a training step is assumed to reach: 395 of an H100's 989 TFLOP/s, as
-# published runs of 14B video models do. Of a rate that was measured here: half, and less where the
-# transformer is narrow. At width 128 the default job's updates reach 0.4, its samples more; the
-# four clips an update of benchmarks/step.py 0.20 to 0.22, and 0.36 to 0.40 at width 256.
+# Of the dense bf16 rate that training is assumed to reach where it was not measured: 395 of an
+# H100's 989 TFLOP/s, as published runs of 14B video models do.
 SHARE_OF_DATASHEET = 0.4
-SHARE_OF_MEASURED = 0.5
+# A14B's updates on an H200, torch 2.11 (benchmarks/gpu.py): 0.49 to 0.51, its samples 0.55. An H100
+# multiplies as fast; a fifth of the time moves memory, which takes it 1.43 times as long.
+SHARE_OF_H200 = 0.5
+SHARE_OF_H100 = 0.46
+# Of a rate that was measured here: on that H200 0.72 of it. On a CPU half, and less where the
+# transformer is narrow: at width 128 the default job's updates reach 0.4, its samples more; the
+# four clips an update of benchmarks/step.py 0.20 to 0.22, and 0.36 to 0.40 at width 256.
+SHARE_OF_MEASURED = {"cuda": 0.7, "cpu": 0.5}
 FULL_SHARE_WIDTH = 160  # of a transformer; narrower ones spend more on all but matrix products
 
 
@@ -38,11 +43,14 @@ class Gpu:
     rate: float
     """dense bf16 operations per second with float32 accumulation, by the datasheet"""
 
+    share: float = SHARE_OF_DATASHEET
+    """of `rate`, what training is assumed to reach"""
+
 
 GPUS = {
     "b200": Gpu("B200", 191.5e9, 2250e12),
-    "h200": Gpu("H200", 150.1e9, 989e12),
-    "h100": Gpu("H100 SXM", 85.0e9, 989e12),
+    "h200": Gpu("H200", 150.1e9, 989e12, SHARE_OF_H200),
+    "h100": Gpu("H100 SXM", 85.0e9, 989e12, SHARE_OF_H100),
     "h100-pcie": Gpu("H100 PCIe", 85.0e9, 756e12),
     "rtx-pro-6000": Gpu("RTX PRO 6000 Blackwell", 102.0e9, 503e12),
     "a100-80": Gpu("A100 80 GB", 85.0e9, 312e12),
@@ -96,9 +104,10 @@ def parse_gpu(text: str) -> tuple[Gpu, int]:
     return GPUS[match[1]], count
 
 
-def measured_share(width: int) -> float:
+def measured_share(width: int, device: str = "cpu") -> float:
     """Of the matrix rate measured here, what training a transformer of this width reaches."""
-    return SHARE_OF_MEASURED * min(1.0, width / FULL_SHARE_WIDTH)
+    most = SHARE_OF_MEASURED.get(device, SHARE_OF_DATASHEET)
+    return most * min(1.0, width / FULL_SHARE_WIDTH)
 
 
 @functools.cache
@@ -111,8 +120,8 @@ def hardware_of(config: Config, info: TeacherInfo) -> Hardware:
     """The GPUs that `--gpu` names, or this machine."""
     if config.gpu is not None:
         gpu, count = parse_gpu(config.gpu)
-        rate = SHARE_OF_DATASHEET * gpu.rate
-        reason = f"{SHARE_OF_DATASHEET:.0%} of the dense bf16 rate, {gpu.rate / 1e12:.0f} TFLOP/s"
+        rate = gpu.share * gpu.rate
+        reason = f"{gpu.share:.0%} of the dense bf16 rate, {gpu.rate / 1e12:.0f} TFLOP/s"
         return Hardware(gpu.title, count, gpu.memory, rate, reason, named=True)
     state = process_state()
     device = state.device
@@ -121,7 +130,7 @@ def hardware_of(config: Config, info: TeacherInfo) -> Hardware:
     if device.type == "cuda":
         title = torch.cuda.get_device_name(device)
         memory = float(torch.cuda.mem_get_info(device)[1])
-    share = measured_share(scale_of(config, info).width)
+    share = measured_share(scale_of(config, info).width, device.type)
     reason = f"{share:.0%} of the matrix rate measured here, {found.alone / 1e12:.3g} TFLOP/s"
     if found.busy:
         reason += f" if nothing else runs; other work took {found.busy:.0%} of the processor"
