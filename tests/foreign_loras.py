@@ -10,28 +10,31 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from wan_distill.settings.lora_names import TRAINED
+from wan_distill.settings.lora_names import TRAINED, TRAINED_OUTSIDE
 
 Stem = str
 Products = dict[Stem, tuple[Tensor, Tensor, float]]
 """Our stem, `blocks.0.self_attn.q` -> (down, up, alpha)."""
-DIFFUSERS = {original: name for name, original in TRAINED.items()}
+DIFFUSERS = {original: name for name, original in (TRAINED | TRAINED_OUTSIDE).items()}
+DOWN = ".lora_down.weight"
 
 
 def products_of(file: Path) -> Products:
     lora = load_file(file)
-    stems = sorted({name.removesuffix(".alpha") for name in lora if name.endswith(".alpha")})
+    stems = sorted({name.removesuffix(DOWN) for name in lora if name.endswith(DOWN)})
     return {
         stem.removeprefix("diffusion_model."): (
-            lora[f"{stem}.lora_down.weight"],
+            lora[f"{stem}{DOWN}"],
             lora[f"{stem}.lora_up.weight"],
-            float(lora[f"{stem}.alpha"]),
+            float(lora.get(f"{stem}.alpha", len(lora[f"{stem}{DOWN}"]))),
         )
         for stem in stems
     }
 
 
 def diffusers_name(stem: Stem) -> str:
+    if not stem.startswith("blocks."):
+        return DIFFUSERS[stem]
     _, block, layer = stem.split(".", 2)
     return f"blocks.{block}.{DIFFUSERS[layer]}"
 
@@ -96,9 +99,10 @@ def peft(products: Products, prefix: str = "transformer.", between: str = "") ->
 
 def unscaled_peft(products: Products) -> dict[str, Tensor]:
     lora = {}
-    for stem, (a, b, _) in products.items():
+    _, _, of_all = next(iter(products.values()))
+    for stem, (a, b, alpha) in products.items():
         lora[f"transformer.{diffusers_name(stem)}.lora_A.weight"] = a
-        lora[f"transformer.{diffusers_name(stem)}.lora_B.weight"] = b
+        lora[f"transformer.{diffusers_name(stem)}.lora_B.weight"] = b * (alpha / of_all)
     return lora
 
 

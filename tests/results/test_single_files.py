@@ -81,10 +81,10 @@ def test_a_file_that_does_not_give_the_student_back_is_refused(exported, monkeyp
 
     def wrong(name, tensor, kind):
         parts = honest(name, tensor, kind)
-        return {n: t * 1.01 if "ffn.2.weight" in n else t for n, t in parts.items()}
+        return {n: t * 1.02 if "ffn.2.weight" in n else t for n, t in parts.items()}
 
     monkeypatch.setattr(single_files, "stored", wrong)
-    with pytest.raises(ExportError, match=r"a tensor differs by 0\.01"):
+    with pytest.raises(ExportError, match=r"a tensor differs by 0\.02"):
         single_files._write(run, "high", "bf16")
 
 

@@ -131,7 +131,7 @@ def test_a_prompt_is_text(name):
 
 def test_layers_that_no_block_has_get_no_adapter():
     assert resolved("--lora_layers=to_q ffn.net.2").lora_layers == ("to_q", "ffn.net.2")
-    with pytest.raises(UsageError, match="no to_x layer; choose from to_q"):
+    with pytest.raises(UsageError, match="no adapter goes to a to_x layer; choose from to_q"):
         resolved("--lora_layers=to_q,to_x")
 
 

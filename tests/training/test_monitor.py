@@ -54,9 +54,9 @@ def test_a_student_as_good_as_its_teacher_is_left_alone_and_a_worse_one_is_not_k
     said = capsys.readouterr().out
     assert "These are the first stage's" in said and "Warning" not in said
     for p in student.parameters.values():
-        p.data.add_(2.0)
+        p.data.add_(0.05)
     for p in student.average.values():
-        p.add_(2.0)
+        p.add_(0.05)
     monitor.clips.student_x0 = student_x0
     worse = monitor.check(lesson.denoiser, student)
     assert worse["monitor_score"] > 0.01

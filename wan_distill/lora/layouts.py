@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from wan_distill.lora.files import Layer
-from wan_distill.settings.lora_names import Layout, original_name
+from wan_distill.settings.lora_names import Layout, is_in_block, original_name
 
 
 def named_for(layout: Layout, module: str, layer: Layer) -> tuple[dict[str, Tensor], list[str]]:
@@ -14,8 +14,9 @@ def named_for(layout: Layout, module: str, layer: Layer) -> tuple[dict[str, Tens
 
     Args:
         layout: `comfyui`: the original Wan names, read by ComfyUI, WanVideoWrapper, LightX2V,
-            DiffSynth and diffusers. `diffusers`: peft's names, alpha multiplied into `lora_B`,
-            since its other readers look for none. `kohya`: musubi-tuner's.
+            DiffSynth and diffusers, which reads an alpha in blocks only: elsewhere it is multiplied
+            into `lora_up`. `diffusers`: peft's names, alpha multiplied into `lora_B`, since its
+            other readers look for none. `kohya`: musubi-tuner's.
         module: diffusers' name of the layer.
     """
     tensors: dict[str, Tensor] = {}
@@ -36,7 +37,10 @@ def named_for(layout: Layout, module: str, layer: Layer) -> tuple[dict[str, Tens
     if layer.down is not None and layer.up is not None:
         tensors[f"{stem}.lora_down.weight"] = layer.down
         tensors[f"{stem}.lora_up.weight"] = layer.up
-        tensors[f"{stem}.alpha"] = torch.tensor(layer.scale * layer.down.shape[0])
+        if layout == "kohya" or is_in_block(module):
+            tensors[f"{stem}.alpha"] = torch.tensor(layer.scale * layer.down.shape[0])
+        else:
+            tensors[f"{stem}.lora_up.weight"] = (layer.up.float() * layer.scale).to(layer.up.dtype)
     for part, tensor in (("diff", layer.weight), ("diff_b", layer.bias)):
         if tensor is not None:
             tensors[f"{stem}.{part}"] = tensor

@@ -20,7 +20,7 @@ from wan_distill.settings.assets import short_name
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
 from wan_distill.settings.lora_headers import METADATA_KEY
-from wan_distill.settings.lora_names import original_name
+from wan_distill.settings.lora_names import is_in_block, original_name
 from wan_distill.settings.students import read_metadata
 from wan_distill.system.files import write_tensors
 
@@ -29,14 +29,18 @@ from wan_distill.system.files import write_tensors
 
 def to_original_names(adapter: dict[str, Tensor], alpha: float) -> dict[str, Tensor]:
     """peft names -> `diffusion_model.blocks.N.self_attn.q.lora_down.weight`, with an `.alpha` for
-    each module.
+    each module of a block. diffusers reads none elsewhere, so there it is multiplied in.
     """
     converted = {}
     for name, tensor in adapter.items():
         module, half = name.split(".lora_")
         stem = f"diffusion_model.{original_name(module)}"
-        converted[f"{stem}.lora_{'down' if half[0] == 'A' else 'up'}.weight"] = tensor
-        converted[f"{stem}.alpha"] = torch.tensor(float(alpha))
+        half = "down" if half[0] == "A" else "up"
+        if is_in_block(module):
+            converted[f"{stem}.alpha"] = torch.tensor(float(alpha))
+        elif half == "up":
+            tensor = tensor * (alpha / tensor.shape[1])
+        converted[f"{stem}.lora_{half}.weight"] = tensor
     return converted
 
 

@@ -77,10 +77,13 @@ def transformer_without_weights(config: Mapping[str, Any]) -> WanTransformer3DMo
 
 
 def _comfyui_matrix(lora: dict[str, Tensor], stem: str) -> Tensor:
-    """alpha / rank * up @ down [out, in]: what is added to the matrix called `stem`."""
+    """alpha / rank * up @ down [out, in]: what is added to the matrix called `stem`. Without an
+    alpha ComfyUI multiplies by 1.
+    """
     down = lora[f"{stem}.lora_down.weight"].float()
     up = lora[f"{stem}.lora_up.weight"].float()
-    return up @ down * (float(lora[f"{stem}.alpha"]) / down.shape[0])
+    alpha = lora.get(f"{stem}.alpha")
+    return up @ down * (1.0 if alpha is None else float(alpha) / down.shape[0])
 
 
 def _diffusers_matrix(transformer: WanTransformer3DModel, stem: str, file: Path) -> Tensor:

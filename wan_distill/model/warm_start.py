@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import WanTransformer3DModel
@@ -24,7 +23,7 @@ from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
 from wan_distill.settings.job import LORA_TARGETS
 from wan_distill.settings.lora_headers import LoraHeader
-from wan_distill.settings.lora_names import is_trained
+from wan_distill.settings.lora_names import is_in_block, is_trained, matrix_shape
 from wan_distill.settings.lora_sources import find_loras
 from wan_distill.settings.recipes import Role
 from wan_distill.system.files import write_atomically, write_tensors
@@ -112,9 +111,9 @@ def check_shapes(file: LoraHeader, info: TeacherInfo) -> None:
     blocks = info.transformer["num_layers"]
     LoraFile(file).check()
     for module in _trained(file):
-        wanted = _matrix_shape(module, info.transformer)
+        wanted = matrix_shape(module, info.transformer)
         found = (file.shape(module, "up")[0], file.shape(module, "down")[1])
-        if int(module.split(".")[1]) >= blocks:
+        if is_in_block(module) and int(module.split(".")[1]) >= blocks:
             raise UsageError(
                 f"{file.label}: has a layer {module}, {info.name} has {blocks} blocks; give a LoRA "
                 "that was made for this teacher"
@@ -124,15 +123,6 @@ def check_shapes(file: LoraHeader, info: TeacherInfo) -> None:
                 f"{file.label}: {module} is a matrix of {found[0]}x{found[1]}, {info.name}'s is "
                 f"{wanted[0]}x{wanted[1]}; give a LoRA that was made for this teacher"
             )
-
-
-def _matrix_shape(module: str, transformer: dict[str, Any]) -> tuple[int, int]:
-    """(out, in) of a trained layer."""
-    width: int = transformer["num_attention_heads"] * transformer["attention_head_dim"]
-    inner: int = transformer["ffn_dim"]
-    if ".ffn." not in module:
-        return width, width
-    return (inner, width) if module.endswith("proj") else (width, inner)
 
 
 def _left_out(files: dict[Expert, LoraHeader], config: Config) -> list[str]:

@@ -71,8 +71,8 @@ def check_single(config: Config) -> None:
         )
     if foreign := [name for name in config.lora_layers if name not in LORA_TARGETS]:
         raise UsageError(
-            f"--lora_layers {','.join(config.lora_layers)}: Wan's blocks have no "
-            f"{foreign[0] or 'such'} layer; choose from {','.join(LORA_TARGETS)}"
+            f"--lora_layers {','.join(config.lora_layers)}: no adapter goes to a "
+            f"{foreign[0] or 'nameless'} layer; choose from {','.join(LORA_TARGETS)}"
         )
     if config.score_sigma_max is not None and not 0.9 <= config.score_sigma_max < 1:
         raise UsageError(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from functools import cache
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 Part = Literal["down", "up", "alpha", "weight", "bias", "lora_bias"]
 """`down` [rank, in] and `up` [out, rank] are a product; `weight` and `bias` are added as they are;
@@ -12,7 +13,9 @@ Part = Literal["down", "up", "alpha", "weight", "bias", "lora_bias"]
 Layout = Literal["comfyui", "diffusers", "kohya"]
 LAYOUTS: tuple[Layout, ...] = ("comfyui", "diffusers", "kohya")
 
-# diffusers -> the original Wan names, of the layers that this tool trains.
+# diffusers -> the original Wan names, of the layers that this tool trains: those of a block, and
+# those that tell all blocks the noise level. A student works at so few levels that each can have a
+# change of its own.
 TRAINED = {
     "attn1.to_q": "self_attn.q",
     "attn1.to_k": "self_attn.k",
@@ -32,13 +35,15 @@ OF_A_BLOCK = TRAINED | {
     "attn2.norm_k": "cross_attn.norm_k",
     "norm2": "norm3",
 }
-OUTSIDE = {
-    "patch_embedding": "patch_embedding",
-    "condition_embedder.text_embedder.linear_1": "text_embedding.0",
-    "condition_embedder.text_embedder.linear_2": "text_embedding.2",
+TRAINED_OUTSIDE = {
     "condition_embedder.time_embedder.linear_1": "time_embedding.0",
     "condition_embedder.time_embedder.linear_2": "time_embedding.2",
     "condition_embedder.time_proj": "time_projection.1",
+}
+OUTSIDE = TRAINED_OUTSIDE | {
+    "patch_embedding": "patch_embedding",
+    "condition_embedder.text_embedder.linear_1": "text_embedding.0",
+    "condition_embedder.text_embedder.linear_2": "text_embedding.2",
     "proj_out": "head.head",
 }
 
@@ -135,6 +140,29 @@ def original_tensor(name: str) -> str:
     return f"{original_name(module)}.{leaf}"
 
 
+def is_in_block(module: str) -> bool:
+    """Whether the layer is one of a block, and not one of the whole transformer."""
+    return module.startswith("blocks.")
+
+
 def is_trained(module: str) -> bool:
-    """Whether this tool can train the layer: a linear one of a block."""
-    return module.startswith("blocks.") and module.split(".", 2)[2] in TRAINED
+    """Whether this tool can train the layer: a linear one of a block, or of the noise level."""
+    if is_in_block(module):
+        return module.split(".", 2)[2] in TRAINED
+    return module in TRAINED_OUTSIDE
+
+
+def matrix_shape(module: str, transformer: Mapping[str, Any]) -> tuple[int, int]:
+    """(out, in) of a layer that this tool trains.
+
+    Args:
+        transformer: the content of transformer/config.json.
+    """
+    width: int = transformer["num_attention_heads"] * transformer["attention_head_dim"]
+    sizes: dict[str, tuple[int, int]] = {
+        "ffn.net.0.proj": (transformer["ffn_dim"], width),
+        "ffn.net.2": (width, transformer["ffn_dim"]),
+        "condition_embedder.time_embedder.linear_1": (width, transformer.get("freq_dim", 256)),
+        "condition_embedder.time_proj": (6 * width, width),  # a block's shifts, scales and gates
+    }
+    return sizes.get(module.split(".", 2)[2] if is_in_block(module) else module, (width, width))
