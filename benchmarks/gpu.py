@@ -61,13 +61,14 @@ FLAGS: dict[str, Settings] = {
     "8-bit Adam": dict(use_8bit_adam=True),
 }
 RUNS: dict[str, list[str]] = {
-    "bf16": [],
-    "fp8": ["--base_precision=fp8"],
-    "int8": ["--base_precision=int8"],
-    "nf4": ["--base_precision=nf4"],
-    "compile": ["--compile"],
+    "bf16": ["--method=dmd"],
+    "fp8": ["--method=dmd", "--base_precision=fp8"],
+    "int8": ["--method=dmd", "--base_precision=int8"],
+    "nf4": ["--method=dmd", "--base_precision=nf4"],
+    "compile": ["--method=trajectory", "--compile"],  # three roles compile for minutes
 }
-RUN = ["--method=dmd", "--mixed_precision=bf16", "--gradient_checkpointing", "--save_merged"]
+LONGEST_RUN = 200.0  # seconds, so that there is time for the flags
+RUN = ["--mixed_precision=bf16", "--gradient_checkpointing", "--save_merged"]
 COUNTS = {
     False: dict(max_train_steps=20, num_trajectories=64, eval_samples=16, critic_warmup_steps=10),
     True: dict(max_train_steps=1, num_trajectories=4, eval_samples=2, critic_warmup_steps=1),
@@ -205,7 +206,8 @@ def measure_all(rehearsal: bool, minutes: float, leave_out: Iterable[str]) -> Me
         return lambda folder: figures(model, settings, folder)
 
     def run(flags: list[str]) -> Measure:
-        return lambda folder: whole_run(flags, rehearsal, done.left(), folder)
+        limit = math.inf if rehearsal else LONGEST_RUN
+        return lambda folder: whole_run(flags, rehearsal, min(done.left(), limit), folder)
 
     if importlib.util.find_spec("bitsandbytes") is None:
         done.leave_out.add("8-bit Adam")

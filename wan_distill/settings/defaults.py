@@ -53,7 +53,7 @@ EVERY_METHOD: dict[str, Default] = {
     "sample_batch_size": Default(
         lambda scale: scale.at_once(64, tokens=8192), "enough to keep the arithmetic busy"
     ),
-    "num_trajectories": Default(sized(1024, 256), "fewer are learned by heart"),
+    "num_trajectories": Default(sized(512, 256), "fewer are learned by heart; more bring nothing"),
     "checkpointing_steps": Default(sized(250, 20), "about half an hour of work at most is lost"),
     "validation_steps": Default(sized(200, 50), "previews take at most 5 % of the run"),
     "logging_steps": Default(sized(10, 2), "means of ten updates are smooth enough to read"),
