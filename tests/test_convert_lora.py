@@ -42,7 +42,7 @@ def assert_same(file: Path, other: Path) -> None:
 def test_there_and_back(student, tmp_path, capsys, layout):
     there, back = tmp_path / "there.safetensors", tmp_path / "back.safetensors"
     assert convert(student, there, "--to", layout) == 0
-    assert f"13 layers, comfyui -> {layout}" in capsys.readouterr().out
+    assert f"14 layers, comfyui -> {layout}" in capsys.readouterr().out
     assert LoraHeader(there, "--flag").layout == layout
     assert_same(student, there)
     with safe_open(there, framework="pt") as file:

@@ -57,7 +57,7 @@ def test_the_trained_role_and_no_other_gets_gradients(role, checkpointing):
     denoiser = two_role_denoiser(checkpointing)
     gradients = gradients_after_scores(denoiser, role)
     trained = set(adapter_parameters(denoiser.experts["high"], role))
-    in_a_block, outside = 10, 3  # attention's four occur twice
+    in_a_block, outside = 10, 4  # attention's four occur twice
     assert len(LORA_TARGETS) == 6 + outside and len(trained) == 2 * (2 * in_a_block + outside)
     for name, gradient in gradients.items():
         if name in trained:

@@ -28,7 +28,7 @@ from wan_distill.settings.command_line import parse_args
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import read_teacher
 from wan_distill.settings.job import LORA_TARGETS
-from wan_distill.settings.lora_names import original_name
+from wan_distill.settings.lora_names import TRAINED, original_name
 from wan_distill.settings.teacher_changes import parse_lora
 from wan_distill.system.runtime import Runtime
 
@@ -39,7 +39,7 @@ def styles(make_run, tmp_path: Path) -> dict[str, Path]:
     elsewhere diffusers reads no alpha, and nothing of kohya's.
     """
     out = str(tmp_path / "styles")
-    layers = tuple(layer for layer in LORA_TARGETS if "time" not in layer)
+    layers = tuple(layer for layer in LORA_TARGETS if any(n.endswith(layer) for n in TRAINED))
     run = make_run(method="trajectory", lora_alpha=3.0, lora_layers=layers, output_dir=out)
     write_student(run, "high", "low")
     return {expert: run.folder.lora(expert) for expert in ("high", "low")}

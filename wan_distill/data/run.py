@@ -20,7 +20,7 @@ from wan_distill.maths.randomness import generator
 from wan_distill.maths.sigmas import SUBFOLDER, Expert, expert_sigmas
 from wan_distill.model.condition import Condition
 from wan_distill.model.denoiser import Denoiser
-from wan_distill.model.loading import Teacher
+from wan_distill.model.loading import Teacher, share_tokens
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
 from wan_distill.system.runtime import Runtime
@@ -103,11 +103,12 @@ class Run:
     def denoiser(
         self, expert: Expert, transformer: WanTransformer3DModel, whole: bool = False
     ) -> Denoiser:
-        """The Denoiser of one loaded expert, in this run's arithmetic.
+        """The Denoiser of one loaded expert with its adapters, in this run's arithmetic. One only.
 
         Args:
             whole: the transformer is a student itself, without a teacher beneath.
         """
+        share_tokens(transformer, self.runtime)
         return Denoiser(
             {expert: transformer},
             self.config.boundary_ratio,

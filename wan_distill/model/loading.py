@@ -148,12 +148,18 @@ def make_ready(transformer: WanTransformer3DModel, config: Config, runtime: Runt
     """What a loaded transformer needs to work as the flags say."""
     if runtime.dtype != torch.float32:
         keep_dtype_in_norms(transformer)
-    if runtime.context_parallel:
-        ulysses = ContextParallelConfig(ulysses_degree=runtime.processes)
-        transformer.enable_parallelism(config=ulysses)
     if config.compile:
         torch._dynamo.config.recompile_limit = GRAPHS_PER_BLOCK
         transformer.compile_repeated_blocks()
+
+
+def share_tokens(transformer: WanTransformer3DModel, runtime: Runtime) -> None:
+    """With `--context_parallel`, lets each process work on a part of the tokens. Call it once the
+    adapters are there: what the last layer's gives is gathered too.
+    """
+    if runtime.context_parallel:
+        ulysses = ContextParallelConfig(ulysses_degree=runtime.processes)
+        transformer.enable_parallelism(config=ulysses)
 
 
 def keep_dtype_in_norms(transformer: WanTransformer3DModel) -> None:

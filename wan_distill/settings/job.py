@@ -17,7 +17,7 @@ from wan_distill.settings.flags import (
 
 LORA_TARGETS = (
     *("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"),
-    *("time_embedder.linear_1", "time_embedder.linear_2", "time_proj"),
+    *("time_embedder.linear_1", "time_embedder.linear_2", "time_proj", "proj_out"),
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from functools import cache
@@ -13,9 +14,9 @@ Part = Literal["down", "up", "alpha", "weight", "bias", "lora_bias"]
 Layout = Literal["comfyui", "diffusers", "kohya"]
 LAYOUTS: tuple[Layout, ...] = ("comfyui", "diffusers", "kohya")
 
-# diffusers -> the original Wan names, of the layers that this tool trains: those of a block, and
-# those that tell all blocks the noise level. A student works at so few levels that each can have a
-# change of its own.
+# diffusers -> the original Wan names, of the layers that this tool trains: those of a block, those
+# that tell all blocks the noise level (a student works at so few that each can have a change of its
+# own), and the last one.
 TRAINED = {
     "attn1.to_q": "self_attn.q",
     "attn1.to_k": "self_attn.k",
@@ -39,12 +40,12 @@ TRAINED_OUTSIDE = {
     "condition_embedder.time_embedder.linear_1": "time_embedding.0",
     "condition_embedder.time_embedder.linear_2": "time_embedding.2",
     "condition_embedder.time_proj": "time_projection.1",
+    "proj_out": "head.head",
 }
 OUTSIDE = TRAINED_OUTSIDE | {
     "patch_embedding": "patch_embedding",
     "condition_embedder.text_embedder.linear_1": "text_embedding.0",
     "condition_embedder.text_embedder.linear_2": "text_embedding.2",
-    "proj_out": "head.head",
 }
 
 _PREFIX = re.compile(
@@ -146,7 +147,9 @@ def is_in_block(module: str) -> bool:
 
 
 def is_trained(module: str) -> bool:
-    """Whether this tool can train the layer: a linear one of a block, or of the noise level."""
+    """Whether this tool can train the layer: a linear one of a block, one that tells the noise
+    level, or the last one.
+    """
     if is_in_block(module):
         return module.split(".", 2)[2] in TRAINED
     return module in TRAINED_OUTSIDE
@@ -164,5 +167,6 @@ def matrix_shape(module: str, transformer: Mapping[str, Any]) -> tuple[int, int]
         "ffn.net.2": (width, transformer["ffn_dim"]),
         "condition_embedder.time_embedder.linear_1": (width, transformer.get("freq_dim", 256)),
         "condition_embedder.time_proj": (6 * width, width),  # a block's shifts, scales and gates
+        "proj_out": (transformer["out_channels"] * math.prod(transformer["patch_size"]), width),
     }
     return sizes.get(module.split(".", 2)[2] if is_in_block(module) else module, (width, width))
