@@ -46,7 +46,7 @@ METHODS: dict[str, dict[str, Any]] = {  # ten updates per expert: of dmd's, five
 METHODS["dmd-samples"] = METHODS["dmd"] | dict(real_score="samples")  # as many of one role more
 # Sums over tokens in another order differ by 1e-7; Adam, which divides by the gradient's own size,
 # enlarges it.
-ROUNDING = 1e-3
+ROUNDING = 4e-3
 LAUNCHERS = {
     "torchrun": [
         *(sys.executable, "-m", "torch.distributed.run"),
