@@ -29,6 +29,7 @@ from wan_distill.results.student import check_teacher, teacher_config
 from wan_distill.settings.assets import EMBEDDED, EMBEDDED_TEACHER
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo, read_teacher
+from wan_distill.settings.lora_names import is_in_block
 from wan_distill.settings.resolve import resolve
 from wan_distill.settings.schedulers import check_diffusers
 from wan_distill.settings.students import read_metadata
@@ -56,8 +57,8 @@ def trained(random_teacher, tmp_path_factory) -> Path:
         add_adapter(transformer, "student", rank=4, alpha=64.0, layers=layers, seed=seed)
         noise = torch.Generator().manual_seed(seed)
         adapter = {
-            name: torch.randn(parameter.shape, generator=noise) * 0.2
-            for name, parameter in adapter_parameters(transformer, "student").items()
+            name: torch.randn(p.shape, generator=noise) * (0.2 if is_in_block(name) else 0.02)
+            for name, p in adapter_parameters(transformer, "student").items()
         }
         save_lora(folder / name, adapter, config, info, expert)
     return folder

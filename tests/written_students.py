@@ -8,6 +8,7 @@ from wan_distill.data.run import Run
 from wan_distill.maths.sigmas import Expert
 from wan_distill.model.adapters import adapter_parameters, add_adapter
 from wan_distill.model.student_files import save_lora
+from wan_distill.settings.lora_names import is_in_block
 
 
 def write_student(run: Run, *experts: Expert, size: float = 0.2, seed: int = 0) -> None:
@@ -26,7 +27,8 @@ def write_student(run: Run, *experts: Expert, size: float = 0.2, seed: int = 0) 
         )
         rng = torch.Generator().manual_seed(number)
         adapter = {
-            name: size * torch.randn(p.shape, generator=rng)
+            # The noise level's layers move all that a block does.
+            name: (size if is_in_block(name) else 0.1 * size) * torch.randn(p.shape, generator=rng)
             for name, p in adapter_parameters(transformer, "student").items()
         }
         save_lora(run.folder.lora(expert), adapter, config, run.info, expert)

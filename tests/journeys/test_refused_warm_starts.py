@@ -27,7 +27,7 @@ CASES = [
     (dict(expert="both"), "holds no low_noise_lora.safetensors"),
     (
         dict(lora_layers=("to_q",)),
-        "its layers are to_q,to_k,to_v,to_out.0,ffn.net.0.proj,ffn.net.2; give them as",
+        "its layers are to_q,to_k,to_v,to_out.0,ffn.net.0.proj,ffn.net.2,time_embedder.linear_1,",
     ),
 ]
 

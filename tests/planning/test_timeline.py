@@ -61,7 +61,7 @@ def test_samples_are_solved_by_the_first_that_reads_them(job):
     steps = sum(w.rows * (len(w.spec.sigmas) - 1) for w in sample_work(stages, info))
     assert sum(leg.units for leg in legs) == pytest.approx(steps)
     first, *later = (leg.seconds for leg in legs)
-    assert first > 2 * sum(later)  # the teacher's are shared by experts and stages
+    assert first > 1.5 * sum(later)  # the teacher's are shared by experts and stages
     assert min(later) > 0  # each stage's low expert begins where a distilled high one ended
 
 

@@ -4,16 +4,32 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from wan_distill.settings.config import Config
 from wan_distill.system.runtime import Runtime
 from wan_distill.training.learner import Learner
 
 pytest.importorskip("bitsandbytes")
+
+
+def test_moments_of_several_weights_go_into_one_file(
+    small_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    """bitsandbytes has one table of levels for all of them."""
+    config = small_config(use_8bit_adam=True, method="trajectory")
+    weights = {f"{i}.weight": torch.nn.Parameter(torch.zeros(64, 128)) for i in range(2)}
+    learner = Learner("student", weights, config, 10)
+    for weight in weights.values():
+        weight.grad = torch.ones_like(weight)
+    learner.update(Runtime(config), torch.zeros(()))
+    save_file(learner.tensors(), tmp_path / "moments.safetensors")
+    assert load_file(tmp_path / "moments.safetensors").keys() == learner.tensors().keys()
 
 
 def test_8_bit_moments_train_alike_and_are_resumed_exactly(

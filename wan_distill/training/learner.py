@@ -137,7 +137,7 @@ class Learner:
         saved |= {f"average.{name}": p for name, p in self.average.items()}
         for name, p in self.parameters.items():
             saved |= {
-                f"adam.{key}.{name}": torch.as_tensor(value)
+                f"adam.{key}.{name}": _own(key, value)
                 for key, value in self.optimizer.state[p].items()
             }
         return saved
@@ -166,6 +166,14 @@ class Learner:
             )
         for name, average in self.average.items():
             average.copy_(saved[f"average.{name}"])
+
+
+def _own(key: str, value: Any) -> Tensor:
+    """A moment to be stored. bitsandbytes' tables of levels are one for all weights, and a file
+    takes no tensor twice.
+    """
+    tensor = torch.as_tensor(value)
+    return tensor.clone() if key.startswith("qmap") else tensor
 
 
 def adamw(config: Config) -> Callable[..., torch.optim.Optimizer]:
