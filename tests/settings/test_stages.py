@@ -76,7 +76,7 @@ def test_each_stage_has_its_own_updates_and_rate():
     assert (first.max_train_steps, second.max_train_steps) == (1200, 45)
     assert (first.learning_rate, second.learning_rate) == (1e-3, 1e-4)
     first, second = stages("--refine_steps=3", "--refine_learning_rate=2e-5")
-    assert (first.max_train_steps, second.max_train_steps) == (450, 3)
+    assert (first.max_train_steps, second.max_train_steps) == (300, 3)
     assert (first.learning_rate, second.learning_rate) == (4e-3, 2e-5)
 
 
@@ -91,7 +91,7 @@ def test_the_second_stage_refines_the_experts_that_are_chosen(chosen):
 
 def test_a_short_trial_is_short_in_both_stages():
     first, second = stages("--max_train_steps=150")
-    assert (first.max_train_steps, second.max_train_steps) == (150, 15)
+    assert (first.max_train_steps, second.max_train_steps) == (150, 22)
     assert (second.critic_warmup_steps, second.ema_start) == (33, 7)
     first, second = stages("--max_train_steps=2")
     assert (second.max_train_steps, second.critic_warmup_steps) == (1, 1)

@@ -78,14 +78,14 @@ EVERY_METHOD: dict[str, Default] = {
 }
 
 TRAJECTORY = EVERY_METHOD | {
-    "max_train_steps": Default(sized(450, 130), "each sample and step is seen 4 to 7 times"),
+    "max_train_steps": Default(sized(300, 130), "each sample and step is seen 4 to 9 times"),
     "learning_rate": Default(by_width(4e-3), "the largest that stays smooth"),
     "adam_beta1": Default(0.9, "a regression: the gradient's direction lasts"),
     "lr_scheduler": Default("cosine", "ends where the last updates average out"),
     "ema_decay": Default(0.0, "the cosine schedule already averages"),
     "ema_start": Default(0, "the first updates are far from the end"),
 }
-# Long steps are harder to regress: after 600 updates, samples are a tenth too alike.
+# Long steps are harder to regress: after 300 updates, samples are too alike.
 SHORT_TRAJECTORY: Mapping[str, Default] = {
     "max_train_steps": Default(sized(900, 200), "long steps are harder to regress")
 }
