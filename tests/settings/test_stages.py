@@ -92,7 +92,7 @@ def test_the_second_stage_refines_the_experts_that_are_chosen(chosen):
 def test_a_short_trial_is_short_in_both_stages():
     first, second = stages("--max_train_steps=150")
     assert (first.max_train_steps, second.max_train_steps) == (150, 22)
-    assert (second.critic_warmup_steps, second.ema_start) == (33, 7)
+    assert (second.critic_warmup_steps, second.ema_start) == (50, 10)
     first, second = stages("--max_train_steps=2")
     assert (second.max_train_steps, second.critic_warmup_steps) == (1, 1)
     _, second = stages("--max_train_steps=2", "--refine_steps=9", "--critic_warmup_steps=8")
