@@ -162,11 +162,12 @@ def matrix_shape(module: str, transformer: Mapping[str, Any]) -> tuple[int, int]
         transformer: the content of transformer/config.json.
     """
     width: int = transformer["num_attention_heads"] * transformer["attention_head_dim"]
+    patch = math.prod(transformer.get("patch_size", (1, 2, 2)))
     sizes: dict[str, tuple[int, int]] = {
         "ffn.net.0.proj": (transformer["ffn_dim"], width),
         "ffn.net.2": (width, transformer["ffn_dim"]),
         "condition_embedder.time_embedder.linear_1": (width, transformer.get("freq_dim", 256)),
         "condition_embedder.time_proj": (6 * width, width),  # a block's shifts, scales and gates
-        "proj_out": (transformer["out_channels"] * math.prod(transformer["patch_size"]), width),
+        "proj_out": (transformer.get("out_channels", 16) * patch, width),
     }
     return sizes.get(module.split(".", 2)[2] if is_in_block(module) else module, (width, width))
