@@ -815,9 +815,9 @@ MUTATIONS = [
         "tests/model/test_quantise.py::test_what_is_not_quantised_is_loaded_as_diffusers_loads_it",
     ),
     Mutation(
-        "wan_distill/model/student_files.py",
-        "tensor = tensor * (alpha / tensor.shape[1])",
-        "pass",
+        "wan_distill/lora/layouts.py",
+        'if layout == "kohya" or is_in_block(module):',
+        "if True:",
         "tests/model/test_student_files.py::test_names_there_and_back",
     ),
     Mutation(
@@ -828,8 +828,8 @@ MUTATIONS = [
     ),
     Mutation(
         "wan_distill/model/student_files.py",
-        'half = "down" if half[0] == "A" else "up"',
-        'half = "up" if half[0] == "A" else "down"',
+        'down, up = halves["A"], halves["B"]',
+        'up, down = halves["A"], halves["B"]',
         "tests/model/test_student_files.py::test_diffusers_and_comfyui_read_the_same_matrices",
     ),
     Mutation(
@@ -852,8 +852,8 @@ MUTATIONS = [
     ),
     Mutation(
         "wan_distill/model/student_files.py",
-        "= torch.tensor(float(alpha))",
-        "= torch.tensor(1.0)",
+        "alpha / len(down), None",
+        "1 / len(down), None",
         "tests/model/test_student_files.py::test_a_bf16_file_is_half_as_large_and_gives_the_same_merged_weights",
     ),
     Mutation(

@@ -14,13 +14,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from wan_distill.layout import RunFolder
+from wan_distill.lora.files import Layer
+from wan_distill.lora.layouts import named_for
 from wan_distill.maths.sigmas import SUBFOLDER, Expert
 from wan_distill.model.adapters import adapter_parameters, prune
 from wan_distill.settings.assets import short_name
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
 from wan_distill.settings.lora_headers import METADATA_KEY
-from wan_distill.settings.lora_names import is_in_block, original_name
 from wan_distill.settings.students import read_metadata
 from wan_distill.system.files import write_tensors
 
@@ -29,18 +30,17 @@ from wan_distill.system.files import write_tensors
 
 def to_original_names(adapter: dict[str, Tensor], alpha: float) -> dict[str, Tensor]:
     """peft names -> `diffusion_model.blocks.N.self_attn.q.lora_down.weight`, with an `.alpha` for
-    each module of a block. diffusers reads none elsewhere, so there it is multiplied in.
+    each module of a block: the layout `comfyui`.
     """
-    converted = {}
+    modules: dict[str, dict[str, Tensor]] = {}
     for name, tensor in adapter.items():
         module, half = name.split(".lora_")
-        stem = f"diffusion_model.{original_name(module)}"
-        half = "down" if half[0] == "A" else "up"
-        if is_in_block(module):
-            converted[f"{stem}.alpha"] = torch.tensor(float(alpha))
-        elif half == "up":
-            tensor = tensor * (alpha / tensor.shape[1])
-        converted[f"{stem}.lora_{half}.weight"] = tensor
+        modules.setdefault(module, {})[half[0]] = tensor
+    converted: dict[str, Tensor] = {}
+    for module, halves in modules.items():
+        down, up = halves["A"], halves["B"]
+        product = Layer(down, up, alpha / len(down), None, None)
+        converted |= named_for("comfyui", module, product)[0]
     return converted
 
 
