@@ -305,7 +305,8 @@ def test_only_a_student_of_this_teacher_and_schedule_is_evaluated(random_teacher
     config = resolve(config, info)
     check_evaluated(config, info)  # that there is no student is said later
     out.mkdir()
-    weights = {"blocks.0.attn1.to_q.lora_A.student.weight": torch.zeros(1, 1)}
+    halves = (f"blocks.0.attn1.to_q.lora_{half}.student.weight" for half in "AB")
+    weights = {half: torch.zeros(1, 1) for half in halves}
     save_lora(out / LORA_FILE["high"], weights, config, info, "high")
     check_evaluated(config, info)
     shifted = dataclasses.replace(config, flow_shift=7.0)
