@@ -1523,13 +1523,13 @@ MUTATIONS = [
         "tests/training/test_checkpoint.py::test_a_damaged_checkpoint_is_passed_over_saying_so",
     ),
     Mutation(
-        "wan_distill/training/learner.py",
-        "weight_decay=config.adam_weight_decay,",
-        "weight_decay=0.01,",
+        "wan_distill/training/optimizers.py",
+        "decay = config.adam_weight_decay",
+        "decay = 0.01",
         "tests/training/test_learner.py::test_an_update_is_adamws_with_these_settings",
     ),
     Mutation(
-        "wan_distill/training/learner.py",
+        "wan_distill/training/optimizers.py",
         "betas=(config.adam_beta1, config.adam_beta2),",
         "betas=(config.adam_beta1, 0.999),",
         "tests/training/test_learner.py::test_an_update_is_adamws_with_these_settings",
@@ -1559,7 +1559,25 @@ MUTATIONS = [
         "tests/training/test_learner.py::test_the_rate_of_an_update_is_that_of_its_place",
     ),
     Mutation(
+        "wan_distill/training/optimizers.py",
+        "MOMENTUM = 0.95",
+        "MOMENTUM = 0.9",
+        "tests/training/test_learner.py::test_an_update_is_muons_with_these_settings",
+    ),
+    Mutation(
+        "wan_distill/training/optimizers.py",
+        '            adjust_lr_fn="match_rms_adamw",\n',
+        "",
+        "tests/training/test_learner.py::test_an_update_is_muons_with_these_settings",
+    ),
+    Mutation(
         "wan_distill/training/learner.py",
+        "if any(expected not in self.optimizer.state[p] for p in self.parameters.values() if done):",
+        "if False:",
+        "tests/training/test_learner.py::test_another_optimizers_moments_are_refused",
+    ),
+    Mutation(
+        "wan_distill/training/optimizers.py",
         "eps=config.adam_epsilon,",
         "eps=1e-8,",
         "tests/training/test_learner.py::test_an_update_is_adamws_with_these_settings",

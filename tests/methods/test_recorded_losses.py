@@ -58,7 +58,7 @@ def losses_of(flags: list[str], monkeypatch: pytest.MonkeyPatch) -> list[dict]:
 CONSTANT = dict(lr_scheduler="constant_with_warmup", ema_decay=0.99, ema_start=200)
 # What was recorded is not what is the default now.
 SETTINGS = {
-    "trajectory": dict(CONSTANT, lr_scheduler="cosine"),
+    "trajectory": dict(CONSTANT, lr_scheduler="cosine", optimizer="adamw"),
     "consistency": dict(CONSTANT, solver_points=48),
     "dmd": dict(CONSTANT, adam_beta1=0.0, lora_alpha=8.0),
 }

@@ -77,7 +77,7 @@ def test_each_stage_has_its_own_updates_and_rate():
     assert (first.learning_rate, second.learning_rate) == (1e-3, 1e-4)
     first, second = stages("--refine_steps=3", "--refine_learning_rate=2e-5")
     assert (first.max_train_steps, second.max_train_steps) == (300, 3)
-    assert (first.learning_rate, second.learning_rate) == (4e-3, 2e-5)
+    assert (first.learning_rate, second.learning_rate) == (3e-3, 2e-5)
 
 
 @pytest.mark.parametrize("chosen", ["low", "high", "both"])
@@ -132,6 +132,7 @@ def every_rule() -> list[tuple[str, str, defaults.Default]]:
     tables: dict[str, Any] = {name: recipe.defaults for name, recipe in RECIPES.items()}
     tables["dmd, warm start"] = defaults.DMD_WARM_START
     tables["trajectory, short"] = defaults.SHORT_TRAJECTORY
+    tables["trajectory, AdamW"] = defaults.ADAMW_TRAJECTORY
     tables["whole student"] = defaults.WHOLE_STUDENT
     return [(title, name, rule) for title, table in tables.items() for name, rule in table.items()]
 
@@ -151,7 +152,27 @@ def test_only_sizes_and_counts_and_rates_depend_on_the_teacher():
 
 def test_a14bs_rate_is_the_published_one():
     """5e-5 to 1e-4 for LoRA of rank 64 (docs/methods.md)."""
-    assert RECIPES["trajectory"].defaults["learning_rate"].value(A14B) == 1e-4
+    assert RECIPES["trajectory"].defaults["learning_rate"].value(A14B) == 7.5e-5
+
+
+def test_a_regression_learns_by_muon_and_matching_by_adamw():
+    assert [stage.optimizer for stage in stages()] == ["muon", "adamw"]
+
+
+@pytest.mark.parametrize(
+    "flags", [["--use_8bit_adam"], ["--student_layers=2"], ["--optimizer=adamw"]], ids=str
+)
+def test_what_muon_cannot_do_adamw_does_at_its_own_rate(flags):
+    (stage,) = stages("--method=trajectory", *flags)
+    assert stage.optimizer == "adamw"
+    whole = flags == ["--student_layers=2"]
+    assert stage.learning_rate == (1e-3 if whole else 4e-3)
+
+
+@pytest.mark.parametrize("flag", ["--use_8bit_adam", "--student_layers=2"])
+def test_muon_is_refused_where_it_cannot_work(flag):
+    with pytest.raises(UsageError, match="--optimizer"):
+        stages("--method=trajectory", "--optimizer=muon", flag)
 
 
 @pytest.mark.parametrize(

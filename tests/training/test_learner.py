@@ -15,6 +15,7 @@ from wan_distill.system.runtime import Runtime
 from wan_distill.training.learner import Learner, make_learners
 
 PLAIN = dict(method="trajectory", lr_scheduler="constant", lr_warmup_steps=0, ema_decay=0.0)
+ADAMW = PLAIN | dict(optimizer="adamw")
 START = torch.tensor([[1.0, -2.0], [0.5, 3.0]])
 
 
@@ -69,12 +70,50 @@ def adamw_by_hand(steps, lr=0.01, beta1=0.9, beta2=0.999, decay=0.0, eps=1e-8, n
 )
 def test_an_update_is_adamws_with_these_settings(small_config, settings, by_hand):
     """One setting at a time; those that are not given are not torch's: no weight decay."""
-    config = small_config(**PLAIN | dict(learning_rate=0.01, max_grad_norm=1e9) | settings)
+    config = small_config(**ADAMW | dict(learning_rate=0.01, max_grad_norm=1e9) | settings)
     learner = new_learner(config)
     last = train(learner, range(4))[-1]
     torch.testing.assert_close(last, adamw_by_hand(range(4), **by_hand), rtol=1e-4, atol=1e-6)
     if by_hand:  # the setting does something
         assert (last - adamw_by_hand(range(4))).abs().max() > 1e-3
+
+
+def muon_by_hand(steps, lr=0.01, decay=0.0):
+    """Nesterov's momentum of 0.95 as a mean, five steps of Newton and Schulz with the coefficients
+    of Jordan et al., and the size of arXiv 2502.16982, equation 4; in float64.
+    """
+    weight, momentum = START.double(), torch.zeros_like(START).double()
+    for step in steps:
+        g = gradient(step).double()
+        momentum = 0.95 * momentum + 0.05 * g
+        x = 0.05 * g + 0.95 * momentum
+        x = x / x.norm()
+        for _ in range(5):
+            gram = x @ x.T
+            x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+        weight = weight * (1 - lr * decay) - lr * 0.2 * max(weight.shape) ** 0.5 * x
+    return weight.float()
+
+
+@pytest.mark.parametrize(
+    ("settings", "by_hand"),
+    [
+        (dict(), dict()),
+        (dict(learning_rate=0.05), dict(lr=0.05)),
+        (dict(adam_weight_decay=3.0), dict(decay=3.0)),
+    ],
+    ids=lambda settings: ",".join(settings),
+)
+def test_an_update_is_muons_with_these_settings(small_config, settings, by_hand):
+    """The default of a regression. torch's own takes its steps in bf16."""
+    config = small_config(**PLAIN | dict(learning_rate=0.01, max_grad_norm=1e9) | settings)
+    assert config.optimizer == "muon"
+    learner = new_learner(config)
+    change = train(learner, range(4))[-1] - START
+    wanted = muon_by_hand(range(4), **by_hand) - START
+    torch.testing.assert_close(change, wanted, rtol=0, atol=0.02 * float(wanted.abs().max()))
+    if by_hand:  # the setting does something
+        assert (wanted - (muon_by_hand(range(4)) - START)).abs().max() > 1e-2
 
 
 def test_scores_have_their_own_learning_rate(small_config):
@@ -204,10 +243,10 @@ def test_the_norm_is_that_before_clipping(small_config):
 # --------------------------------------------------------------------------------- saved, restored
 
 
-def test_a_restored_learner_goes_on_to_the_bit(small_config):
-    config = small_config(
-        method="trajectory", lr_scheduler="cosine", lr_warmup_steps=2, ema_decay=0.9, ema_start=1
-    )
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_restored_learner_goes_on_to_the_bit(small_config, optimizer):
+    settings = dict(lr_scheduler="cosine", lr_warmup_steps=2, ema_decay=0.9, ema_start=1)
+    config = small_config(method="trajectory", optimizer=optimizer, **settings)
     whole, first = new_learner(config, updates=6), new_learner(config, updates=6)
     train(whole, range(6))
     train(first, range(3))
@@ -233,8 +272,16 @@ def test_tensors_that_do_not_fit_are_refused(small_config):
         new_learner(small_config(**PLAIN | dict(ema_decay=0.9))).restore(saved, 1)
 
 
+@pytest.mark.parametrize(("old", "new"), [("adamw", "muon"), ("muon", "adamw")])
+def test_another_optimizers_moments_are_refused(small_config, old, new):
+    learner = new_learner(small_config(**PLAIN | dict(optimizer=old)))
+    train(learner, [0])
+    with pytest.raises(KeyError, match="--optimizer"):
+        new_learner(small_config(**PLAIN | dict(optimizer=new))).restore(learner.tensors(), 1)
+
+
 def test_the_update_norm_is_that_of_the_weights_last_change(make_run):
-    run = make_run(method="trajectory", lr_warmup_steps=0)
+    run = make_run(method="trajectory", lr_warmup_steps=0, optimizer="adamw")
     lesson = make_lesson(run, "high")
     learner, norms = lesson.learners["student"], []
     for step in range(3):

@@ -96,7 +96,7 @@ def estimate(config: Config, info: TeacherInfo) -> Estimate:
         activations = max(activations, decoding)
     roles = len(recipe_of(config).roles(config))
     adapter = FP32 * cost.adapter
-    moments = roles * ADAM_MOMENTS * adapter / (FP32 if config.use_8bit_adam else 1)
+    moments = roles * moments_of(config) * adapter
     return Estimate(
         trace=cost,
         base=base,
@@ -105,6 +105,13 @@ def estimate(config: Config, info: TeacherInfo) -> Estimate:
         average=adapter if config.ema_decay > 0 else 0,
         activations=activations,
     )
+
+
+def moments_of(config: Config) -> float:
+    """Bytes of the optimizer's moments for each byte of a float32 adapter."""
+    if config.use_8bit_adam:
+        return ADAM_MOMENTS / FP32
+    return 1 if config.optimizer == "muon" else ADAM_MOMENTS
 
 
 def _base(config: Config, info: TeacherInfo, cost: Trace) -> tuple[float, float]:

@@ -11,7 +11,7 @@ from wan_distill.layout import RunFolder
 from wan_distill.maths.sigmas import Expert, expert_sigmas
 from wan_distill.methods import make_method
 from wan_distill.model.warm_start import warm_start_files
-from wan_distill.planning.memory import ADAM_MOMENTS, FP32, shape_of
+from wan_distill.planning.memory import FP32, moments_of, shape_of
 from wan_distill.planning.picture_work import pictures_read
 from wan_distill.planning.trace import Trace
 from wan_distill.settings.config import Config
@@ -220,9 +220,10 @@ def disk_needs(
     return needs
 
 
-def _checkpoint_tensors(config: Config) -> int:
+def _checkpoint_tensors(config: Config) -> float:
     """Sets of one role's tensors in all checkpoints of one stage."""
     limit = config.checkpoints_total_limit
     checkpoints = 1 + (limit or config.max_train_steps // config.checkpointing_steps)
     roles = len(recipe_of(config).roles(config))
-    return checkpoints * len(config.experts) * (roles * (1 + ADAM_MOMENTS) + (config.ema_decay > 0))
+    each = roles * (1 + moments_of(config)) + (config.ema_decay > 0)
+    return checkpoints * len(config.experts) * each

@@ -44,6 +44,13 @@ def check_single(config: Config) -> None:
         raise UsageError(
             "--critic_from_student: there is no LoRA to begin with; give --init_student_from"
         )
+    if config.optimizer == "muon" and config.use_8bit_adam:
+        raise UsageError("--use_8bit_adam: there is none for --optimizer muon; leave one out")
+    if config.optimizer == "muon" and config.whole_student:
+        raise UsageError(
+            f"--optimizer muon: takes matrices only, and --student_layers {config.student_layers} "
+            "trains all weights; leave --optimizer out"
+        )
     if config.keep_attention and not config.gradient_checkpointing:
         raise UsageError(
             "--keep_attention: without --gradient_checkpointing everything is kept; give both, or "

@@ -46,6 +46,12 @@ class LearningSettings:
     refine_learning_rate: float = flag(
         None, "trajectory+dmd: peak learning rate of the second stage", OPTIMISER
     )
+    optimizer: str = flag(
+        None,
+        "of adapters: muon (matrices only; half of AdamW's memory) or adamw",
+        OPTIMISER,
+        choices=("muon", "adamw"),
+    )
     lr_scheduler: str = flag(
         None,
         "learning-rate schedule",
@@ -56,7 +62,7 @@ class LearningSettings:
     adam_beta1: float = flag(None, "AdamW's first-moment decay", OPTIMISER)
     adam_beta2: float = flag(0.999, "AdamW's second-moment decay", OPTIMISER)
     adam_weight_decay: float = flag(
-        0.0, "AdamW's weight decay (0 is usual for adapters)", OPTIMISER
+        0.0, "weight decay of --optimizer (0 is usual for adapters)", OPTIMISER
     )
     adam_epsilon: float = flag(1e-8, "AdamW's epsilon", OPTIMISER)
     max_grad_norm: float = flag(

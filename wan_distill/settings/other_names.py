@@ -46,7 +46,7 @@ TRAINING = {
     "num_inference_steps": "--sampling_steps",
     "num_steps": "--sampling_steps (of a clip) or --max_train_steps (of training)",
     "num_train_epochs": "--max_train_steps (training is counted in updates)",
-    "optimizer_type": "--use_8bit_adam",
+    "optimizer_type": "--optimizer",
     "output": "--output_dir",
     "pretrained_model_name_or_path": "--teacher_path",
     "prompt": "--prompts FILE",

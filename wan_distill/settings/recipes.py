@@ -13,6 +13,7 @@ from typing import Any, Literal
 from wan_distill.maths.sigmas import SUBFOLDER, Expert
 from wan_distill.settings.config import Config
 from wan_distill.settings.defaults import (
+    ADAMW_TRAJECTORY,
     CONSISTENCY,
     DMD,
     DMD_REASONS,
@@ -98,7 +99,9 @@ class TrajectoryRecipe(Recipe):
         return []
 
     def adjusted(self, config: Config) -> Mapping[str, Default]:
-        return SHORT_TRAJECTORY if max(config.sampling_steps) <= 2 else {}
+        short = SHORT_TRAJECTORY if max(config.sampling_steps) <= 2 else {}
+        by_adamw = config.use_8bit_adam or config.whole_student or config.optimizer == "adamw"
+        return {**short, **(ADAMW_TRAJECTORY if by_adamw else {})}
 
     def batch(self, config: Config, scale: Scale) -> int:
         """So many that the steps of their longer phase are the usual number."""

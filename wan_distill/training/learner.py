@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -15,6 +15,7 @@ from wan_distill.methods.base import Method
 from wan_distill.settings.config import Config
 from wan_distill.settings.recipes import Role
 from wan_distill.system.runtime import Runtime
+from wan_distill.training.optimizers import first_moment, has_adam_moments, make_optimizer
 
 Named = dict[str, Tensor]
 Parameters = dict[str, torch.nn.Parameter]
@@ -32,14 +33,7 @@ class Learner:
         self.peak_lr = (
             config.learning_rate if role == "student" else config.fake_score_learning_rate
         )
-        self.optimizer = adamw(config)(
-            parameters.values(),
-            lr=self.peak_lr,
-            betas=(config.adam_beta1, config.adam_beta2),
-            weight_decay=config.adam_weight_decay,
-            eps=config.adam_epsilon,
-            **({} if config.use_8bit_adam else {"fused": True}),
-        )
+        self.optimizer = make_optimizer(config, parameters.values(), self.peak_lr)
         self.average = (
             {name: p.detach().clone() for name, p in parameters.items()} if self.averages else {}
         )
@@ -89,10 +83,10 @@ class Learner:
 
     @torch.no_grad()
     def update_norm(self) -> float | None:
-        """Norm of the last change of the weights, weight decay aside, as AdamW's moments tell
-        (8-bit ones do not).
+        """Norm of the last change of the weights, weight decay aside, as AdamW's moments tell.
+        8-bit ones do not, and Muon's changes have the norm that its learning rate gives them.
         """
-        if self.config.use_8bit_adam:
+        if not has_adam_moments(self.config):
             return None
         total = 0.0
         for group in self.optimizer.param_groups:
@@ -135,9 +129,10 @@ class Learner:
         """Everything needed to go on, as flat named tensors."""
         saved = {f"weight.{name}": p.detach() for name, p in self.parameters.items()}
         saved |= {f"average.{name}": p for name, p in self.average.items()}
+        kind = "muon" if self.config.optimizer == "muon" else "adam"
         for name, p in self.parameters.items():
             saved |= {
-                f"adam.{key}.{name}": _own(key, value)
+                f"{kind}.{key}.{name}": _own(key, value)
                 for key, value in self.optimizer.state[p].items()
             }
         return saved
@@ -149,7 +144,7 @@ class Learner:
         for name, p in self.parameters.items():
             p.copy_(saved[f"weight.{name}"])
         for full, value in saved.items() if done else ():
-            if full.startswith("adam."):
+            if full.startswith(("adam.", "muon.")):
                 _, key, name = full.split(".", 2)
                 p, counts = self.parameters[name], key == "step" and not value.is_floating_point()
                 # bitsandbytes counts in an int; torch's fused AdamW wants its count beside the
@@ -157,13 +152,9 @@ class Learner:
                 self.optimizer.state[p][key] = (
                     int(value) if counts else value.to(p.device, copy=True)
                 )
-        if any(
-            (("state1" in state) != self.config.use_8bit_adam)
-            for state in self.optimizer.state.values()
-        ):
-            raise KeyError(
-                "--use_8bit_adam: its moments and those of plain AdamW are not the same tensors"
-            )
+        expected = first_moment(self.config)
+        if any(expected not in self.optimizer.state[p] for p in self.parameters.values() if done):
+            raise KeyError("its moments are of another --optimizer, or --use_8bit_adam differs")
         for name, average in self.average.items():
             average.copy_(saved[f"average.{name}"])
 
@@ -174,15 +165,6 @@ def _own(key: str, value: Any) -> Tensor:
     """
     tensor = torch.as_tensor(value)
     return tensor.clone() if key.startswith("qmap") else tensor
-
-
-def adamw(config: Config) -> Callable[..., torch.optim.Optimizer]:
-    """torch's AdamW, or bitsandbytes' with 8-bit moments (arXiv 2110.02861)."""
-    if not config.use_8bit_adam:
-        return torch.optim.AdamW
-    import bitsandbytes
-
-    return bitsandbytes.optim.AdamW8bit
 
 
 def make_learners(
