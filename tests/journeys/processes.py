@@ -34,10 +34,11 @@ SETTINGS = dict(
     evaluate=False,
     save_merged=False,
 )
-# Parts of a loss are summed in another order, which a large rate would enlarge.
+# Parts of a loss are summed in another order, which a large rate would enlarge; Muon most of all,
+# which takes a gradient's small directions for as good as its large ones.
 SMALL = dict(learning_rate=1e-4, fake_score_learning_rate=1e-4)
 METHODS: dict[str, dict[str, Any]] = {  # ten updates per expert: of dmd's, five are the student's
-    "trajectory": dict(method="trajectory", max_train_steps=UPDATES, **SMALL),
+    "trajectory": dict(method="trajectory", max_train_steps=UPDATES, optimizer="adamw", **SMALL),
     "consistency": dict(method="consistency", max_train_steps=UPDATES),
     "dmd": dict(
         method="dmd", max_train_steps=UPDATES // 2, critic_updates=1, critic_warmup_steps=0, **SMALL

@@ -192,7 +192,7 @@ def test_the_dry_run_prints_the_plan(capsys):
         "steps 3 and 4 (transformer_2)",
         "outputs",
         "1. trajectory",
-        "300 updates",
+        "200 updates",
         "2. dmd",
         "45 updates",
     ):

@@ -76,7 +76,7 @@ def test_each_stage_has_its_own_updates_and_rate():
     assert (first.max_train_steps, second.max_train_steps) == (1200, 45)
     assert (first.learning_rate, second.learning_rate) == (1e-3, 1e-4)
     first, second = stages("--refine_steps=3", "--refine_learning_rate=2e-5")
-    assert (first.max_train_steps, second.max_train_steps) == (300, 3)
+    assert (first.max_train_steps, second.max_train_steps) == (200, 3)
     assert (first.learning_rate, second.learning_rate) == (3e-3, 2e-5)
 
 
@@ -89,9 +89,16 @@ def test_the_second_stage_refines_the_experts_that_are_chosen(chosen):
     assert first.experts == second.experts == ("high",)
 
 
+def test_a_demo_with_pictures_has_fewer_samples_and_more_updates():
+    counts = lambda stage: (stage.num_trajectories, stage.max_train_steps)  # noqa: E731
+    assert counts(stages()[0]) == (1024, 200)
+    assert counts(stages("--teacher_path=tiny-i2v")[0]) == (512, 300)
+    assert counts(stages("--sampling_steps=2")[0]) == (1024, 300)
+
+
 def test_a_short_trial_is_short_in_both_stages():
-    first, second = stages("--max_train_steps=150")
-    assert (first.max_train_steps, second.max_train_steps) == (150, 22)
+    first, second = stages("--max_train_steps=100")
+    assert (first.max_train_steps, second.max_train_steps) == (100, 22)
     assert (second.critic_warmup_steps, second.ema_start) == (50, 10)
     first, second = stages("--max_train_steps=2")
     assert (second.max_train_steps, second.critic_warmup_steps) == (1, 1)

@@ -31,6 +31,11 @@ def sized(small: Any, large: Any) -> Callable[[Scale], Any]:
     return lambda scale: large if scale.is_large else small
 
 
+def with_picture(text: int, picture: int, large: int) -> Callable[[Scale], int]:
+    """A count for teachers that a CPU can run, from text or with a picture; otherwise `large`."""
+    return lambda scale: large if scale.is_large else picture if scale.takes_picture else text
+
+
 def by_width(value: float) -> Callable[[Scale], float]:
     """A rate that is `value` at width 128 and falls as 1 / width."""
     return lambda scale: scale.by_width(value)
@@ -53,11 +58,13 @@ EVERY_METHOD: dict[str, Default] = {
     "sample_batch_size": Default(
         lambda scale: scale.at_once(64, tokens=8192), "enough to keep the arithmetic busy"
     ),
-    "num_trajectories": Default(sized(512, 256), "fewer are learned by heart; more bring nothing"),
-    "checkpointing_steps": Default(sized(250, 20), "about half an hour of work at most is lost"),
-    "validation_steps": Default(sized(200, 50), "previews take at most 5 % of the run"),
+    "num_trajectories": Default(
+        with_picture(1024, 512, large=256), "fewer are learned by heart; more cost updates"
+    ),
+    "checkpointing_steps": Default(sized(100, 20), "about half an hour of work at most is lost"),
+    "validation_steps": Default(sized(100, 50), "previews take at most 5 % of the run"),
     "logging_steps": Default(sized(10, 2), "means of ten updates are smooth enough to read"),
-    "monitor_steps": Default(sized(200, 50), "the best of these checks is exported"),
+    "monitor_steps": Default(sized(100, 50), "the best of these checks is exported"),
     "monitor_samples": Default(sized(32, 8), "two seeds per prompt; each costs a sampled clip"),
     "lora_alpha": Default(64.0, "alpha / rank = 1"),
     "optimizer": Default("adamw", "a matching loss was measured with no other"),
@@ -79,7 +86,10 @@ EVERY_METHOD: dict[str, Default] = {
 }
 
 TRAJECTORY = EVERY_METHOD | {
-    "max_train_steps": Default(sized(300, 130), "each sample and step is seen 4 to 9 times"),
+    "max_train_steps": Default(
+        with_picture(200, 300, large=130),
+        "each sample is seen 3 to 9 times, and not learned by heart",
+    ),
     "optimizer": Default("muon", "learns more from as many updates, in every column"),
     "learning_rate": Default(by_width(3e-3), "half and twice of it are worse"),
     "adam_beta1": Default(0.9, "a regression: the gradient's direction lasts"),
@@ -92,9 +102,9 @@ ADAMW_TRAJECTORY: Mapping[str, Default] = {
     "optimizer": Default("adamw", "all weights, or 8-bit moments"),
     "learning_rate": Default(by_width(4e-3), "the largest that stays smooth"),
 }
-# Long steps are harder to regress: after 300 updates, samples are too alike.
 SHORT_TRAJECTORY: Mapping[str, Default] = {
-    "max_train_steps": Default(sized(900, 200), "long steps are harder to regress")
+    "max_train_steps": Default(sized(300, 200), "long steps are harder to regress"),
+    "num_trajectories": Default(sized(1024, 256), "fewer are learned by heart"),
 }
 
 DMD = EVERY_METHOD | {
