@@ -91,7 +91,7 @@ TRAJECTORY = EVERY_METHOD | {
         "each sample is seen 3 to 9 times, and not learned by heart",
     ),
     "optimizer": Default("muon", "learns more from as many updates, in every column"),
-    "learning_rate": Default(by_width(3e-3), "half and twice of it are worse"),
+    "learning_rate": Default(by_width(2.8e-3), "half and twice of it are worse"),
     "adam_beta1": Default(0.9, "a regression: the gradient's direction lasts"),
     "lr_scheduler": Default("cosine", "ends where the last updates average out"),
     "ema_decay": Default(0.0, "the cosine schedule already averages"),
