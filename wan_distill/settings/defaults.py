@@ -90,7 +90,7 @@ TRAJECTORY = EVERY_METHOD | {
         with_picture(200, 300, large=130),
         "each sample is seen 3 to 9 times, and not learned by heart",
     ),
-    "optimizer": Default("muon", "learns more from as many updates, in every column"),
+    "optimizer": Default("muon", "learns more where updates are few (docs/methods_measured.md)"),
     "learning_rate": Default(by_width(2.8e-3), "half and twice of it are worse"),
     "adam_beta1": Default(0.9, "a regression: the gradient's direction lasts"),
     "lr_scheduler": Default("cosine", "ends where the last updates average out"),
