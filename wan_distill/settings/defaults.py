@@ -26,14 +26,14 @@ class Default:
         return self.rule(scale) if callable(self.rule) else self.rule
 
 
-def sized(small: Any, large: Any) -> Callable[[Scale], Any]:
-    """A size or count: `small` where a CPU can run the teacher, otherwise `large`."""
-    return lambda scale: large if scale.is_large else small
+def sized(small: Any, large: Any, picture: Any = None) -> Callable[[Scale], Any]:
+    """A size or count: `small` where a CPU can run the teacher, otherwise `large`.
 
-
-def with_picture(text: int, picture: int, large: int) -> Callable[[Scale], int]:
-    """A count for teachers that a CPU can run, from text or with a picture; otherwise `large`."""
-    return lambda scale: large if scale.is_large else picture if scale.takes_picture else text
+    Args:
+        picture: in place of `small` where clips begin with a picture; None: the same.
+    """
+    with_picture = small if picture is None else picture
+    return lambda scale: large if scale.is_large else with_picture if scale.takes_picture else small
 
 
 def by_width(value: float) -> Callable[[Scale], float]:
@@ -59,7 +59,7 @@ EVERY_METHOD: dict[str, Default] = {
         lambda scale: scale.at_once(64, tokens=8192), "enough to keep the arithmetic busy"
     ),
     "num_trajectories": Default(
-        with_picture(1024, 512, large=256), "fewer are learned by heart; more cost updates"
+        sized(1024, 256, picture=512), "fewer are learned by heart; more cost updates"
     ),
     "checkpointing_steps": Default(sized(100, 20), "about half an hour of work at most is lost"),
     "validation_steps": Default(sized(100, 50), "previews take at most 5 % of the run"),
@@ -87,11 +87,11 @@ EVERY_METHOD: dict[str, Default] = {
 
 TRAJECTORY = EVERY_METHOD | {
     "max_train_steps": Default(
-        with_picture(200, 300, large=130),
+        sized(200, 130, picture=300),
         "each sample is seen 3 to 9 times, and not learned by heart",
     ),
     "optimizer": Default("muon", "learns more where updates are few (docs/methods_measured.md)"),
-    "learning_rate": Default(by_width(2.8e-3), "half and twice of it are worse"),
+    "learning_rate": Default(by_width(2.8e-3), "half and twice of it are no better"),
     "adam_beta1": Default(0.9, "a regression: the gradient's direction lasts"),
     "lr_scheduler": Default("cosine", "ends where the last updates average out"),
     "ema_decay": Default(0.0, "the cosine schedule already averages"),
