@@ -3,9 +3,9 @@
 The first of the family is the embedded teacher. All its parts are trained, from the tokenizer to
 both experts, in less than an hour on two CPU cores. The others differ from it in width, depth, clip
 and content; where they show the same shapes they take over its text encoder and VAE. One is given
-the first frame too, and its experts begin as the embedded teacher's. Each stage
-writes its result to --work_dir, and a stage with a result is skipped; experts also keep their state
-while they train. To resume, run the same command again.
+the first frame too, one learns clips of two lengths: their experts begin as the embedded teacher's.
+Each stage writes its result to --work_dir, and a stage with a result is skipped; experts also keep
+their state while they train. To resume, run the same command again.
 
     python scripts/make_tiny_teacher.py                  # train missing stages, write and check
     python scripts/make_tiny_teacher.py --member wide    # another of the family
@@ -100,11 +100,18 @@ class Member:
     clips: int = 4800
     """That an expert learns from."""
     pictures: bool = False
-    """Whether it is given the first frame; its experts then begin as the embedded teacher's."""
+    """Whether it is given the first frame."""
+    shorter: int | None = None
+    """Frames, 4k+1, to which every other clip that an expert learns from is cut."""
 
     @property
     def width(self) -> int:
         return self.head_width * self.heads
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether its experts begin as the embedded teacher's, and learn something more."""
+        return self.pictures or self.shorter is not None
 
     @property
     def peak_lr(self) -> float:
@@ -129,6 +136,8 @@ FAMILY = {
     "narrow": Member(SHORT, heads=2, layers=3, steps=1200, borrowed=SAME_SHAPES),
     "rough": Member(SHORT, 5, layers=4, head_width=24, steps=1200, borrowed=SAME_SHAPES),
     "broad": Member(SHORT, heads=8, layers=3, steps=1200, borrowed=SAME_SHAPES),
+    # The only one that holds at two lengths.
+    "lengths": Member(World(), 4, layers=3, steps=900, borrowed=SAME_SHAPES, clips=1920, shorter=9),
     "pairs": Member(
         World(17, 96, 96, pairs=True, captions=360), heads=4, layers=5, borrowed=("vae",)
     ),
@@ -419,7 +428,7 @@ def shift_sigma(u: Tensor, shift: float) -> Tensor:
 
 
 def new_denoiser(member: Member, part: str) -> WanTransformer3DModel:
-    """An untrained expert or, for pictures, the embedded teacher's, whose new inputs have weight 0.
+    """An untrained expert or, where it goes on, the embedded teacher's, new inputs with weight 0.
 
     Args:
         part: `transformer` or `transformer_2`.
@@ -435,7 +444,7 @@ def new_denoiser(member: Member, part: str) -> WanTransformer3DModel:
         num_layers=member.layers,
         rope_max_seq_len=64,
     )
-    if member.pictures:
+    if member.goes_on:
         weights = WanTransformer3DModel.from_pretrained(ASSETS / EMBEDDED / part).state_dict()
         name = "patch_embedding.weight"
         weights[name] = torch.cat(
@@ -464,6 +473,9 @@ def make_expert(
         caption = torch.randint(len(latents), (batch,))
         clip = torch.randint(latents.shape[1], (batch,))
         x0, given = latents[caption, clip].tensor_split((LATENT_CHANNELS,), dim=1)
+        if member.shorter and torch.rand(()) < 0.5:
+            # The VAE is causal: the first frames alone have these very latents.
+            x0, given = (z[:, :, : (member.shorter - 1) // 4 + 1] for z in (x0, given))
         noise = torch.randn_like(x0)
         # Stratified, so that every batch covers the whole range.
         u = (torch.arange(batch) + torch.rand(batch)) / batch
