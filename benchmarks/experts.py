@@ -1,6 +1,7 @@
 #!/usr/bin/env python
 """Which expert is to blame? A finished student, with the teacher in the place of one expert at a
-time, and how much of the teacher's spread is left where the high expert ends.
+time, and how much of the teacher's spread is left where the high expert ends. Then how near the low
+expert comes to the teacher on prompts that it learned from, with new noise, and on others.
 
     python benchmarks/experts.py --teacher_path tiny-i2v --output_dir outputs/...
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from train_distillation import encode_prompts
 from wan_distill.data import Run, encode_pictures, prompts_of, read_picture_sets, text_of
+from wan_distill.data.first_frames import Prompt
 from wan_distill.data.rollout import carry
 from wan_distill.maths.distances import frechet_distance, principal_components
 from wan_distill.maths.randomness import keyed_noise
@@ -60,8 +63,8 @@ def run_of(config: Config) -> tuple[Run, Evaluation]:
 class Mixed:
     """Samples from the evaluation's noise, by the student or by the teacher in each expert."""
 
-    def __init__(self, run: Run, evaluation: Evaluation):
-        self.run, self.prompts = run, evaluation.prompts
+    def __init__(self, run: Run, prompts: Sequence[Prompt]):
+        self.run, self.prompts = run, prompts
         key = ("evaluation", run.config.eval_seed, "paired")
         noise = [keyed_noise(run.latent_shape, *key, i) for i in range(len(self.prompts))]
         self.noise = torch.stack(noise)
@@ -111,7 +114,7 @@ def spread(own: Tensor, reference: Tensor) -> tuple[float, float]:
 
 
 def lines(run: Run, evaluation: Evaluation) -> Iterator[str]:
-    rows, mixed = samplers(run.config), Mixed(run, evaluation)
+    rows, mixed = samplers(run.config), Mixed(run, evaluation.prompts)
     reference, paired, worst = (
         evaluation.draw(row) for row in (rows.independent, rows.paired, rows.few_unguided)
     )
@@ -128,6 +131,14 @@ def lines(run: Run, evaluation: Evaluation) -> Iterator[str]:
     own, teachers = ((mixed.handed_over[who] - end * mixed.noise) / (1 - end) for who in WHO)
     slope, share = spread(own, teachers)
     yield f"\nWhere the high expert ends: slope {slope:.3f}, {share:.3f} of the teacher's variance"
+    yield "\n| prompts | mean squared error of the low expert | Fréchet to its teacher |"
+    yield "| --- | --- | --- |"
+    learned = islice(cycle(run.prompts), len(evaluation.prompts))
+    for name, each in (("others", mixed), ("learned from", Mixed(run, list(learned)))):
+        # Both from the student's hand-over, so that all of the difference is the low expert's.
+        own, teachers = (each.ended("student", who) for who in WHO)
+        distance = frechet_distance(project(own), project(teachers))
+        yield f"| {name} | {(own - teachers).square().mean():.4f} | {distance:.2f} |"
 
 
 @torch.no_grad()
