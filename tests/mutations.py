@@ -41,6 +41,12 @@ MUTATIONS = [
         "tests/settings/test_description.py::test_three_places_of_each_tensor_of_large_weights_are_read",
     ),
     Mutation(
+        "wan_distill/settings/defaults.py",
+        '"learning_rate": Default(by_root_width(2.8e-3)',
+        '"learning_rate": Default(by_width(2.8e-3)',
+        "tests/settings/test_stages.py::test_muons_rate_falls_as_the_root_of_the_width",
+    ),
+    Mutation(
         "wan_distill/umt5/tokenizer.py",
         "if strict and share > FLOOD:",
         "if strict and share > 2:",

@@ -1,9 +1,9 @@
 """The defaults, one setting a line, with their reasons: rules for every teacher, the embedded one
 among them.
 
-Rates follow from the teacher's width, batches from the tokens of a clip (settings/scale.py). Only
-sizes and counts differ between teachers that a CPU can run and larger ones. How well the rules
-carry over was measured on a family of teachers (docs/methods.md).
+Rates follow from the teacher's width and the optimizer, batches from the tokens of a clip
+(settings/scale.py). Only sizes and counts differ between teachers that a CPU can run and larger
+ones. How well the rules carry over was measured on a family of teachers (docs/methods.md).
 """
 
 from __future__ import annotations
@@ -39,6 +39,11 @@ def sized(small: Any, large: Any, picture: Any = None) -> Callable[[Scale], Any]
 def by_width(value: float) -> Callable[[Scale], float]:
     """A rate that is `value` at width 128 and falls as 1 / width."""
     return lambda scale: scale.by_width(value)
+
+
+def by_root_width(value: float) -> Callable[[Scale], float]:
+    """A rate of Muon that is `value` at width 128 and falls as 1 / root of width."""
+    return lambda scale: scale.by_root_width(value)
 
 
 EVERY_METHOD: dict[str, Default] = {
@@ -91,7 +96,7 @@ TRAJECTORY = EVERY_METHOD | {
         "each sample is seen 3 to 9 times, and not learned by heart",
     ),
     "optimizer": Default("muon", "learns more where updates are few (docs/methods_measured.md)"),
-    "learning_rate": Default(by_width(2.8e-3), "half and twice of it are no better"),
+    "learning_rate": Default(by_root_width(2.8e-3), "half and twice of it are no better"),
     "adam_beta1": Default(0.9, "a regression: the gradient's direction lasts"),
     "lr_scheduler": Default("cosine", "ends where the last updates average out"),
     "ema_decay": Default(0.0, "the cosine schedule already averages"),
