@@ -42,7 +42,7 @@ MUTATIONS = [
     ),
     Mutation(
         "wan_distill/settings/defaults.py",
-        '"learning_rate": Default(by_root_width(2.8e-3)',
+        '"learning_rate": Default(by_width(2.8e-3, power=0.5)',
         '"learning_rate": Default(by_width(2.8e-3)',
         "tests/settings/test_stages.py::test_muons_rate_falls_as_the_root_of_the_width",
     ),

@@ -36,14 +36,9 @@ def sized(small: Any, large: Any, picture: Any = None) -> Callable[[Scale], Any]
     return lambda scale: large if scale.is_large else with_picture if scale.takes_picture else small
 
 
-def by_width(value: float) -> Callable[[Scale], float]:
-    """A rate that is `value` at width 128 and falls as 1 / width."""
-    return lambda scale: scale.by_width(value)
-
-
-def by_root_width(value: float) -> Callable[[Scale], float]:
-    """A rate of Muon that is `value` at width 128 and falls as 1 / root of width."""
-    return lambda scale: scale.by_root_width(value)
+def by_width(value: float, power: float = 1.0) -> Callable[[Scale], float]:
+    """A rate that is `value` at width 128 and falls as 1 / width ** power: 0.5 for Muon."""
+    return lambda scale: scale.by_width(value, power)
 
 
 EVERY_METHOD: dict[str, Default] = {
@@ -96,7 +91,7 @@ TRAJECTORY = EVERY_METHOD | {
         "each sample is seen 3 to 9 times, and not learned by heart",
     ),
     "optimizer": Default("muon", "learns more where updates are few (docs/methods_measured.md)"),
-    "learning_rate": Default(by_root_width(2.8e-3), "half and twice of it are no better"),
+    "learning_rate": Default(by_width(2.8e-3, power=0.5), "half and twice of it are no better"),
     "adam_beta1": Default(0.9, "a regression: the gradient's direction lasts"),
     "lr_scheduler": Default("cosine", "ends where the last updates average out"),
     "ema_decay": Default(0.0, "the cosine schedule already averages"),

@@ -38,24 +38,19 @@ class Scale:
     def fits_float32(self) -> bool:
         return 4 * self.parameters < FLOAT32_LIMIT
 
-    def by_width(self, value: float) -> float:
-        """A rate that is `value` at the embedded teacher's width and falls as 1 / width.
+    def by_width(self, value: float, power: float = 1.0) -> float:
+        """A rate that is `value` at the embedded teacher's width and falls as 1 / width ** power.
 
-        Adam moves every weight by about the rate, whatever the gradient's size; the sum over a
-        layer's inputs then moves by rate x width. (Yang et al., Tensor Programs V,
+        1 for Adam, which moves every weight by about the rate, whatever the gradient's size; the
+        sum over a layer's inputs then moves by rate x width. (Yang et al., Tensor Programs V,
         arXiv 2203.03466, table 3: hidden weights under Adam.)
-        """
-        return float(f"{value * REFERENCE_WIDTH / self.width:.3g}")
 
-    def by_root_width(self, value: float) -> float:
-        """A rate that is `value` at the embedded teacher's width and falls as 1 / sqrt(width).
-
-        Muon changes a matrix of an adapter by 0.2 rate sqrt(width) in spectral norm. For the one
-        with `width` inputs that norm should fall as 1 / sqrt(width), for the one with `width`
-        outputs grow as sqrt(width). (Yang et al., A spectral condition for feature learning,
-        arXiv 2310.17813, condition 1.) Both have one rate, so the norm is kept as it is.
+        0.5 for Muon, which changes a matrix of an adapter by 0.2 rate sqrt(width) in spectral norm.
+        For the one with `width` inputs that norm should fall as 1 / sqrt(width), for the one with
+        `width` outputs grow as sqrt(width). (Yang et al., A spectral condition for feature
+        learning, arXiv 2310.17813, condition 1.) Both have one rate, so the norm is kept as it is.
         """
-        return float(f"{value * math.sqrt(REFERENCE_WIDTH / self.width):.3g}")
+        return float(f"{value * (REFERENCE_WIDTH / self.width) ** power:.3g}")
 
     def at_once(self, most: int, tokens: int) -> int:
         """The largest power of 2 of samples that are at most `most` and `tokens`; at least 1."""
