@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -68,14 +67,16 @@ class Mixed:
         key = ("evaluation", run.config.eval_seed, "paired")
         noise = [keyed_noise(run.latent_shape, *key, i) for i in range(len(self.prompts))]
         self.noise = torch.stack(noise)
+        self._handed_over: dict[str, Tensor] = {}
 
-    @cached_property
-    def handed_over(self) -> dict[str, Tensor]:
-        """Latents where the high expert ends, by who made them."""
-        return {who: self.carried("high", self.noise, who) for who in WHO}
+    def handed_over(self, who: str) -> Tensor:
+        """Latents where `who`'s high expert ends, made once."""
+        if who not in self._handed_over:
+            self._handed_over[who] = self.carried("high", self.noise, who)
+        return self._handed_over[who]
 
     def ended(self, high: str, low: str) -> Tensor:
-        return self.carried("low", self.handed_over[high], low)
+        return self.carried("low", self.handed_over(high), low)
 
     def carried(self, expert: Expert, latents: Tensor, who: str) -> Tensor:
         """Latents [N, C, F, H, W] at the end of the expert's phase. The teacher may change experts
@@ -122,21 +123,25 @@ def lines(run: Run, evaluation: Evaluation) -> Iterator[str]:
     floor, most = (frechet_distance(project(x), project(reference)) for x in (paired, worst))
     yield "| high expert | low expert | Fréchet | excess | gap closed |"
     yield "| --- | --- | --- | --- | --- |"
-    for high, low in ((high, low) for high in WHO for low in WHO):
-        distance = frechet_distance(project(mixed.ended(high, low)), project(reference))
+    ends = {(high, low): mixed.ended(high, low) for high in WHO for low in WHO}
+    for (high, low), ended in ends.items():
+        distance = frechet_distance(project(ended), project(reference))
         closed = gap_closed(distance, floor, most)
         yield f"| {high} | {low} | {distance:.2f} | {distance / floor:.2f} | {closed:.3f} |"
     config = run.config
     end = handover(config.sigmas(), config.boundary_ratio)
-    own, teachers = ((mixed.handed_over[who] - end * mixed.noise) / (1 - end) for who in WHO)
+    own, teachers = ((mixed.handed_over(who) - end * mixed.noise) / (1 - end) for who in WHO)
     slope, share = spread(own, teachers)
     yield f"\nWhere the high expert ends: slope {slope:.3f}, {share:.3f} of the teacher's variance"
     yield "\n| prompts | mean squared error of the low expert | Fréchet to its teacher |"
     yield "| --- | --- | --- |"
-    learned = islice(cycle(run.prompts), len(evaluation.prompts))
-    for name, each in (("others", mixed), ("learned from", Mixed(run, list(learned)))):
-        # Both from the student's hand-over, so that all of the difference is the low expert's.
-        own, teachers = (each.ended("student", who) for who in WHO)
+    # Both from the student's hand-over, so that all of the difference is the low expert's.
+    learned = Mixed(run, list(islice(cycle(run.prompts), len(evaluation.prompts))))
+    pairs = {
+        "others": [ends["student", who] for who in WHO],
+        "learned from": [learned.ended("student", who) for who in WHO],
+    }
+    for name, (own, teachers) in pairs.items():
         distance = frechet_distance(project(own), project(teachers))
         yield f"| {name} | {(own - teachers).square().mean():.4f} | {distance:.2f} |"
 
