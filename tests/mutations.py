@@ -2357,6 +2357,18 @@ MUTATIONS = [
         "tests/test_interruptions.py::test_while_a_program_is_imported",
     ),
     Mutation(
+        "wan_distill/interrupts.py",
+        "    sys.excepthook = _tell\n",
+        "",
+        "tests/test_interruptions.py::test_without_the_requirements",
+    ),
+    Mutation(
+        "wan_distill/interrupts.py",
+        'if package in ("", "wan_distill"):',
+        'if package == "":',
+        "tests/test_interruptions.py::test_our_own_missing_module_is_a_traceback",
+    ),
+    Mutation(
         "sample.py",
         'if __name__ == "__main__":\n    end_quietly()',
         'if __name__ == "__main__":\n    pass',

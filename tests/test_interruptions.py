@@ -1,4 +1,6 @@
-"""Ctrl-C before a run has begun, and in the other programs: one line and exit code 130."""
+"""Ctrl-C before a run has begun, and in the other programs: one line and exit code 130. Packages
+that are not installed: one line and exit code 2.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +16,7 @@ import convert_lora
 import sample
 import test_umt5_weights
 import train_distillation
+from wan_distill import interrupts
 
 SCRIPTS = (train_distillation, sample, test_umt5_weights, convert_lora)
 # A package that catches everything while it is imported, and an import that stands in its way.
@@ -63,6 +66,22 @@ def ended(tmp_path: Path, package: str, *command: str) -> tuple[int, str]:
 def test_while_a_program_is_imported(script, tmp_path):
     found = ended(tmp_path, "tqdm", script.__file__, "--help")
     assert found == (130, "Stopped before anything was begun.\n")
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_without_the_requirements(script):
+    bare = [sys.executable, "-S", script.__file__, "--help"]  # -S: no package of others is found
+    environment = {name: os.environ[name] for name in os.environ if name != "PYTHONPATH"}
+    run = subprocess.run(bare, env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 2
+    lacks = "error: huggingface_hub: not installed; pip install -r requirements.txt\n"
+    assert run.stderr == lacks
+
+
+def test_our_own_missing_module_is_a_traceback(capsys):
+    error = ModuleNotFoundError("No module named 'wan_distill.x'", name="wan_distill.x")
+    interrupts._tell(type(error), error, None)
+    assert capsys.readouterr().err == "ModuleNotFoundError: No module named 'wan_distill.x'\n"
 
 
 @pytest.mark.parametrize("name", ["train", "sample", "check", "convert"])
