@@ -167,6 +167,8 @@ def carry_out(
     for stage in stages:
         known = training.identity(stage, info, prompts, runtime.sample_groups)
         training.check_resume(stage, known, runtime.say)
+        if not training.is_trained(stage):
+            break  # what a later one has made of its student, it will make anew
     hardware = planning.hardware_of(config, info)
     counts = len(prompts), len(held_out)
     runtime.say(*planning.headline(stages, info, *counts, hardware), *choice.words, "")
@@ -252,7 +254,7 @@ def do_job(
         results.describe_results(config, teacher, verdict, evaluation)
         reporting.finish(evaluation)
         if config.push_to_hub:
-            print(f"Uploaded to {results.push(config, info, evaluation)}")
+            print(f"Uploaded to {results.push(stages, info, evaluation)}")
 
 
 # ------------------------------------------------------------------------------- the text encoder

@@ -2046,7 +2046,7 @@ MUTATIONS = [
     ),
     Mutation(
         "sample.py",
-        "if exists(Path(args.out)) and not args.overwrite:",
+        "if not args.overwrite and (taken",
         "if False:",
         "tests/test_sample.py::test_what_it_cannot_do_is_refused_before_anything_loads",
     ),
@@ -2201,7 +2201,7 @@ MUTATIONS = [
         "tests/planning/test_preflight.py::test_a_teachers_own_folder_is_no_output_folder",
     ),
     Mutation(
-        "wan_distill/training/explicit.py",
+        "wan_distill/training/stages.py",
         '        return "earlier"\n',
         '        return "this"\n',
         "tests/journeys/test_resuming.py::test_an_explicit_checkpoint_of_either_stage",
@@ -2211,6 +2211,41 @@ MUTATIONS = [
         "        except checkpoint.DamagedCheckpoint:  # pruned while another expert went on from it\n",
         "        except KeyError:\n",
         "tests/journeys/test_resuming.py::test_an_explicit_checkpoint_that_is_pruned_before_the_low_expert_begins",
+    ),
+    *(
+        Mutation(
+            *change,
+            "tests/journeys/test_resuming.py::test_a_longer_first_stage_is_refined_anew",
+        )
+        for change in (
+            (
+                "wan_distill/training/resume.py",
+                'newest[1].get("begun_with", self.begun_with) != self.begun_with',
+                "False",
+            ),
+            (
+                "wan_distill/model/warm_start.py",
+                "out.expert(e).exists() or not config.is_second_stage",
+                "True",
+            ),
+            (
+                "train_distillation.py",
+                "        if not training.is_trained(stage):\n            break",
+                "        if False:\n            break",
+            ),
+        )
+    ),
+    Mutation(
+        "wan_distill/training/stages.py",
+        'min(done) >= config.max_train_steps',
+        "True",
+        "tests/journeys/test_resuming.py::test_a_longer_first_stage_is_refined_anew",
+    ),
+    Mutation(
+        "wan_distill/training/resume.py",
+        "        check_resume(config, self.identity, runtime.say)\n",
+        "",
+        "tests/journeys/test_resuming.py::test_of_the_same_student_other_settings_are_refused",
     ),
     Mutation(
         "wan_distill/training/resume.py",

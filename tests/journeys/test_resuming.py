@@ -263,6 +263,32 @@ def test_an_explicit_checkpoint_of_either_stage(run, finished, tmp_path, capsys,
     assert (aside == second) == (stage == "trajectory/high")
 
 
+# The counts of the second stage, which follow from the length of the first, are not given here.
+TRIAL = dict(refine_steps=2, checkpointing_steps=1, critic_warmup_steps=None, ema_start=None)
+
+
+def test_a_longer_first_stage_is_refined_anew(run, finished, tmp_path, capsys):
+    out = shutil.copytree(finished("trajectory+dmd", **TRIAL), tmp_path / "out")
+    before = loras(out)
+    assert run("out", "trajectory+dmd", max_train_steps=8, **TRIAL) == 0
+    assert "set aside, since the student it began with changed" in capsys.readouterr().out
+    after = loras(out)
+    assert after[LORA_FILE["high"]] == loras(out / "trajectory")[LORA_FILE["high"]]
+    assert not any(after[file] == before[file] for file in after)
+    shutil.rmtree(out / "low")  # as if the second stage had never run
+    assert run("out", "trajectory+dmd", max_train_steps=8, **TRIAL) == 0
+    assert loras(out) == after
+    assert run("out", "trajectory+dmd", max_train_steps=8, **TRIAL) == 0
+    assert "set aside" not in capsys.readouterr().out
+
+
+def test_of_the_same_student_other_settings_are_refused(run, finished, tmp_path, capsys):
+    out = shutil.copytree(finished("trajectory+dmd", **TRIAL), tmp_path / "out")
+    shutil.rmtree(out / "trajectory")  # so that the first stage is made again, the same
+    assert run("out", "trajectory+dmd", **TRIAL | dict(score_draws=3)) == 2
+    assert "score_draws was 2, is 3" in capsys.readouterr().err
+
+
 def test_an_explicit_checkpoint_that_is_missing_or_damaged_fails_loudly(
     run, finished, tmp_path, capsys
 ):

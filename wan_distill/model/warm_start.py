@@ -77,9 +77,13 @@ def _describe(file: LoraHeader) -> str:
 
 
 def _carried(config: Config, files: dict[Expert, LoraHeader]) -> dict[Expert, LoraHeader]:
-    """Those of `files` that the output folder takes over as they are."""
+    """Those of `files` that the output folder takes over as they are. What is there stays, unless
+    it was taken over from a first stage, which may have learned more since.
+    """
     out = RunFolder(Path(config.output_dir))
-    return {e: f for e, f in files.items() if e not in config.experts and not out.lora(e).exists()}
+    found = [e for e in files if out.lora(e).exists()]
+    kept = [e for e in found if out.expert(e).exists() or not config.is_second_stage]
+    return {e: f for e, f in files.items() if e not in (*config.experts, *kept)}
 
 
 def _trained(file: LoraHeader) -> list[str]:
@@ -195,7 +199,7 @@ def begin_as(transformer: WanTransformer3DModel, role: Role, file: LoraHeader) -
 
 
 def carry_over(config: Config, info: TeacherInfo) -> list[str]:
-    """Writes the given LoRAs of experts that are not trained here, where none is yet; says so."""
+    """Writes the given LoRAs of experts that are not trained here, but not over others; says so."""
     done = []
     for expert, file in _carried(config, warm_start_files(config, info)).items():
         target = RunFolder(Path(config.output_dir)).lora(expert)

@@ -19,9 +19,9 @@ from wan_distill.model.denoiser import Denoiser, nonfinite_weight
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TEXT_PARTS, TeacherInfo
 from wan_distill.settings.recipes import Role
-from wan_distill.training.explicit import explicit_checkpoint, stage_of
 from wan_distill.training.learner import Learner
 from wan_distill.training.metrics import Metrics
+from wan_distill.training.stages import begun_with, explicit_checkpoint, newest_of, stage_of
 
 # Settings that may differ between a run and its continuation: they decide neither what an update
 # does nor which weights are exported. Processes x accumulation, which do, are part of `identity`.
@@ -52,11 +52,11 @@ def check_resume(config: Config, run: dict[str, Any], say: Callable[[str], None]
     checkpoint.
     """
     folder = RunFolder(Path(config.output_dir))
-    newest = [_newest(checkpoint.found(folder.expert(expert))) for expert in config.experts]
+    newest = [newest_of(checkpoint.found(folder.expert(expert))) for expert in config.experts]
     if config.resume_from_checkpoint != "latest":
         explicit = explicit_checkpoint(config)
         if stage_of(explicit, config) == "this":
-            newest.append(_newest([explicit]))
+            newest.append(newest_of([explicit]))
     for candidate, state in [pair for pair in newest if pair is not None]:
         changes = _changes(config, run, state)
         if changes and config.allow_config_change:
@@ -66,16 +66,6 @@ def check_resume(config: Config, run: dict[str, Any], say: Callable[[str], None]
                 f"{candidate} was trained with other settings ({'; '.join(changes)}); set them "
                 "back, choose another --output_dir, or give --allow_config_change"
             )
-
-
-def _newest(folders: Sequence[Path]) -> tuple[Path, dict[str, Any]] | None:
-    """The first of `folders` whose state is there, and that state."""
-    for folder in folders:
-        try:
-            return folder, checkpoint.read_state(folder)
-        except checkpoint.DamagedCheckpoint:
-            continue  # an older one will be resumed from
-    return None
 
 
 def _changes(config: Config, run: dict[str, Any], state: dict[str, Any]) -> list[str]:
@@ -115,6 +105,7 @@ class Progress:
         self.metrics = metrics
         groups = run.runtime.sample_groups
         self.identity = identity(run.config, run.info, run.prompts, groups)
+        self.begun_with = begun_with(run.config, run.info)
 
     def save(self, step: int) -> None:
         """A checkpoint of everything after `step` updates; nothing where a whole one exists. All
@@ -127,6 +118,7 @@ class Progress:
                 config=config.to_json(),
                 expert=self.expert,
                 run=self.identity,
+                begun_with=self.begun_with,
                 done={role: learner.done for role, learner in self.learners.items()},
                 metrics=unwritten,
             )
@@ -189,6 +181,7 @@ class Progress:
         """The folder to resume from. Later ones than an explicit one are set aside, not lost."""
         runtime = self.run.runtime
         wanted = self.run.config.resume_from_checkpoint
+        self._set_aside_of_another_student()
         if wanted == "latest":
             return checkpoint.latest(self.root, runtime.say)
         folder, stage = Path(wanted), stage_of(Path(wanted), self.run.config)
@@ -205,3 +198,18 @@ class Progress:
                 runtime.say(f"{later.name}: set aside, since {folder} was asked for.")
         runtime.state.wait_for_everyone()
         return folder if stage == "this" else None
+
+    def _set_aside_of_another_student(self) -> None:
+        """What a second stage made of a student that the first has changed since is made anew. Of
+        the same one it is gone on from; UsageError where other settings made it.
+        """
+        config, runtime = self.run.config, self.run.runtime
+        if not config.is_second_stage:
+            return
+        newest = newest_of(checkpoint.found(self.root))
+        runtime.state.wait_for_everyone()  # before the main process renames what others look at
+        if newest and newest[1].get("begun_with", self.begun_with) != self.begun_with:
+            for folder in checkpoint.set_aside(self.root, 0) if runtime.is_main else ():
+                runtime.say(f"{folder.name}: set aside, since the student it began with changed.")
+            runtime.state.wait_for_everyone()
+        check_resume(config, self.identity, runtime.say)

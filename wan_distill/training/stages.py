@@ -1,14 +1,19 @@
-"""The checkpoint that `--resume_from_checkpoint` names, which may be another stage's."""
+"""Checkpoints and the stages of a job: which stage wrote one, and what the second began with."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import wan_distill.training.checkpoint as checkpoint
 from wan_distill.errors import UsageError
 from wan_distill.layout import RunFolder
+from wan_distill.maths.sigmas import Expert
+from wan_distill.model.warm_start import warm_start_files
 from wan_distill.settings.config import Config
+from wan_distill.settings.description import TeacherInfo
+from wan_distill.system.files import sha256
 
 
 def explicit_checkpoint(config: Config) -> Path:
@@ -40,3 +45,27 @@ def stage_of(folder: Path, config: Config) -> Literal["earlier", "this", "later"
         return "earlier"
     is_within = RunFolder(job).stage(config.method).path == own
     return "later" if is_within else "this"
+
+
+def begun_with(config: Config, info: TeacherInfo) -> dict[Expert, str]:
+    """SHA-256 of each LoRA of the first stage that a second one begins with; nothing elsewhere."""
+    files = warm_start_files(config, info) if config.is_second_stage else {}
+    return {expert: sha256(file.path) for expert, file in files.items()}
+
+
+def is_trained(config: Config) -> bool:
+    """Whether the checkpoints of a stage say that it has made all its updates."""
+    folder = RunFolder(Path(config.output_dir))
+    newest = [newest_of(checkpoint.found(folder.expert(expert))) for expert in config.experts]
+    done = [pair[1]["done"]["student"] for pair in newest if pair is not None]
+    return len(done) == len(newest) and min(done) >= config.max_train_steps
+
+
+def newest_of(folders: Sequence[Path]) -> tuple[Path, dict[str, Any]] | None:
+    """The first of `folders`, the highest step first, whose state is there, and that state."""
+    for folder in folders:
+        try:
+            return folder, checkpoint.read_state(folder)
+        except checkpoint.DamagedCheckpoint:
+            continue  # an older one will be resumed from
+    return None
