@@ -2046,7 +2046,7 @@ MUTATIONS = [
     ),
     Mutation(
         "sample.py",
-        "if not args.overwrite and (taken",
+        "if not args.overwrite and (taken := next(filter(exists, files), None)):",
         "if False:",
         "tests/test_sample.py::test_what_it_cannot_do_is_refused_before_anything_loads",
     ),
@@ -2234,6 +2234,18 @@ MUTATIONS = [
                 "        if False:\n            break",
             ),
         )
+    ),
+    Mutation(
+        "wan_distill/settings/resolve.py",
+        "        optimizer=None,  # --optimizer is the regression's: matching has its own\n",
+        "",
+        "tests/settings/test_stages.py::test_a_regression_learns_by_muon_and_matching_by_adamw",
+    ),
+    Mutation(
+        "wan_distill/settings/checks.py",
+        'config.optimizer == "muon" and config.method != "trajectory"',
+        "False",
+        "tests/settings/test_stages.py::test_muon_is_refused_where_it_cannot_work",
     ),
     Mutation(
         "wan_distill/training/stages.py",

@@ -173,6 +173,12 @@ def test_muons_rate_falls_as_the_root_of_the_width():
 
 def test_a_regression_learns_by_muon_and_matching_by_adamw():
     assert [stage.optimizer for stage in stages()] == ["muon", "adamw"]
+    rates = [stage.learning_rate for stage in stages()]
+    said = stages("--optimizer=muon")
+    assert [(s.optimizer, s.learning_rate) for s in said] == [
+        ("muon", rates[0]),
+        ("adamw", rates[1]),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -185,10 +191,19 @@ def test_what_muon_cannot_do_adamw_does_at_its_own_rate(flags):
     assert stage.learning_rate == (1e-3 if whole else 4e-3)
 
 
-@pytest.mark.parametrize("flag", ["--use_8bit_adam", "--student_layers=2"])
-def test_muon_is_refused_where_it_cannot_work(flag):
-    with pytest.raises(UsageError, match="--optimizer"):
-        stages("--method=trajectory", "--optimizer=muon", flag)
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--method=trajectory", "--use_8bit_adam"],
+        ["--method=trajectory", "--student_layers=2"],
+        ["--method=dmd"],
+        ["--method=consistency"],
+    ],
+    ids=str,
+)
+def test_muon_is_refused_where_it_cannot_work(flags):
+    with pytest.raises(UsageError, match="--optimizer muon"):
+        stages("--optimizer=muon", *flags)
 
 
 @pytest.mark.parametrize(

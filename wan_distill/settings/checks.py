@@ -44,6 +44,11 @@ def check_single(config: Config) -> None:
         raise UsageError(
             "--critic_from_student: there is no LoRA to begin with; give --init_student_from"
         )
+    if config.optimizer == "muon" and config.method != "trajectory":
+        raise UsageError(
+            f"--optimizer muon: --method {config.method} has learning rates for adamw only; leave "
+            "it out, or use --method trajectory"
+        )
     if config.optimizer == "muon" and config.use_8bit_adam:
         raise UsageError("--use_8bit_adam: there is none for --optimizer muon; leave one out")
     if config.optimizer == "muon" and config.whole_student:

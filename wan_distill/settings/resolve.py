@@ -54,6 +54,7 @@ def resolve_stages(config: Config, teacher: TeacherInfo) -> tuple[Config, ...]:
         method=second,
         init_student_from=str(begun.path),
         max_train_steps=config.refine_steps,
+        optimizer=None,  # --optimizer is the regression's: matching has its own
         learning_rate=config.refine_learning_rate,
     )
     usual = _resolve_one(
