@@ -2,7 +2,7 @@
 """Quality against transformer evaluations: what each part of the default job is worth.
 
     python benchmarks/frontier.py                      every recipe, the embedded teacher: hours
-    python benchmarks/frontier.py --rows trajectory trajectory+dmd --seeds 0 1
+    python benchmarks/frontier.py --rows trajectory "trajectory + low" --seeds 0 1
     python benchmarks/frontier.py --teacher_path DIR   another teacher, in another --result_dir
 
 An evaluation is one forward of a transformer for one sample; a backward counts two, and what it

@@ -13,7 +13,7 @@ ends at the next *student* sigma, the Euler sampler of inference is exact for it
 x_n lies on the teacher's own path: where the step begins it is the stored solution, from which the
 sampler of inference starts this step too, and on the way to the step's end it is on the chord
 between the two. A guided sampler never passes through samples with fresh noise, which are the usual
-choice; students of them were less diverse (docs/methods.md).
+choice; students of them were less diverse (docs/methods_measured.md).
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """`--budget`: the counts of a job that fits a number of hours, and why these.
 
-Quality grows with samples and with updates, and neither alone helps for long (docs/methods.md has
-the measurements), so all counts of a job are scaled together; its batches stay. The choice is kept
-in the output folder: a continued run, perhaps on another machine, makes the same job.
+Quality grows with samples and with updates, and neither alone helps for long
+(docs/methods_measured.md has the measurements), so all counts of a job are scaled together; its
+batches stay. The choice is kept in the output folder: a continued run, perhaps on another machine,
+makes the same job.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from wan_distill.system.files import write_atomically
 # Shares of the default's counts, from 1/64 to 4: more was not measured.
 SHARES = tuple(2 ** (eighth / 8) for eighth in range(-48, 17))
 LEAST_MEASURED = 0.25  # of the usual clips that the student is measured with
-# What is left of the gap / the same for half of the counts (docs/methods.md).
+# What is left of the gap / the same for half of the counts (docs/methods_measured.md).
 LEFT_AFTER_DOUBLING = 0.7
 
 

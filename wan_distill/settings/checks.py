@@ -44,7 +44,7 @@ def check_single(config: Config) -> None:
         raise UsageError(
             "--critic_from_student: there is no LoRA to begin with; give --init_student_from"
         )
-    if config.optimizer == "muon" and config.method != "trajectory":
+    if config.optimizer == "muon" != recipe_of(config).defaults["optimizer"].rule:
         raise UsageError(
             f"--optimizer muon: --method {config.method} has learning rates for adamw only; leave "
             "it out, or use --method trajectory"

@@ -16,8 +16,11 @@ OF_THE_STUDENT = ("teacher_lora", "teacher_transformer", "teacher_transformer_2"
 
 
 def output_name(config: Config, teacher: str) -> str:
-    """`<teacher>-<method>-<steps>`, and each setting that is given and makes another student:
-    two runs with different settings never meet in one folder.
+    """`<teacher>-<method>-<steps>`, and each setting that is given and may not change on resuming,
+    or changes the teacher: runs that differ in one of them never meet in one folder.
+
+    Prompts, pictures and the counts of updates (`--budget` too) are not in it. What a folder that
+    holds another run then refuses, training/resume.py says.
 
     Args:
         config: with `method` and `sampling_steps` filled in, and otherwise as given.
