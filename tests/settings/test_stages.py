@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import REPOSITORY
 
 from wan_distill.errors import UsageError
 from wan_distill.settings import defaults
@@ -159,6 +160,30 @@ def test_only_sizes_and_counts_and_rates_depend_on_the_teacher():
             assert rule.value(A14B) == pytest.approx(rule.value(EMBEDDED) / ratio, rel=0.01)
 
 
+def test_the_plan_gives_each_reason_once():
+    """Two texts about one setting would contradict each other one day."""
+    for title, recipe in RECIPES.items():
+        for name, reason in recipe.explained.items():
+            assert (reason is None) == (name in recipe.defaults), f"{title}: {name}"
+
+
+def test_the_reasons_in_the_plan_are_those_of_the_values_beside_them():
+    matching, refinement = stages("--method=dmd")[0], stages()[1]
+    for config, table in ((matching, defaults.DMD), (refinement, defaults.DMD_WARM_START)):
+        said = RECIPES["dmd"].reasons(config)
+        for name in ("learning_rate", "critic_updates", "critic_warmup_steps"):
+            assert said[name] == table[name].reason
+        assert said["adam_beta1"] == "large rates need momentum; 0 in DMD2"
+        assert "colours saturate" in said["real_score_guidance_scale"]
+    assert RECIPES["trajectory"].reasons(stages()[0]) == {}
+
+
+def test_the_advice_on_a_single_step_names_the_page_that_measures_it():
+    (note,) = RECIPES["dmd"].notes(stages("--method=dmd", "--sampling_steps=1")[0])
+    page = note.split("(")[1].rstrip(")")
+    assert "**A single step**" in (REPOSITORY / page).read_text(encoding="utf-8")
+
+
 def test_a14bs_rate_of_adamw_is_a_published_one():
     """5e-5 to 1e-4 for LoRA of rank 64 (docs/methods.md)."""
     assert defaults.ADAMW_TRAJECTORY["learning_rate"].value(A14B) == 1e-4
@@ -189,6 +214,13 @@ def test_what_muon_cannot_do_adamw_does_at_its_own_rate(flags):
     assert stage.optimizer == "adamw"
     whole = flags == ["--student_layers=2"]
     assert stage.learning_rate == (1e-3 if whole else 4e-3)
+
+
+def test_8_bit_moments_of_two_stages_are_those_of_adamw():
+    found = [(s.optimizer, s.use_8bit_adam) for s in stages("--use_8bit_adam")]
+    assert found == [("muon", False), ("adamw", True)]
+    found = [(s.optimizer, s.use_8bit_adam) for s in stages("--use_8bit_adam", "--optimizer=adamw")]
+    assert found == [("adamw", True), ("adamw", True)]
 
 
 @pytest.mark.parametrize(

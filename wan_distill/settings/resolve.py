@@ -49,6 +49,8 @@ def resolve_stages(config: Config, teacher: TeacherInfo) -> tuple[Config, ...]:
         export=(),
         lora_dtype="float32",
         critic_from_student=False,
+        # Muon learns more from few updates, and the second stage takes more memory anyway.
+        use_8bit_adam=config.use_8bit_adam and config.optimizer == "adamw",
     )
     after: dict[str, Any] = dict(
         method=second,
