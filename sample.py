@@ -19,6 +19,7 @@ import itertools
 import os
 import re
 import sys
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ from wan_distill.settings.students import find_student, is_declared, student_sch
 from wan_distill.system.endings import ended
 from wan_distill.system.notices import keep_notices
 
-LONGEST_NAME = 250  # bytes
+LONGEST_NAME = 246  # bytes: file systems allow 255, and a video that is written has 9 more
 NAME_BYTES = 180  # of a video's name, in UTF-8: file systems allow 255 in all
 # Flag -> folder, and videos per prompt: VBench's own number is 5.
 SERIES = {"prompts": ("videos", 1), "vbench_prompts": ("vbench", 5)}
@@ -61,12 +62,13 @@ FLAGS: dict[str, dict[str, Any]] = {
         type=path, metavar="FILE", help="the same with VBench's number of videos per prompt, 5"
     ),
     "--samples": dict(
-        type=int, help="videos per prompt of a file, with seeds --seed, --seed + 1, ... (default 1)"
+        type=int, help="videos per prompt, with seeds --seed, --seed + 1, ... (default 1; VBench 5)"
     ),
     "--out": dict(
         type=path,
-        help="where the video goes (default: video.mp4, or video-1.mp4, ... where that exists), or "
-        "the folder of many (default: videos, vbench)",
+        help="where the video of --prompt goes; further ones get -1, -2, ... before .mp4 (default: "
+        "video.mp4, video-1.mp4, ... without those that exist). For a file of prompts: the folder "
+        "(default: videos, vbench)",
     ),
     "--overwrite": dict(action="store_true", help="replace videos that exist"),
     "--teacher_path": dict(
@@ -204,9 +206,8 @@ def wanted_videos(args: argparse.Namespace) -> list[tuple[str, int, Path]]:
     if others or not flag:
         raise UsageError("--prompt: give one, or --prompts FILE, or --vbench_prompts FILE")
     if flag == "prompt":
-        check_out(args)
-        file = Path(args.out) if args.out else unused_name(Path("video.mp4"))
-        return [(args.prompt, args.seed, file)]
+        files = files_of_prompt(args)
+        return [(args.prompt, args.seed + i, file) for i, file in enumerate(files)]
     from wan_distill.data.prompts import read_prompts
 
     usual, count = SERIES[flag]
@@ -228,20 +229,27 @@ def wanted_videos(args: argparse.Namespace) -> list[tuple[str, int, Path]]:
     return left
 
 
-def check_out(args: argparse.Namespace) -> None:
-    """Raises UsageError where --prompt or --out cannot be."""
+def files_of_prompt(args: argparse.Namespace) -> list[Path]:
+    """The files of --prompt's videos. Raises UsageError where --prompt or --out cannot be.
+
+    Without --out they are names that nothing has yet.
+    """
     if any("\ud800" <= character <= "\udfff" for character in args.prompt):
         raise UsageError(f"--prompt {args.prompt!a}: is no text of the terminal's encoding")
+    count = args.samples or 1
     if args.out is None:
-        return
-    if len(os.fsencode(Path(args.out).name)) > LONGEST_NAME:
-        raise UsageError(f"--out {args.out}: is too long a name; choose another")
+        unused = (file for file in numbered(Path("video.mp4")) if not exists(file))
+        return list(itertools.islice(unused, count))
     if os.path.isdir(args.out):
         raise UsageError(f"--out {args.out}: is a folder; name a file in it, such as video.mp4")
     if Path(args.out).suffix.lower() != ".mp4":
         raise UsageError(f"--out {args.out}: videos are written as mp4; give a name with .mp4")
-    if exists(Path(args.out)) and not args.overwrite:
-        raise UsageError(f"--out {args.out}: exists; choose another name, or --overwrite")
+    files = list(itertools.islice(numbered(Path(args.out)), count))
+    if len(os.fsencode(files[-1].name)) > LONGEST_NAME:
+        raise UsageError(f"--out {args.out}: is too long a name; choose another")
+    if not args.overwrite and (taken := next(filter(exists, files), None)):
+        raise UsageError(f"--out {taken}: exists; choose another name, or --overwrite")
+    return files
 
 
 def exists(video: Path) -> bool:
@@ -249,10 +257,11 @@ def exists(video: Path) -> bool:
     return video.exists() or video.with_suffix(".png").exists()
 
 
-def unused_name(video: Path) -> Path:
-    """`video` or, where it exists, the first of `video-1`, `video-2`, ... that does not."""
-    numbered = (video.with_stem(f"{video.stem}-{number}") for number in itertools.count(1))
-    return next(file for file in itertools.chain([video], numbered) if not exists(file))
+def numbered(video: Path) -> Iterator[Path]:
+    """`video`, and then `video-1`, `video-2`, ... without an end."""
+    yield video
+    for number in itertools.count(1):
+        yield video.with_stem(f"{video.stem}-{number}")
 
 
 def file_names(prompts: list[str]) -> dict[str, str]:

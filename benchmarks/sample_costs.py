@@ -41,8 +41,15 @@ class SampleCosts:
         self._file(name).write_text(json.dumps(total), encoding="utf-8")
 
     def of(self, name: str, samples: int) -> tuple[float, float]:
-        """Evaluations and seconds that so many samples of a folder took, on average."""
+        """Evaluations and seconds that so many samples of a folder took, on average. Ends the
+        program where that was not counted: the samples come from elsewhere.
+        """
         total, evaluations, seconds = self._total(name)
+        if total == 0:
+            raise SystemExit(
+                f"{self._file(name)}: missing, so what the samples took is not known; delete "
+                f"{self.folder.parent} and run again"
+            )
         return evaluations * samples / total, seconds * samples / total
 
     def _file(self, name: str) -> Path:

@@ -124,7 +124,7 @@ class Member:
 
 SAME_SHAPES = ("tokenizer", "text_encoder", "vae")
 EMBEDDED, EMBEDDED_I2V = "tiny_wan22", "tiny_i2v"
-SHORT = World(9, 32, 32, 0.5)  # 12 tokens a clip
+SHORT = World(9, 32, 32, 0.75)  # 12 tokens a clip
 FAMILY = {
     EMBEDDED: Member(World(), heads=4, layers=3),
     EMBEDDED_I2V: Member(
@@ -135,7 +135,7 @@ FAMILY = {
     # Three widths, trained for a third of the time: their guided paths are rough.
     "narrow": Member(SHORT, heads=2, layers=3, steps=1200, borrowed=SAME_SHAPES),
     "rough": Member(SHORT, 5, layers=4, head_width=24, steps=1200, borrowed=SAME_SHAPES),
-    "broad": Member(SHORT, heads=8, layers=3, steps=1200, borrowed=SAME_SHAPES),
+    "broad": Member(SHORT, heads=8, layers=3, borrowed=SAME_SHAPES),
     # The only one that holds at two lengths.
     "lengths": Member(World(), 4, layers=3, steps=900, borrowed=SAME_SHAPES, clips=1920, shorter=9),
     "pairs": Member(
@@ -422,6 +422,11 @@ def picture_channels(vae: AutoencoderKLWan, clips: Tensor) -> Tensor:
 # ---------------------------------------------------------------------------------------- denoisers
 
 
+def latent_frames(frames: int) -> int:
+    """The first frame has a latent frame of its own, each 4 that follow share one."""
+    return (frames - 1) // 4 + 1
+
+
 def shift_sigma(u: Tensor, shift: float) -> Tensor:
     """Wan's time shift of levels `u` in [0, 1], towards 1."""
     return shift * u / (1 + (shift - 1) * u)
@@ -475,7 +480,7 @@ def make_expert(
         x0, given = latents[caption, clip].tensor_split((LATENT_CHANNELS,), dim=1)
         if member.shorter and torch.rand(()) < 0.5:
             # The VAE is causal: the first frames alone have these very latents.
-            x0, given = (z[:, :, : (member.shorter - 1) // 4 + 1] for z in (x0, given))
+            x0, given = (z[:, :, : latent_frames(member.shorter)] for z in (x0, given))
         noise = torch.randn_like(x0)
         # Stratified, so that every batch covers the whole range.
         u = (torch.arange(batch) + torch.rand(batch)) / batch
@@ -669,7 +674,7 @@ def sample(
     """
     world, sampling = member.world, member.sampling
     prompt, no_prompt = pipeline.encode_prompt(captions, "", max_sequence_length=TEXT_LENGTH)
-    shape = (16, (world.frames - 1) // 4 + 1, world.height // 8, world.width // 8)
+    shape = (16, latent_frames(world.frames), world.height // 8, world.width // 8)
     x = torch.randn(len(captions), *shape, generator=rng)
     given = x[:, :0]
     if pictures is not None:  # the stock pipeline's, which takes one picture at a time
@@ -695,8 +700,8 @@ def sample(
 
 
 def check(folder: Path, count: int, seed: int, sheet: Path | None, member: Member) -> None:
-    """Prints which share of clips obeys its caption, for training and for held-out captions, and of
-    a teacher that is given pictures how well the first frames are kept.
+    """Prints which share of clips obeys its caption, for training and for held-out captions, and
+    what the VAE allows; of a teacher that is given pictures how well the first frames are kept.
 
     Args:
         sheet: saves some frames as a PNG here, behind the pictures if there are any.
@@ -712,7 +717,8 @@ def check(folder: Path, count: int, seed: int, sheet: Path | None, member: Membe
             captions[i % len(captions)]
             for i in torch.randperm(max(count // 2, 1), generator=rng).tolist()
         ]
-        pictures = world.render(wanted, rng)[:, :, 0] if member.pictures else None
+        rendered = world.render(wanted, rng if member.pictures else torch.Generator())
+        pictures = rendered[:, :, 0] if member.pictures else None
         clips = torch.cat(
             [
                 sample(
@@ -725,11 +731,10 @@ def check(folder: Path, count: int, seed: int, sheet: Path | None, member: Membe
                 for i in tqdm(range(0, len(wanted), 20), f"{group} captions")
             ]
         )
-        judge = Judge(world)
-        good = [judge.obeys(clip, caption) for clip, caption in zip(clips, wanted, strict=True)]
+        good, most = (obeying(world, c, wanted) for c in (clips, kept(pipeline.vae, rendered)))
         print(
-            f"{group}: {sum(good)} of {len(good)} clips obey their caption "
-            f"({sum(good) / len(good):.1%})"
+            f"{group}: {good} of {len(clips)} clips obey their caption ({good / len(clips):.1%}); "
+            f"of rendered ones that the VAE alone encodes and decodes, {most}"
         )
         strips = [torch.cat(list(clip[:, ::4].unbind(1)), dim=2) for clip in clips[:8]]
         if pictures is not None:
@@ -741,6 +746,18 @@ def check(folder: Path, count: int, seed: int, sheet: Path | None, member: Membe
         Image.fromarray(image.numpy()).save(sheet)
 
 
+def obeying(world: World, clips: Tensor, captions: list[str]) -> int:
+    """How many of the clips [B, 3, F, H, W] in [-1, 1] obey their captions."""
+    judge = Judge(world)
+    return sum(judge.obeys(clip, text) for clip, text in zip(clips, captions, strict=True))
+
+
+def kept(vae: AutoencoderKLWan, clips: Tensor) -> Tensor:
+    """What the VAE alone keeps of clips [B, 3, F, H, W] in [-1, 1]: no denoiser can show more."""
+    parts = [vae.decode(vae.encode(part).latent_dist.mean).sample for part in clips.split(20)]
+    return torch.cat(parts)
+
+
 @torch.no_grad()
 def print_first_frames(group: str, vae: AutoencoderKLWan, clips: Tensor, pictures: Tensor) -> None:
     """Prints the error of the first frames, beside what the VAE alone makes of the pictures.
@@ -749,10 +766,10 @@ def print_first_frames(group: str, vae: AutoencoderKLWan, clips: Tensor, picture
         clips: [B, 3, F, H, W] in [-1, 1].
         pictures: [B, 3, H, W] in [-1, 1].
     """
-    kept = vae.decode(vae.encode(pictures[:, :, None]).latent_dist.mean).sample
+    given = pictures[:, :, None]
     shown, first, alone = (
         ((frames.clamp(-1, 1) + 1) / 2).permute(0, 2, 3, 4, 1)
-        for frames in (pictures[:, :, None], clips[:, :, :1], kept)
+        for frames in (given, clips[:, :, :1], kept(vae, given))
     )
     error, floor = distance_from(first, shown[:, 0]), distance_from(alone, shown[:, 0])
     print(
@@ -776,6 +793,9 @@ def main() -> None:
     parser.add_argument("--work_dir", type=Path, help="finished stages (default: .work/<member>)")
     parser.add_argument(
         "--seed", type=int, default=0, help="of every stage and of the check (%(default)s)"
+    )
+    parser.add_argument(
+        "--steps", type=int, help="training steps of each expert (default: the member's)"
     )
     parser.add_argument(
         "--threads",
@@ -804,6 +824,7 @@ def main() -> None:
 
     torch.set_num_threads(args.threads)
     member = FAMILY[args.member]
+    member = replace(member, steps=args.steps or member.steps)
     work = args.work_dir or WORK / args.member
     home = ASSETS if args.member in (EMBEDDED, EMBEDDED_I2V) else WORK / "family"
     folder = args.output_dir or home / args.member
@@ -814,6 +835,8 @@ def main() -> None:
         for name in STAGES:
             run_stage(name, work, args.seed, member)
         assemble(work, folder, member)
+    elif not folder.is_dir():
+        parser.error(f"--check: {folder} is no folder; make it first, without --check")
     if args.check_frames:
         member = replace(member, world=replace(member.world, frames=args.check_frames))
     check(folder, args.check_clips, args.seed, args.sheet, member)

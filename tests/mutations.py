@@ -1757,7 +1757,7 @@ MUTATIONS = [
         "tests/training/test_resume.py::test_a_skipped_update_is_counted_up_to_the_limit",
     ),
     Mutation(
-        "wan_distill/training/resume.py",
+        "wan_distill/training/stages.py",
         "            continue  # an older one will be resumed from",
         "            return None",
         "tests/training/test_resume.py::test_a_damaged_checkpoint_refuses_nothing",

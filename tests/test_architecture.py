@@ -335,6 +335,73 @@ def test_a_path_that_is_spelt_is_recognised():
     ]
 
 
+# ------------------------------------------------------------------------- what is named and used
+
+
+FILES = ("py", "json", "html", "css", "js")  # `run.json` is a file
+
+
+def defined(node: ast.stmt) -> list[str]:
+    """The names that a statement of a module or of a class defines."""
+    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+        return [node.name]
+    targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+    return [target.id for target in targets if isinstance(target, ast.Name)]
+
+
+def definitions(tree: ast.Module) -> Iterator[tuple[str, bool]]:
+    """(name, is it a method?) of all that a module defines, but for what Python, pytest or a base
+    class of another package calls.
+    """
+    classes = {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
+    for node in tree.body:
+        yield from ((name, False) for name in defined(node) if not name.startswith(("__", "test_")))
+        if isinstance(node, ast.ClassDef) and all(is_ours(base, classes) for base in node.bases):
+            methods = (m for m in node.body if isinstance(m, ast.FunctionDef))
+            yield from ((m.name, True) for m in methods if not m.name.startswith("__"))
+
+
+def is_ours(base: ast.expr, classes: set[str]) -> bool:
+    """Whether a base class is one of the same module, or one that has no methods to be replaced."""
+    name = ast.unparse(base).split("[")[0].split(".")[-1]
+    return name in classes or name in {"Protocol", "NamedTuple", "Exception"} or "Settings" in name
+
+
+def test_all_that_is_defined_is_used():
+    """By the product, a script, a benchmark or a test; a method by its name after a dot."""
+    names: set[str] = set()
+    attributes: set[str] = set()
+    for folder in (PACKAGE, "scripts", "benchmarks", "tests", "."):
+        for file in (REPOSITORY / folder).glob("*.py" if folder == "." else "**/*.py"):
+            for node in ast.walk(parsed(file)):
+                if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
+                    names.add(node.id)
+                elif isinstance(node, ast.Attribute):
+                    attributes.add(node.attr)
+    unused = [
+        f"{name_of(file)}: {name}"
+        for file in product_files()
+        for name, is_method in definitions(parsed(file))
+        if name not in attributes and (is_method or name not in names)
+    ]
+    assert unused == []
+
+
+def test_what_docstrings_and_comments_name_exists():
+    """Of `module.name`, where there is a module of ours with that name."""
+    known: dict[str, set[str]] = {}
+    for file in product_files():
+        inside = {name for node in parsed(file).body for name in defined(node)}
+        known[file.stem] = known.get(file.stem, set()) | inside
+    lost = [
+        f"{name_of(file)}: {module}.{name}"
+        for file in product_files()
+        for module, name in re.findall(r"`(\w+)\.(\w+)`", file.read_text(encoding="utf-8"))
+        if module in known and name not in known[module] and name not in FILES
+    ]
+    assert lost == []
+
+
 # ------------------------------------------------------------------------------------------ the map
 
 

@@ -356,6 +356,11 @@ def test_names_of_videos_never_collide_nor_are_too_long(tmp_path):
 # -------------------------------------------------------------------------------------------- files
 
 
+def test_the_longest_name_that_is_taken_can_be_written(tmp_path):
+    name = "a" * (sample.LONGEST_NAME - 4) + ".mp4"
+    assert pictures.write_video(tmp_path / name, numpy.full((5, 32, 48, 3), 0.5), 8).exists()
+
+
 def test_a_video_is_written_where_it_is_asked_for(trained, grey_clips, tmp_path, capsys):
     import imageio.v3
 
@@ -375,6 +380,29 @@ def test_without_a_name_nothing_is_overwritten(trained, grey_clips, tmp_path, mo
         assert sample.main(["--student", str(trained), "--prompt", PROMPT]) == 0
     files = sorted(file.name for file in tmp_path.iterdir())
     assert files == ["video-1.png", "video-2.mp4", "video-3.mp4", "video.mp4"]
+
+
+def test_several_videos_of_a_prompt_are_numbered_and_have_seeds_of_their_own(
+    trained, grey_clips, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pictures, "write_video", lambda file, *_: file.write_bytes(b"video"))
+    seeds = []
+    clip = (numpy.full((5, 32, 48, 3), 0.5), 1.0)
+    monkeypatch.setattr(sampling, "sample_clip", lambda _, p, seed, *__: seeds.append(seed) or clip)
+    argv = ["--student", str(trained), "--prompt", PROMPT, "--samples=3", "--seed=7"]
+    Path("video-1.mp4").touch()
+    assert sample.main(argv) == 0
+    assert "Makes 3 videos: 5 frames of 32x48 in 4 steps, from seed 7" in capsys.readouterr().out
+    assert sample.main([*argv, "--out=a.mp4"]) == 0
+    assert seeds == [7, 8, 9] * 2
+    names = {file.name for file in tmp_path.iterdir()}
+    assert names == {f"{name}.mp4" for name in ("video", "video-1", "video-2", "video-3")} | {
+        f"{name}.mp4" for name in ("a", "a-1", "a-2")
+    }
+    Path("a.mp4").unlink()
+    assert "--out a-1.mp4: exists; choose another name" in refused(capsys, *argv, "--out=a.mp4")
+    assert sample.main([*argv, "--out=a.mp4", "--overwrite"]) == 0
 
 
 def test_a_series_for_vbench_goes_on(trained, grey_clips, tmp_path, monkeypatch):
@@ -472,6 +500,7 @@ def test_files_of_two_students_are_refused(student, change, reason, capsys):
         (["--width=1040"], "--width 1040: needs 65 positions"),
         (["--num_frames=257"], "--num_frames 257: needs 65 positions"),
         ([f"--out={'a' * 300}.mp4"], "is too long a name; choose another"),
+        ([f"--out={'a' * 241}.mp4", "--samples=10"], "is too long a name; choose another"),
         (["--vbench_prompts=x.txt"], "--prompt: give one, or --prompts FILE, or --vbench_prompts"),
         (["--prompts=x.txt"], "--prompt: give one, or --prompts FILE, or --vbench_prompts FILE"),
         ([f"--out={PICTURE.with_suffix('.mp4')}"], "exists; choose another name, or --overwrite"),

@@ -192,10 +192,12 @@ class RunFolder:
         return [p for s in stages for p in (s.prompts, s.pictures, *map(s.samples, kinds))]
 
 
-# What an upload takes along, and what it must leave behind, as patterns of huggingface_hub.
+# What an upload takes along, and what of that it must leave behind, as patterns of huggingface_hub,
+# whose `*` goes beyond a `/`: that of `*.safetensors` reaches checkpoints.
 UPLOADED = (
-    "*.safetensors",
-    "*_workflow.json",
+    *LORA_FILE.values(),
+    "comfyui_workflow.json",
+    "wanvideowrapper_workflow.json",
     "scheduler/*",
     "previews/*",
     "pairs/*",
@@ -205,22 +207,7 @@ UPLOADED = (
     "run.json",
     "evaluation.json",
 )
-NOT_UPLOADED = (
-    "trajectory/*",
-    "prompts/*",
-    "pictures/*",
-    "image_source/*",
-    "trajectories/*",
-    "anchors/*",
-    "handovers/*",
-    "evaluation/*",
-    "*/best.safetensors",
-    "*/checkpoint-*",
-    "student/*",
-    "comfyui/*",
-    "*_student.safetensors",
-    "*/small/*",
-)
+NOT_UPLOADED = ("*/.*", "*/small/*")  # half-written files, and the page's own smaller clips
 
 
 def student_file(folder: str | Path, expert: Expert) -> Path:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import collections
 import json
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +15,9 @@ from safetensors.torch import load_file, save_file
 
 import train_distillation
 from wan_distill.errors import UsageError
-from wan_distill.planning import preflight
+from wan_distill.planning import preflight, work
+from wan_distill.planning.memory import shape_of
+from wan_distill.planning.trace import trace
 from wan_distill.settings.assets import EMBEDDED_TEACHER
 from wan_distill.settings.description import read_teacher
 
@@ -182,6 +186,54 @@ def test_a_place_that_cannot_be_written_stops_the_run(random_teacher, tmp_path, 
     assert f"--plan_json {plan}: cannot be written (Not a directory)" in capsys.readouterr().err
 
 
+def disks(monkeypatch, free: dict, one: bool = False) -> None:
+    """Each folder of `free` is a disk with so many bytes; with `one` all are on the same."""
+    usage = collections.namedtuple("usage", "total used free")
+    real, number = Path.stat, list(free).index
+
+    def stat(path, **options):
+        found = real(path, **options)
+        if path not in free:
+            return found
+        fields = list(found)
+        fields[2] = 0 if one else number(path)  # st_dev
+        return os.stat_result(fields)
+
+    monkeypatch.setattr(Path, "stat", stat)
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda place: usage(0, 0, free[place]))
+
+
+def test_solved_samples_need_the_room_where_they_are_kept(small_config, tmp_path, monkeypatch):
+    out, shared = tmp_path / "out", tmp_path / "shared"
+    shared.mkdir()
+    out.mkdir()
+    config = small_config(samples_dir=str(shared), output_dir=str(out))
+    info = read_teacher(config)
+    needs = work.disk_needs((config,), info, trace(shape_of(config, info)))
+    samples = needs["for solved samples"]
+    rest = sum(needs.values()) - samples
+    enough = {out: rest, shared: samples}
+    disks(monkeypatch, enough)
+    said = preflight.check_disk((config,), info)
+    assert f"free at {out}, " in said and said.endswith(f"free at {shared}")
+    for folder, name in ((out, "--output_dir"), (shared, "--samples_dir")):
+        disks(monkeypatch, enough | {folder: enough[folder] - 1})
+        with pytest.raises(UsageError, match=f"{name} {folder}: .* this run writes up to"):
+            preflight.check_disk((config,), info)
+    disks(monkeypatch, dict.fromkeys(enough, rest + samples), one=True)
+    preflight.check_disk((config,), info)
+    disks(monkeypatch, dict.fromkeys(enough, rest + samples - 1), one=True)
+    with pytest.raises(UsageError, match=f"--samples_dir {shared}: "):
+        preflight.check_disk((config,), info)
+
+
+def test_a_samples_folder_that_cannot_be_written_stops_the_run(small_config, tmp_path):
+    (tmp_path / "file").touch()
+    config = small_config(samples_dir=str(tmp_path / "file" / "shared"))
+    with pytest.raises(UsageError, match=r"--samples_dir .*file is a file, not a folder; choose"):
+        preflight.check_disk((config,), read_teacher(config))
+
+
 def test_too_little_memory_stops_the_run(broken, monkeypatch):
     import psutil
 
@@ -247,6 +299,16 @@ def test_tokens_and_heads_must_be_shared_evenly(small_config, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     preflight.check_processes(config, read_teacher(config))
     monkeypatch.setenv("WORLD_SIZE", "4")  # of two heads
+    with pytest.raises(UsageError, match="2 heads are not shared evenly by 4 processes"):
+        preflight.check_processes(config, read_teacher(config))
+
+
+def test_a_plan_for_named_gpus_shares_tokens_and_heads_by_their_number(small_config, monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    options = dict(context_parallel=True, evaluate=False, dry_run=True)
+    config = small_config(gpu="h100:2", **options)
+    preflight.check_processes(config, read_teacher(config))
+    config = small_config(gpu="h100:4", **options)  # of two heads
     with pytest.raises(UsageError, match="2 heads are not shared evenly by 4 processes"):
         preflight.check_processes(config, read_teacher(config))
 

@@ -171,14 +171,14 @@ def test_an_upload_that_fails_says_how_to_go_on(run, hub, capsys):
 def test_the_card_names_a_teacher_of_the_hub_but_no_folder(small_config, tmp_path):
     config = small_config(output_dir=str(tmp_path))
     info = read_teacher(config)
-    local = ModelCard(model_card(tmp_path, config, info, None, "me/mine")).data
+    local = ModelCard(model_card(tmp_path, (config,), info, None, "me/mine")).data
     assert local.library_name == "diffusers" and local.pipeline_tag == "text-to-video"
     assert "lora" in local.tags and local.base_model is None and local.license is None
     pictured = dataclasses.replace(info, takes_picture=True)
-    data = ModelCard(model_card(tmp_path, config, pictured, None, "me/mine")).data
+    data = ModelCard(model_card(tmp_path, (config,), pictured, None, "me/mine")).data
     assert data.pipeline_tag == "image-to-video" in data.tags
     wan = dataclasses.replace(info, source="Wan-AI/Wan2.2-T2V-A14B-Diffusers")
-    card = ModelCard(model_card(tmp_path, config, wan, None, "me/mine"))
+    card = ModelCard(model_card(tmp_path, (config,), wan, None, "me/mine"))
     assert card.data.base_model == wan.source and card.data.license == "apache-2.0"
     assert card.data.base_model_relation == "adapter"
     assert "## Clips" not in card.text and "In this folder:" not in card.text
@@ -200,7 +200,7 @@ def test_the_card_shows_the_evaluations_clips_and_the_worst(small_config, tmp_pa
     for sample in range(8):
         for who in ("teacher", "student"):
             folder.clip(who, sample).touch()
-    card = model_card(tmp_path, config, read_teacher(config), evaluation, "me/mine")
+    card = model_card(tmp_path, (config,), read_teacher(config), evaluation, "me/mine")
     first, worst = card.split("## Clips")[1].split("## The worst clips")
     assert [f"clips/student-{i:04d}.mp4" in first for i in range(8)] == [True] * 4 + [False] * 4
     order = [worst.index(f"&lt;b&gt;prompt\\_{i}:") for i in (2, 4, 5, 6)]

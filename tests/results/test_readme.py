@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from conftest import SMALL
 from random_teachers import write_pipeline
+from safetensors.torch import save_file
 
 from wan_distill.layout import LORA_FILE, RunFolder
 from wan_distill.model.loading import Teacher
+from wan_distill.results.card import model_card
 from wan_distill.results.elsewhere import comfyui, elsewhere
 from wan_distill.results.readme import describe_results, package_versions, readme
 from wan_distill.results.workflows import write_workflows
+from wan_distill.settings.config import Config
 from wan_distill.settings.description import read_teacher
+from wan_distill.settings.lora_headers import METADATA_KEY
+from wan_distill.settings.resolve import resolve_stages
 from wan_distill.settings.schedulers import older_diffusers
 from wan_distill.system.runtime import Runtime
 from wan_distill.umt5.verify import Verdict
@@ -91,6 +98,62 @@ def test_the_readme_names_the_files_that_are_there(small_config, tmp_path):
     assert "(sigmas 1.0000, 0.9375, 0.8333, 0.6250)" in text
     assert LORA_FILE["high"] not in text and "## Measured" not in text
     assert 'pipe.load_lora_weights("."' in text and "Not for ComfyUI" in text
+
+
+@pytest.fixture
+def two_stages(random_teacher, tmp_path):
+    """Gives the settings of both stages of the default job, and its teacher."""
+
+    def make(**changes):
+        paths = dict(teacher_path=str(random_teacher), output_dir=str(tmp_path / "out"))
+        settings = SMALL | paths | dict(method="trajectory+dmd", max_train_steps=200)
+        config = Config(**settings | dict(refine_steps=45) | changes)
+        info = read_teacher(config)
+        return resolve_stages(config, info), info
+
+    return make
+
+
+def write_lora(folder, expert, updates):
+    """The file of a student, of which only the header matters."""
+    file = RunFolder(Path(folder)).lora(expert)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_file({}, file, {METADATA_KEY: json.dumps(dict(updates=updates))})
+
+
+def test_the_readme_has_the_updates_of_both_stages(two_stages):
+    (first, second), info = two_stages()
+    for expert in ("high", "low"):
+        write_lora(first.output_dir, expert, 180)
+    write_lora(second.output_dir, "high", 180)  # carried over
+    for refined, words in (
+        (30, "after 180 updates of `trajectory` and 30 of `dmd`"),
+        (0, "after 180 updates of `trajectory`; `dmd` brought it no nearer to the teacher"),
+    ):
+        write_lora(second.output_dir, "low", refined)
+        lines = readme(Path(second.output_dir), second, info, None).splitlines()
+        assert f"- `{LORA_FILE['high']}`: LoRA of the high-noise expert, after 180 updates" in lines
+        assert f"- `{LORA_FILE['low']}`: LoRA of the low-noise expert, {words}" in lines
+    RunFolder(Path(first.output_dir)).lora("low").unlink()
+    said = readme(Path(second.output_dir), second, info, None)
+    assert "after the updates of `trajectory`; `dmd` brought it no nearer" in said
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            dict(),
+            "Method: trajectory, 200 updates of the high expert and of the low expert each; then "
+            "dmd, 45 updates of the low expert.",
+        ),
+        (dict(refine_expert="both"), "; then dmd, 45 updates of the high expert and of the low"),
+        (dict(method="trajectory", expert="low"), "trajectory, 200 updates of the low expert."),
+    ],
+)
+def test_the_model_card_says_who_learned_in_which_stage(two_stages, changes, words, tmp_path):
+    stages, info = two_stages(**changes)
+    assert words in model_card(tmp_path, stages, info, None, "me/mine")
 
 
 def test_a_shallower_student_is_described_as_a_pipeline(small_config, tmp_path):

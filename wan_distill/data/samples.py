@@ -133,7 +133,7 @@ class SampleStore:
         return sorted(int(name) for f in files if (name := f.name.split(".")[0]).isdecimal())
 
     def batch_file(self, first_row: int) -> Path:
-        """All files of a batch in one, while they are written: see `solving.finish_batches`."""
+        """All files of a batch in one, while they are written: see `batches.finish_batches`."""
         return self.folder / f".batch-{first_row:06d}.unsplit"
 
     def is_solved(self, row: int) -> bool:

@@ -104,7 +104,7 @@ def _method(config: Config, number: str) -> list[str]:
     lines += [f"  note    {note}" for note in recipe.notes(config)]
     return lines + [
         f"  --{name} {_shown(getattr(config, name))}: {reason}"
-        for name, reason in recipe.reasons.items()
+        for name, reason in recipe.reasons(config).items()
     ]
 
 

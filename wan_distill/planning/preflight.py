@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import importlib.util
 import os
 import shutil
@@ -28,9 +27,11 @@ from wan_distill.planning.teacher_files import (
 from wan_distill.planning.trace import trace
 from wan_distill.planning.versions import check_versions
 from wan_distill.planning.wording import size
-from wan_distill.planning.work import disk_needs
+from wan_distill.planning.work import SHARED, disk_needs
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
+from wan_distill.settings.scale import processes
+from wan_distill.system.files import nearest_existing, place_to_write
 from wan_distill.system.runtime import process_state
 
 Check = Callable[[], str | None]
@@ -134,12 +135,11 @@ def _check_context_parallel(config: Config, info: TeacherInfo) -> None:
         raise UsageError(
             "--context_parallel: diffusers' needs an accelerator, and there is none; leave it out"
         )
-    processes = int(os.environ.get("WORLD_SIZE", 1))
     heads = info.transformer["num_attention_heads"]
     for name, count in {"tokens": shape_of(config, info).tokens, "heads": heads}.items():
-        if count % processes:
+        if count % processes(config):
             raise UsageError(
-                f"--context_parallel: {count} {name} are not shared evenly by {processes} "
+                f"--context_parallel: {count} {name} are not shared evenly by {processes(config)} "
                 "processes; start another number of them"
             )
 
@@ -175,21 +175,23 @@ def check_begin(config: Config, info: TeacherInfo) -> str | None:
 
 def check_disk(stages: Sequence[Config], info: TeacherInfo, prompts: int = 0) -> str:
     """Free room, in words. Raises UsageError where this run may write more than that."""
-    config = stages[-1]
-    cost = trace(shape_of(config, info))
-    needed = sum(disk_needs(stages, info, cost, prompts).values())
-    output_dir = Path(config.output_dir).resolve()
-    place = next(p for p in (output_dir, *output_dir.parents) if p.exists())
-    if not place.is_dir() or not os.access(place, os.W_OK):
-        why = "not writable" if place.is_dir() else "a file, not a folder"
-        raise UsageError(f"--output_dir {config.output_dir}: {place} is {why}; choose another")
-    free = shutil.disk_usage(place).free
-    if free < needed:
-        raise UsageError(
-            f"--output_dir {config.output_dir}: {size(free)} free on its disk, this run writes up "
-            f"to {size(needed)}; free some, choose another, or lower --num_trajectories"
-        )
-    return f"{size(free)} free at {place}"
+    config, found, writes = stages[-1], [], dict[int, float]()
+    needs = disk_needs(stages, info, trace(shape_of(config, info)), prompts)
+    shared = sum(needs.get(kind, 0.0) for kind in SHARED) if config.samples_dir else 0.0
+    asked = {"--output_dir": (config.output_dir, sum(needs.values()) - shared)}
+    if config.samples_dir:
+        asked["--samples_dir"] = (config.samples_dir, shared)
+    for flag, (folder, needed) in asked.items():
+        place = place_to_write(folder, flag)
+        free, disk = shutil.disk_usage(place).free, place.stat().st_dev
+        writes[disk] = writes.get(disk, 0.0) + needed  # both folders may be on one disk
+        if free < writes[disk]:
+            raise UsageError(
+                f"{flag} {folder}: {size(free)} free on its disk, this run writes up to "
+                f"{size(writes[disk])}; free some, choose another, or lower --num_trajectories"
+            )
+        found.append(f"{size(free)} free at {place}")
+    return ", ".join(found)
 
 
 def check_download(config: Config, info: TeacherInfo) -> str | None:
@@ -200,8 +202,7 @@ def check_download(config: Config, info: TeacherInfo) -> str | None:
     if not needed:
         return None
     cache = Path(config.cache_dir or HF_HUB_CACHE).resolve()
-    place = next(p for p in (cache, *cache.parents) if p.exists())
-    free = shutil.disk_usage(place).free
+    free = shutil.disk_usage(nearest_existing(cache)).free
     if free < needed:
         raise UsageError(
             f"--cache_dir {cache}: {size(free)} free on its disk, the teacher's weights take "

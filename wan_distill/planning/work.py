@@ -22,6 +22,8 @@ from wan_distill.settings.scale import processes
 from wan_distill.training.previews import SHOWN, validation_prompts
 
 BF16 = 2  # bytes of a number
+# Of the kinds of `disk_needs`, those that go to --samples_dir where it is given.
+SHARED = ("for solved samples", "for encoded pictures", "for pictures that are made")
 
 
 @dataclass(frozen=True)
@@ -186,7 +188,7 @@ def solved_before(config: Config, info: TeacherInfo) -> int:
 def disk_needs(
     stages: Sequence[Config], info: TeacherInfo, cost: Trace, prompts: int = 0
 ) -> dict[str, float]:
-    """Bytes that this run writes below --output_dir, by kind.
+    """Bytes that this run writes, by kind: below --output_dir, but for those of `SHARED`.
 
     Args:
         cost: of any stage.
@@ -214,8 +216,7 @@ def disk_needs(
         needs["for the merged pipeline"] = len(info.experts) * cost.base_bytes
     for name, matrix in (("comfyui", BF16), ("comfyui-fp8", 1)):
         if name in config.export:
-            rest = cost.parameters - cost.matrices
-            size = matrix * cost.matrices + BF16 * rest
+            size = matrix * cost.matrices + BF16 * (cost.parameters - cost.matrices)
             needs[f"for --export {name}"] = float(len(info.experts) * size)
     return needs
 

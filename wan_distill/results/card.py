@@ -28,7 +28,7 @@ Clips = list[tuple[str, list[tuple[str, Path]]]]
 
 def model_card(
     folder: Path,
-    config: Config,
+    stages: Sequence[Config],
     info: TeacherInfo,
     evaluation: dict[str, Any] | None,
     name: str,
@@ -37,7 +37,11 @@ def model_card(
 
     It is the output folder's README with code that reads from the repository `name`, between the
     hub's front matter and schedule, cost, limits and clips.
+
+    Args:
+        stages: the settings of each stage of the job, in order.
     """
+    config = stages[-1]
     local = Path(info.source).is_dir()  # a path on this machine names nothing on the hub
     kind = "image-to-video" if info.takes_picture else "text-to-video"
     relation = "finetune" if config.whole_student else "adapter"
@@ -55,7 +59,7 @@ def model_card(
         f"---\n{front.to_yaml()}\n---",
         readme(folder, config, info, evaluation, name).rstrip(),
         f"## Schedule\n\n```json\n{json.dumps(_schedule(config))}\n```",
-        f"## Training\n\n{_training(files, config)}",
+        f"## Training\n\n{_training(files, stages)}",
         f"## Limits\n\n{_limits(config, evaluation)}",
     ]
     shown = evaluation_clips(files, evaluation, range(SHOWN)) or preview_pairs(files)
@@ -77,14 +81,21 @@ def _schedule(config: Config) -> dict[str, Any]:
     )
 
 
-def _training(files: RunFolder, config: Config) -> str:
+def _training(files: RunFolder, stages: Sequence[Config]) -> str:
     """What made it, and what that cost."""
-    words = [f"Method: {config.method_title}, {config.max_train_steps} updates of each expert."]
+    words = [f"Method: {'; then '.join(map(_updates, stages))}."]
     if files.spent.exists():
-        spent = cost(config, read_spent(files.spent))
+        spent = cost(stages[-1], read_spent(files.spent))
         words.append(f"It took {spent.value}: {spent.words}")
     words.append("Every setting is in `run.json`; `report.html` shows the whole run.")
     return " ".join(words)
+
+
+def _updates(config: Config) -> str:
+    """The updates of one stage, and whose they are."""
+    experts = " and of the ".join(f"{expert} expert" for expert in config.experts)
+    each = " each" if len(config.experts) > 1 else ""
+    return f"{config.method}, {config.max_train_steps} updates of the {experts}{each}"
 
 
 def _limits(config: Config, evaluation: dict[str, Any] | None) -> str:

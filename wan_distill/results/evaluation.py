@@ -35,7 +35,6 @@ from wan_distill.system.files import DamagedFile, read_hashed, write_hashed
 from wan_distill.system.pictures import contact_sheet, write_video
 
 COMPARED = 4  # prompts in the contact sheet
-Result = dict[str, Any]
 
 
 def _counter(bar: tqdm, evaluations: int) -> Callable[[int], object]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,17 +56,21 @@ def _reason(error: Exception) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def push(config: Config, info: TeacherInfo, evaluation: dict[str, Any] | None) -> str:
-    """Uploads the output folder without its caches.
+def push(stages: Sequence[Config], info: TeacherInfo, evaluation: dict[str, Any] | None) -> str:
+    """Uploads the output folder of a job, of whose files `layout.UPLOADED` says which.
+
+    Args:
+        stages: the settings of each stage, in order.
 
     Returns the address of the repository's page. Raises Halted where the upload fails: everything
     is on disk, and the same command tries again.
     """
+    config = stages[-1]
     folder = RunFolder(Path(config.output_dir))
     api = HfApi(token=config.hub_token)  # each call below is made with this token
     try:
         name = api.create_repo(repository(config), exist_ok=True).repo_id
-        card = model_card(folder.path, config, info, evaluation, name)
+        card = model_card(folder.path, stages, info, evaluation, name)
         folder.model_card.write_text(card, encoding="utf-8")
         api.upload_file(path_or_fileobj=folder.model_card, path_in_repo="README.md", repo_id=name)
         api.upload_folder(

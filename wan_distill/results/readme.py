@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wan_distill.layout import RunFolder
+from wan_distill.maths.sigmas import Expert
 from wan_distill.results.elsewhere import elsewhere
 from wan_distill.results.progress import exported_updates
 from wan_distill.results.snippet import snippet
@@ -77,8 +78,7 @@ def readme(
     steps = " or ".join(map(str, config.sampling_steps))
     what = f"all weights, {config.student_layers} blocks," if config.whole_student else "LoRA"
     listed = [
-        f"- `{files.student(e).name}`: {what} of the {e}-noise expert"
-        + (f", after {n} updates" if (n := exported_updates(files, e)) is not None else "")
+        f"- `{files.student(e).name}`: {what} of the {e}-noise expert{_learned(config, files, e)}"
         for e in experts
     ]
     sigmas = ", ".join(f"{sigma:.4f}" for sigma in config.sigmas()[:-1])
@@ -103,3 +103,21 @@ def readme(
     if evaluation:
         parts.append(f"## Measured\n\n{as_markdown(evaluation)}")
     return "\n\n".join(parts) + "\n"
+
+
+def _learned(config: Config, files: RunFolder, expert: Expert) -> str:
+    """The updates that made one expert's file, in words; nothing where it does not say.
+
+    An expert that a second stage refined has those of the first stage too.
+    """
+    updates = exported_updates(files, expert)
+    if updates is None:
+        return ""
+    if not config.is_second_stage or expert not in config.experts:
+        return f", after {updates} updates"
+    first = RunFolder(Path(config.init_student_from or ""))
+    begun = exported_updates(first, expert)
+    made = f", after {'the' if begun is None else begun} updates of `{first.path.name}`"
+    if updates:
+        return f"{made} and {updates} of `{config.method}`"
+    return f"{made}; `{config.method}` brought it no nearer to the teacher"

@@ -1,7 +1,7 @@
 """Every setting of a run in one frozen dataclass, from which the command line is derived.
 
-Settings left at None are filled in by `checks.resolve`, which knows what suits the teacher at hand;
-the types are those of the resolved values.
+Settings left at None are filled in by `resolve.resolve_stages`, which knows what suits the teacher
+at hand; the types are those of the resolved values.
 """
 
 from __future__ import annotations
@@ -79,10 +79,6 @@ class Config(OperationSettings, LearningSettings, JobSettings):  # fields begin 
     def whole_student(self) -> bool:
         """Whether all weights of a shallower student are trained, instead of adapters."""
         return self.student_layers is not None
-
-    def adapter_alpha(self, role: str) -> float:
-        """alpha of a role's adapter; its effect is scaled by alpha / rank."""
-        return self.lora_alpha if role == "student" else self.fake_score_lora_alpha
 
     # ------------------------------------------------------------------------------ the teacher
 

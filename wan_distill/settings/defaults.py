@@ -73,14 +73,23 @@ EVERY_METHOD: dict[str, Default] = {
     "critic_updates": Default(2, "5 to 1 in DMD2; 2 suffice on the tiny teachers"),
     "fake_score_learning_rate": Default(by_width(1e-3), "the critic must keep up with the student"),
     "fake_score_lora_alpha": Default(64.0, "alpha / rank = 1"),
-    "score_draws": Default(2, "the high phase's target is noisy"),
-    "real_score": Default(
-        "samples", "samples give the better student; a guided score belongs to no distribution"
+    "score_draws": Default(
+        2, "the high phase's target is 100 times noisier than plain flow matching's"
     ),
-    "score_sigma_max": Default(0.98, "DMD2 compares scores at t from 20 to 980"),
+    "real_score": Default(
+        "samples",
+        "guided scores belong to no distribution, so students slowly drift; those of samples need "
+        "solved samples and a third adapter",
+    ),
+    "score_sigma_max": Default(
+        0.98,
+        "DMD2's, t = 980; raise it if clips grow light or dark: only near 1 can the score see a "
+        "clip's brightness",
+    ),
     "diversity_weight": Default(
         lambda scale: 0.0 if scale.takes_picture else 1.0,
-        "matching alone lets samples of one prompt grow alike; with a picture it does harm",
+        "matching alone lets samples of one prompt grow alike (DP-DMD); with a picture it does "
+        "harm",
     ),
     "solver_points": Default(24, "about as many as the teacher's own steps"),
 }
@@ -132,24 +141,22 @@ DMD_WARM_START: Mapping[str, Default] = {
     "critic_updates": Default(1, "more were not better (benchmarks/frontier.py)"),
     "monitor_steps": Default(sized(15, 4), "the best of these checks is exported"),
 }
-DMD_REASONS: Mapping[str, str] = {  # printed in the plan
-    "learning_rate": "no larger than the critic can follow; lower where a student is refined",
-    "real_score": "a guided score belongs to no distribution, so students slowly drift; samples' "
-    "scores need solved samples and a third adapter",
-    "fake_score_learning_rate": "the critic must keep up with the student",
+# Printed in the plan; None: the reason of the default.
+DMD_REASONS: Mapping[str, str | None] = {
+    "learning_rate": None,
+    "real_score": None,
+    "fake_score_learning_rate": None,
     "real_score_guidance_scale": "of guided scores; None = the teacher's own; lower it if colours "
     "saturate",
     "real_score_guidance_scale_2": "the same for the low expert",
     "negative_prompt": "what the teacher's score is guided away from, as in its own sampling",
-    "critic_warmup_steps": "critic updates before the student's first: it must know the student",
-    "critic_updates": "critic updates per student update, so that it follows: 5 in DMD2",
-    "score_sigma_max": "only near 1 can the score see a clip's brightness: raise it if clips grow "
-    "light or dark",
-    "score_draws": "the high phase's target is 100 times noisier than plain flow matching's",
-    "diversity_weight": "matching alone lets samples of one prompt grow alike (DP-DMD); where a "
-    "picture is given, it does harm",
-    "ema_decay": "single updates of a matching loss are noisy",
-    "adam_beta1": "0 as published: the critic's direction turns (DMD2)",
+    "critic_warmup_steps": None,
+    "critic_updates": None,
+    "score_sigma_max": None,
+    "score_draws": None,
+    "diversity_weight": None,
+    "ema_decay": None,
+    "adam_beta1": None,
     "max_grad_norm": "one bad rollout must not undo a hundred good ones",
 }
 

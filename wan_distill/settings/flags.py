@@ -35,8 +35,8 @@ def flag(
     """A dataclass field that is also the command-line flag `--<field name>`.
 
     Args:
-        default: None means: `checks.resolve` chooses, for the teacher and the method at hand. The
-            field's type is that of the resolved value.
+        default: None means: `resolve.resolve_stages` chooses, for the teacher and the method at
+            hand. The field's type is that of the resolved value.
         choices: the values that may be given.
         alias: other names of the flag.
         parse: text -> value, where the field's type alone does not say how.

@@ -101,7 +101,10 @@ class OperationSettings:
         free=True,
     )
     nonfinite_limit: int = flag(
-        10, "number of skipped updates per expert at which the run stops anyway", OUTPUT, free=True
+        10,
+        "skipped updates that are allowed per expert; one more stops the run",
+        OUTPUT,
+        free=True,
     )
     logging_steps: int = flag(
         None, "student updates between lines of metrics.jsonl", OUTPUT, free=True

@@ -51,12 +51,17 @@ class Recipe:
     """changes of this method's settings that lower its memory"""
     needs_teacher = True
     """whether its losses ask the teacher, so that a student cannot take the teacher's place"""
-    reasons: Mapping[str, str] = {}
-    """setting -> reason, for the settings that the plan explains to users of this method"""
+    explained: Mapping[str, str | None] = {}
+    """settings that the plan explains -> the reason; None: that of the default"""
 
     def adjusted(self, config: Config) -> Mapping[str, Default]:
         """Defaults that depend on what else was asked for; they replace those of `defaults`."""
         return {}
+
+    def reasons(self, config: Config) -> dict[str, str]:
+        """Setting -> reason, for the settings that the plan explains to users of this method."""
+        rules = {**self.defaults, **self.adjusted(config)}
+        return {name: given or rules[name].reason for name, given in self.explained.items()}
 
     def batch(self, config: Config, scale: Scale) -> int:
         """Samples of one update, over all devices."""
@@ -67,7 +72,7 @@ class Recipe:
         if 1 in config.sampling_steps and config.boundary_ratio is not None:
             return [
                 "a single step is the high expert's, whose range ends far above all detail: for it "
-                "--method trajectory is better by far (docs/methods.md)"
+                "--method trajectory is better by far (docs/methods_measured.md)"
             ]
         return []
 
@@ -140,7 +145,7 @@ class DMDRecipe(Recipe):
 
     defaults = DMD
     levers = ({"real_score": "guided"},)
-    reasons = DMD_REASONS
+    explained = DMD_REASONS
 
     def adjusted(self, config: Config) -> Mapping[str, Default]:
         return DMD_WARM_START if config.init_student_from else {}

@@ -184,6 +184,23 @@ def make_output_folder(folder: Path, flag: str = "--output_dir") -> None:
         ) from error
 
 
+def nearest_existing(path: Path) -> Path:
+    """`path` or, where it does not exist yet, the nearest folder above it that does."""
+    path = path.resolve()
+    return next(place for place in (path, *path.parents) if place.exists())
+
+
+def place_to_write(folder: str, flag: str) -> Path:
+    """Where the folder that `flag` names is or will be made: the nearest one that exists. Raises
+    UsageError where that cannot be written.
+    """
+    place = nearest_existing(Path(folder))
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        why = "not writable" if place.is_dir() else "a file, not a folder"
+        raise UsageError(f"{flag} {folder}: {place} is {why}; choose another")
+    return place
+
+
 def temporary_name(file: Path) -> Path:
     """Where this process writes what will be `file`: beside it, since a rename needs one disk."""
     return file.with_name(f".{file.name}.{os.getpid()}.tmp")
