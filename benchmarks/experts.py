@@ -1,7 +1,8 @@
 #!/usr/bin/env python
 """Which expert is to blame? A finished student, with the teacher in the place of one expert at a
 time, and how much of the teacher's spread is left where the high expert ends. Then how near the low
-expert comes to the teacher on prompts that it learned from, with new noise, and on others.
+expert comes to the teacher with new noise: on other prompts, on those that it learned from, and on
+as few of these. A set of few prompts shows what is wrong with each, which averages out over many.
 
     python benchmarks/experts.py --teacher_path tiny-i2v --output_dir outputs/...
 
@@ -114,6 +115,13 @@ def spread(own: Tensor, reference: Tensor) -> tuple[float, float]:
     return float((a * b).sum() / b.square().sum()), float(a.square().sum() / b.square().sum())
 
 
+def with_texts(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
+    """Those of `prompts` that have one of `count` texts, which are spread over all."""
+    texts = sorted({*map(text_of, prompts)})
+    chosen = {texts[i * len(texts) // count] for i in range(min(count, len(texts)))}
+    return [prompt for prompt in prompts if text_of(prompt) in chosen]
+
+
 def lines(run: Run, evaluation: Evaluation) -> Iterator[str]:
     rows, mixed = samplers(run.config), Mixed(run, evaluation.prompts)
     reference, paired, worst = (
@@ -136,11 +144,12 @@ def lines(run: Run, evaluation: Evaluation) -> Iterator[str]:
     yield "\n| prompts | mean squared error of the low expert | Fréchet to its teacher |"
     yield "| --- | --- | --- |"
     # Both from the student's hand-over, so that all of the difference is the low expert's.
-    learned = Mixed(run, list(islice(cycle(run.prompts), len(evaluation.prompts))))
-    pairs = {
-        "others": [ends["student", who] for who in WHO],
-        "learned from": [learned.ended("student", who) for who in WHO],
-    }
+    wanted = len(evaluation.prompts)
+    known = Mixed(run, list(islice(cycle(run.prompts), wanted)))
+    few = Mixed(run, list(islice(cycle(with_texts(run.prompts, len({*evaluation.texts}))), wanted)))
+    pairs = {"others": [ends["student", who] for who in WHO]}
+    for name, samples in {"learned from": known, "learned from, as few as the others": few}.items():
+        pairs[name] = [samples.ended("student", who) for who in WHO]
     for name, (own, teachers) in pairs.items():
         distance = frechet_distance(project(own), project(teachers))
         yield f"| {name} | {(own - teachers).square().mean():.4f} | {distance:.2f} |"
