@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -86,6 +87,7 @@ def measured(trial: Trial, teacher: str, root: Path, extra: list[str]) -> dict[s
         raise SystemExit(f"{trial.name} did not finish")
     result = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
     (student,) = (row for row in result["rows"] if row["sampler"].startswith("student"))
+    (teachers,) = (row for row in result["rows"] if row["paired_distance"] == 0)
     return dict(
         name=trial.name,
         teacher=trial.teacher,
@@ -95,14 +97,15 @@ def measured(trial: Trial, teacher: str, root: Path, extra: list[str]) -> dict[s
         gap_closed=result["gap_closed"],
         interval=result["gap_closed_interval"],
         **{key: student[key] for key in ("excess", "motion", "diversity")},
+        obeys=student["obeys"] / teachers["obeys"] if teachers.get("obeys") else math.nan,
     )
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows as Markdown; a star marks the best of each sweep."""
     titles = "teacher, rate / rule, batch / rule, learning rate, batch, updates, gap closed, "
-    titles += "95 % interval, excess, motion, diversity"
-    lines = ["| " + " | ".join(titles.split(", ")) + " |", "|" + "---|" * 11]
+    titles += "95 % interval, excess, obeys / teacher's, motion, diversity"
+    lines = ["| " + " | ".join(titles.split(", ")) + " |", "|" + "---|" * 12]
     for row in rows:
         own = [other for other in rows if other["teacher"] == row["teacher"]]
         rates = [other["gap_closed"] for other in own if other["batch"] == 1]
@@ -117,7 +120,7 @@ def table(rows: list[dict[str, Any]]) -> str:
             f"{row['max_train_steps']:g}",
             f"{row['gap_closed']:.3f}",
             f"{low:.3f} to {high:.3f}",
-            *(f"{row[key]:.3f}" for key in ("excess", "motion", "diversity")),
+            *(f"{row[key]:.3f}" for key in ("excess", "obeys", "motion", "diversity")),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"

@@ -2308,6 +2308,12 @@ MUTATIONS = [
         "tests/settings/test_stages.py::test_8_bit_moments_of_two_stages_are_those_of_adamw",
     ),
     Mutation(
+        "wan_distill/settings/recipes.py",
+        "        if config.is_second_stage:\n            return DMD_SECOND_STAGE\n",
+        "",
+        "tests/settings/test_stages.py::test_a_student_of_the_first_stage_is_matched_in_pairs_and_one_of_others_is_not",
+    ),
+    Mutation(
         "wan_distill/settings/checks.py",
         'config.optimizer == "muon" != recipe_of(config).defaults["optimizer"].rule',
         "False",

@@ -194,6 +194,6 @@ def test_the_dry_run_prints_the_plan(capsys):
         "1. trajectory",
         "200 updates",
         "2. dmd",
-        "45 updates",
+        "30 updates",
     ):
         assert words in plan, words

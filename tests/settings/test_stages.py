@@ -75,11 +75,11 @@ def test_a_samples_folder_is_both_stages():
 
 def test_each_stage_has_its_own_updates_and_rate():
     first, second = stages("--max_train_steps=1200", "--learning_rate=1e-3")
-    assert (first.max_train_steps, second.max_train_steps) == (1200, 45)
-    assert (first.learning_rate, second.learning_rate) == (1e-3, 1e-4)
-    first, second = stages("--refine_steps=3", "--refine_learning_rate=2e-5")
+    assert (first.max_train_steps, second.max_train_steps) == (1200, 30)
+    assert (first.learning_rate, second.learning_rate) == (1e-3, 2e-5)
+    first, second = stages("--refine_steps=3", "--refine_learning_rate=7e-5")
     assert (first.max_train_steps, second.max_train_steps) == (200, 3)
-    assert (first.learning_rate, second.learning_rate) == (2.8e-3, 2e-5)
+    assert (first.learning_rate, second.learning_rate) == (2.8e-3, 7e-5)
 
 
 @pytest.mark.parametrize("chosen", ["low", "high", "both"])
@@ -98,9 +98,18 @@ def test_a_demo_with_pictures_has_fewer_samples_and_more_updates():
     assert counts(stages("--sampling_steps=2")[0]) == (1024, 300)
 
 
+def test_a_student_of_the_first_stage_is_matched_in_pairs_and_one_of_others_is_not():
+    """Only the first stage's begins each clip from the noise of the teacher's."""
+    assert stages()[1].real_score == "paired"
+    (of_others,) = stages("--init_student_from=high.safetensors,low.safetensors")
+    (from_nothing,) = stages("--method=dmd")
+    assert of_others.real_score == from_nothing.real_score == "samples"
+    assert of_others.learning_rate == 2e-5
+
+
 def test_a_short_trial_is_short_in_both_stages():
     first, second = stages("--max_train_steps=100")
-    assert (first.max_train_steps, second.max_train_steps) == (100, 22)
+    assert (first.max_train_steps, second.max_train_steps) == (100, 15)
     assert (second.critic_warmup_steps, second.ema_start) == (50, 10)
     first, second = stages("--max_train_steps=2")
     assert (second.max_train_steps, second.critic_warmup_steps) == (1, 1)

@@ -133,13 +133,20 @@ DMD = EVERY_METHOD | {
 }
 # What changes where a student is refined (--init_student_from): at full rate, or judged by a critic
 # that does not know that student yet, the first updates undo what it began with.
-DMD_WARM_START: Mapping[str, Default] = {
-    "max_train_steps": Default(sized(45, 16), "a refinement: most of the way is done"),
+DMD_WARM_START: dict[str, Default] = {
+    "max_train_steps": Default(sized(30, 16), "a refinement: most of the way is done"),
     "ema_start": Default(sized(20, 4), "the first updates are far from the end"),
-    "learning_rate": Default(by_width(1e-4), "lower where a student is refined"),
+    "learning_rate": Default(
+        by_width(2e-5), "a student that is near its teacher soon goes beyond it"
+    ),
     "critic_warmup_steps": Default(sized(100, 30), "it must know the student it begins with"),
     "critic_updates": Default(1, "more were not better (benchmarks/frontier.py)"),
-    "monitor_steps": Default(sized(15, 4), "the best of these checks is exported"),
+    "monitor_steps": Default(sized(5, 4), "the best of these checks is exported, soon passed by"),
+}
+# And where that student is the first stage's, which begins each clip as the teacher's from the same
+# noise. One of another tool does not.
+DMD_SECOND_STAGE: Mapping[str, Default] = DMD_WARM_START | {
+    "real_score": Default("paired", "steadier on such a student, and without a third adapter"),
 }
 # Printed in the plan; None: the reason of the default.
 DMD_REASONS: Mapping[str, str | None] = {

@@ -17,6 +17,7 @@ from wan_distill.settings.defaults import (
     CONSISTENCY,
     DMD,
     DMD_REASONS,
+    DMD_SECOND_STAGE,
     DMD_WARM_START,
     SHORT_TRAJECTORY,
     TRAJECTORY,
@@ -148,6 +149,8 @@ class DMDRecipe(Recipe):
     explained = DMD_REASONS
 
     def adjusted(self, config: Config) -> Mapping[str, Default]:
+        if config.is_second_stage:
+            return DMD_SECOND_STAGE
         return DMD_WARM_START if config.init_student_from else {}
 
     def batch(self, config: Config, scale: Scale) -> int:
