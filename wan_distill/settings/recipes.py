@@ -23,7 +23,7 @@ from wan_distill.settings.defaults import (
     TRAJECTORY,
     Default,
 )
-from wan_distill.settings.sample_specs import SampleSpec, anchors, handovers, trajectories
+from wan_distill.settings.sample_specs import SampleSpec, anchors, inputs, trajectories
 from wan_distill.settings.scale import Scale
 
 Role = Literal["teacher", "student", "fake_score", "real_score"]
@@ -119,7 +119,7 @@ class TrajectoryRecipe(Recipe):
         """`trajectories`: the teacher's; `inputs <n>`: where the low expert's first of n sampling
         steps begins.
         """
-        return {"trajectories": trajectories(config)} | _inputs(config, expert, distilled, True)
+        return {"trajectories": trajectories(config)} | inputs(config, expert, distilled, True)
 
     def costs(self, config: Config, expert: Expert) -> dict[Role, UpdateCost]:
         lengths = [len(sigmas) - 1 for sigmas in config.phases(expert).values()]
@@ -166,7 +166,7 @@ class DMDRecipe(Recipe):
         student is matched with; `anchors`: for the diversity loss.
         """
         solved = config.real_score != "guided"
-        specs = _inputs(config, expert, distilled, solved)
+        specs = inputs(config, expert, distilled, solved)
         if solved:
             specs["samples"] = trajectories(config)
         if config.diversity_weight > 0 and expert == "high":
@@ -194,18 +194,6 @@ class DMDRecipe(Recipe):
         if learned:
             costs["real_score"] = UpdateCost(drawn, 0, 0, critic_updates)
         return costs
-
-
-def _inputs(
-    config: Config, expert: Expert, distilled: bool, complete: bool
-) -> dict[str, SampleSpec]:
-    """`inputs <n>`: where the low phase of n sampling steps begins; none of the high expert's."""
-    if expert == "high":
-        return {}
-    return {
-        f"inputs {steps}": handovers(config, steps, distilled, complete)
-        for steps in config.phases(expert)
-    }
 
 
 RECIPES: dict[str, Recipe] = {

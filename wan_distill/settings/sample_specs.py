@@ -103,3 +103,15 @@ def student_of(config: Config, expert: Expert) -> Path | None:
     folders = [config.output_dir, config.init_student_from]
     files = [RunFolder(Path(folder)).student(expert) for folder in folders if folder]
     return next((file for file in files if file.exists()), None)
+
+
+def inputs(
+    config: Config, expert: Expert, distilled: bool, complete: bool
+) -> dict[str, SampleSpec]:
+    """`inputs <n>`: where the low phase of n sampling steps begins; none of the high expert's."""
+    if expert == "high":
+        return {}
+    return {
+        f"inputs {steps}": handovers(config, steps, distilled, complete)
+        for steps in config.phases(expert)
+    }
