@@ -131,11 +131,11 @@ FAMILY = {
         World(), 4, layers=3, steps=900, borrowed=SAME_SHAPES, clips=1920, pictures=True
     ),
     "wide": Member(World(9, 48, 48, 0.75), heads=8, layers=3, borrowed=SAME_SHAPES),
+    "broad": Member(SHORT, heads=8, layers=3, borrowed=SAME_SHAPES),
     "wider": Member(SHORT, heads=16, layers=2, borrowed=SAME_SHAPES),
-    # Three widths, trained for a third of the time: their guided paths are rough.
+    # Two that are trained for two fifths of the time: their guided paths are rough.
     "narrow": Member(SHORT, heads=2, layers=3, steps=1200, borrowed=SAME_SHAPES),
     "rough": Member(SHORT, 5, layers=4, head_width=24, steps=1200, borrowed=SAME_SHAPES),
-    "broad": Member(SHORT, heads=8, layers=3, borrowed=SAME_SHAPES),
     # The only one that holds at two lengths.
     "lengths": Member(World(), 4, layers=3, steps=900, borrowed=SAME_SHAPES, clips=1920, shorter=9),
     "pairs": Member(
