@@ -124,7 +124,7 @@ class Member:
 
 SAME_SHAPES = ("tokenizer", "text_encoder", "vae")
 EMBEDDED, EMBEDDED_I2V = "tiny_wan22", "tiny_i2v"
-SHORT = World(9, 32, 32, 0.75)  # 12 tokens a clip
+SHORT = World(9, 32, 32, 0.75)  # 12 tokens a clip; at half the scale the VAE loses small shapes
 FAMILY = {
     EMBEDDED: Member(World(), heads=4, layers=3),
     EMBEDDED_I2V: Member(
