@@ -31,5 +31,5 @@ def test_a_large_matrix_is_cut_nearly_as_well_and_the_same_each_time() -> None:
     assert (result.lost / result.total) ** 0.5 == pytest.approx(error, rel=1e-3)
     values = torch.linalg.svdvals(matrix)
     best = float(values[8:].norm() / values.norm())
-    assert best <= error < 1.01 * best
+    assert (1 - 1e-5) * best <= error < 1.01 * best  # the optimum itself, but for rounding
     assert torch.equal(cut_matrix(matrix, 8).up, result.up)
