@@ -27,8 +27,8 @@ def shortfalls(
     """One line for each value that falls short.
 
     Args:
-        before: evaluation of a run below whose 95 % interval the gap closed may not be: what is
-            within it cannot be told apart.
+        before: evaluation of a run below whose 95 % interval the gap closed may not be (what is
+            within it cannot be told apart), and whose motion and diversity may be no nearer to 1.
         gap_closed: smallest gap closed that is allowed, at every step count.
         tolerance: largest relative deviation of motion and diversity from the teacher's.
     """
@@ -47,6 +47,12 @@ def shortfalls(
             f"{name}: {what} is {row[what]:.3f} of the teacher's"
             for what in ("motion", "diversity")
             if abs(row[what] - 1) > tolerance
+        ]
+        old = next((r for r in before["rows"] if r["sampler"] == name), None) if before else None
+        lines += [
+            f"{name}: {what} is {row[what]:.3f} of the teacher's, it was {old[what]:.3f}"
+            for what in ("motion", "diversity")
+            if old and abs(row[what] - 1) > abs(old[what] - 1)
         ]
     return lines
 
@@ -72,7 +78,8 @@ def main() -> int:
         "--no_worse_than",
         type=Path,
         metavar="OUTPUT_DIR",
-        help="the gap closed may not be below this run's 95 %% interval",
+        help="the gap closed may not be below this run's 95 %% interval, motion and diversity no "
+        "further from 1",
     )
     args = parser.parse_args()
     evaluation = read_evaluation(args.output_dir)
