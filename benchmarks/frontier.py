@@ -2,7 +2,7 @@
 """Quality against transformer evaluations: what each part of the default job is worth.
 
     python benchmarks/frontier.py                      every recipe, the embedded teacher: hours
-    python benchmarks/frontier.py --rows trajectory "trajectory + low" --seeds 0 1
+    python benchmarks/frontier.py --rows trajectory short --seeds 0 1
     python benchmarks/frontier.py --teacher_path DIR   another teacher, in another --result_dir
 
 An evaluation is one forward of a transformer for one sample; a backward counts two, and what it
@@ -43,12 +43,8 @@ SHORT = (
     *("--method", "trajectory", "--max_train_steps", "130"),
     *("--num_trajectories", "256", "--train_batch_size", "8"),
 )
-FEW = (  # of updates: what large teachers had until the table was made
-    *("--max_train_steps", "12", "--ema_start", "4", "--monitor_steps", "4"),
-    *("--critic_warmup_steps", "12"),
-)
-# The refinement before it was made cheaper: both experts, 3 updates of the critic to one.
-EARLIER = ("--critic_updates", "3", "--critic_warmup_steps", "200")
+# What the second stage of one job has by default, and --init_student_from alone has not.
+PAIRED = ("--real_score", "paired")
 
 
 @dataclass(frozen=True)
@@ -63,8 +59,8 @@ class Recipe:
 
 
 def refined(*flags: str, after: str = FIRST, expert: str = "low") -> Recipe:
-    """A refinement, of the low expert unless another is named."""
-    return Recipe(("--method", "dmd", "--expert", expert, *flags), after)
+    """The default's refinement, of the low expert unless another is named."""
+    return Recipe(("--method", "dmd", "--expert", expert, *PAIRED, *flags), after)
 
 
 def with_samples(count: int, *flags: str) -> Recipe:
@@ -80,24 +76,22 @@ def imitating(updates: int, *flags: str, after: str | None = None) -> Recipe:
 
 RECIPES = {
     FIRST: Recipe(("--method", "trajectory")),
-    "trajectory + low": refined(),
-    "trajectory + low, paired": refined("--real_score", "paired"),
+    "trajectory + low (the default)": refined(),
+    "trajectory + low, samples": refined("--real_score", "samples"),
+    "trajectory + low, guided": refined("--real_score", "guided"),
     "trajectory + low, from student": refined("--critic_from_student"),
     "trajectory + low, critic 2 to 1": refined("--critic_updates", "2"),
     "trajectory + low, critic 5 to 1": refined("--critic_updates", "5"),
-    "trajectory + low, 150 updates": refined("--max_train_steps", "150"),
-    "trajectory + low, earlier": refined(*EARLIER),
+    "trajectory + low, 90 updates": refined("--max_train_steps", "90"),
     "trajectory + both": refined(expert="both"),
-    "trajectory + both, earlier": refined(*EARLIER, expert="both"),
-    "trajectory + both, guided": refined("--real_score", "guided", expert="both"),
+    # As many evaluations as the refinement.
+    "trajectory + low, imitation": imitating(
+        *(76, "--expert", "low", "--learning_rate", "5e-4"), after=FIRST
+    ),
+    "trajectory, 40 Euler steps": Recipe(("--method", "trajectory", "--teacher_solver", "euler")),
     "short": Recipe(SHORT),
     "short, 128 samples": Recipe((*SHORT, "--num_trajectories", "128")),
-    "short, 64 samples": Recipe((*SHORT, "--num_trajectories", "64")),
     "short + low": refined("--num_trajectories", "256", after="short"),
-    "short + low, few": refined("--num_trajectories", "256", *FEW, after="short"),
-    "short + low, few, paired": refined(
-        *("--num_trajectories", "256", *FEW, "--real_score", "paired"), after="short"
-    ),
     "300 updates, 64 samples": with_samples(64),
     "300 updates, 128 samples": with_samples(128),
     "300 updates, 256 samples": with_samples(256),
@@ -105,24 +99,8 @@ RECIPES = {
     "300 updates, 1024 samples": with_samples(1024),
     "300 updates, 2048 samples": with_samples(2048),
     "300 updates of 16 clips, 256 samples": with_samples(256, "--train_batch_size", "16"),
-    "300 updates of 16 clips": with_samples(1024, "--train_batch_size", "16"),
-    "300 updates, 256 samples, 40 Euler steps": with_samples(256, "--teacher_solver", "euler"),
-    "300 updates, 256 samples + low": refined(
-        "--num_trajectories", "256", after="300 updates, 256 samples"
-    ),
-    "300 updates, 1024 samples + low": refined(after="300 updates, 1024 samples"),
-    "300 updates, 1024 samples + low, guided": refined(
-        "--real_score", "guided", after="300 updates, 1024 samples"
-    ),
-    "300 updates, 1024 samples + low, from student": refined(
-        "--critic_from_student", after="300 updates, 1024 samples"
-    ),
-    # As many evaluations as the two stages of regression and matching, or the second of them.
+    # As many evaluations as both stages.
     "imitation": imitating(260),
-    "300 updates, 1024 samples + low, imitation": imitating(
-        *(121, "--expert", "low", "--learning_rate", "5e-4"), after="300 updates, 1024 samples"
-    ),
-    "trajectory, 40 Euler steps": Recipe(("--method", "trajectory", "--teacher_solver", "euler")),
     "Phased DMD, guided": Recipe((*PUBLISHED, "--critic_updates", "5")),
     "DMD2, guided": Recipe(
         (*PUBLISHED, "--critic_updates", "5", "--diversity_weight", "0"), method=Plain

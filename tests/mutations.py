@@ -2051,13 +2051,25 @@ MUTATIONS = [
         "tests/planning/test_preflight.py::test_a_plan_for_named_gpus_shares_tokens_and_heads_by_their_number",
     ),
     Mutation(
-        "wan_distill/planning/preflight.py",
+        "wan_distill/planning/room.py",
+        " if has_begun else 0",
+        "",
+        "tests/planning/test_preflight.py::test_a_run_that_goes_on_needs_only_what_it_has_not_written",
+    ),
+    Mutation(
+        "wan_distill/planning/room.py",
+        "needed = max(0.0, most - there)",
+        "needed = most",
+        "tests/planning/test_preflight.py::test_a_run_that_goes_on_needs_only_what_it_has_not_written",
+    ),
+    Mutation(
+        "wan_distill/planning/room.py",
         "writes[disk] = writes.get(disk, 0.0) + needed",
         "writes[disk] = needed",
         "tests/planning/test_preflight.py::test_solved_samples_need_the_room_where_they_are_kept",
     ),
     Mutation(
-        "wan_distill/planning/preflight.py",
+        "wan_distill/planning/room.py",
         'asked["--samples_dir"] = (config.samples_dir, shared)',
         "pass",
         "tests/planning/test_preflight.py::test_solved_samples_need_the_room_where_they_are_kept",

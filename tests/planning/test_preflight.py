@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 
 import train_distillation
 from wan_distill.errors import UsageError
-from wan_distill.planning import preflight, work
+from wan_distill.layout import RunFolder
+from wan_distill.planning import preflight, room, work
 from wan_distill.planning.memory import shape_of
 from wan_distill.planning.trace import trace
 from wan_distill.settings.assets import EMBEDDED_TEACHER
@@ -170,7 +171,7 @@ def test_prompts_that_the_tokenizer_does_not_know_stop_the_run(random_teacher, t
 
 def test_too_little_disk_stops_the_run(broken, monkeypatch):
     usage = collections.namedtuple("usage", "total used free")
-    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda place: usage(10, 10, 0))
+    monkeypatch.setattr(room.shutil, "disk_usage", lambda place: usage(10, 10, 0))
     assert "--output_dir" in broken()
 
 
@@ -200,7 +201,7 @@ def disks(monkeypatch, free: dict, one: bool = False) -> None:
         return os.stat_result(fields)
 
     monkeypatch.setattr(Path, "stat", stat)
-    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda place: usage(0, 0, free[place]))
+    monkeypatch.setattr(room.shutil, "disk_usage", lambda place: usage(0, 0, free[place]))
 
 
 def test_solved_samples_need_the_room_where_they_are_kept(small_config, tmp_path, monkeypatch):
@@ -214,24 +215,44 @@ def test_solved_samples_need_the_room_where_they_are_kept(small_config, tmp_path
     rest = sum(needs.values()) - samples
     enough = {out: rest, shared: samples}
     disks(monkeypatch, enough)
-    said = preflight.check_disk((config,), info)
+    said = room.check_disk((config,), info)
     assert f"free at {out}, " in said and said.endswith(f"free at {shared}")
     for folder, name in ((out, "--output_dir"), (shared, "--samples_dir")):
         disks(monkeypatch, enough | {folder: enough[folder] - 1})
         with pytest.raises(UsageError, match=f"{name} {folder}: .* this run writes up to"):
-            preflight.check_disk((config,), info)
+            room.check_disk((config,), info)
     disks(monkeypatch, dict.fromkeys(enough, rest + samples), one=True)
-    preflight.check_disk((config,), info)
+    room.check_disk((config,), info)
     disks(monkeypatch, dict.fromkeys(enough, rest + samples - 1), one=True)
     with pytest.raises(UsageError, match=f"--samples_dir {shared}: "):
-        preflight.check_disk((config,), info)
+        room.check_disk((config,), info)
+
+
+def test_a_run_that_goes_on_needs_only_what_it_has_not_written(small_config, tmp_path, monkeypatch):
+    out, shared = tmp_path / "out", tmp_path / "shared"
+    for folder in (out / "high", shared / "trajectories"):
+        folder.mkdir(parents=True)
+        (folder / "written.safetensors").write_bytes(bytes(1000))
+    config = small_config(samples_dir=str(shared), output_dir=str(out))
+    info = read_teacher(config)
+    needs = work.disk_needs((config,), info, trace(shape_of(config, info)))
+    samples = needs["for solved samples"]
+    left = {out: sum(needs.values()) - samples - 1000, shared: samples - 1000}
+    disks(monkeypatch, left)
+    with pytest.raises(UsageError, match=f"--output_dir {out}: "):  # files of something else
+        room.check_disk((config,), info)
+    RunFolder(out).plan.touch()
+    room.check_disk((config,), info)
+    disks(monkeypatch, left | {shared: left[shared] - 1})
+    with pytest.raises(UsageError, match=f"--samples_dir {shared}: .* writes up to"):
+        room.check_disk((config,), info)
 
 
 def test_a_samples_folder_that_cannot_be_written_stops_the_run(small_config, tmp_path):
     (tmp_path / "file").touch()
     config = small_config(samples_dir=str(tmp_path / "file" / "shared"))
     with pytest.raises(UsageError, match=r"--samples_dir .*file is a file, not a folder; choose"):
-        preflight.check_disk((config,), read_teacher(config))
+        room.check_disk((config,), read_teacher(config))
 
 
 def test_too_little_memory_stops_the_run(broken, monkeypatch):
