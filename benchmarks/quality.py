@@ -39,6 +39,8 @@ NAIVE_FLAGS = (
     *("--method", "dmd", "--real_score", "guided"),
     *("--diversity_weight", "0", "--monitor_steps", "0"),
 )
+# What the default job's second stage has; --init_student_from alone refines both experts.
+SECOND_STAGE = ("--method", "dmd", "--expert", "low", "--real_score", "paired")
 SHARED = ("evaluation", "trajectories")  # folders of teacher samples that all recipes can use
 
 
@@ -57,11 +59,13 @@ RECIPES = {
     "trajectory": TrainingRecipe(("--method", "trajectory")),
     "consistency": TrainingRecipe(("--method", "consistency")),
     "dmd": TrainingRecipe(("--method", "dmd")),
-    "trajectory+dmd": TrainingRecipe(("--method", "dmd"), after="trajectory"),
+    "trajectory+dmd": TrainingRecipe(SECOND_STAGE, after="trajectory"),
     "dmd, guided score": TrainingRecipe(("--method", "dmd", "--real_score", "guided")),
     "naive: alone": TrainingRecipe(NAIVE_FLAGS, method=Alone),
     "naive: plain": TrainingRecipe(NAIVE_FLAGS, method=Plain),
 }
+# With a single expert there is none to refine, and plain and alone are the same.
+TWO_EXPERTS = ("trajectory+dmd", "naive: plain")
 
 
 def share(source: Path, target: Path) -> None:
@@ -134,8 +138,8 @@ def main() -> int:
     for steps in map(int, args.sampling_steps.split(",")):
         experts = Config(sampling_steps=(steps,), boundary_ratio=0.875).experts
         for name in args.recipes:
-            if (name, steps) in done or (name == "naive: plain" and experts == ("high",)):
-                continue  # with a single expert, plain and alone are the same
+            if (name, steps) in done or (name in TWO_EXPERTS and experts == ("high",)):
+                continue
             lines.append(run(name, steps, root, extra))
             file.write_text(json.dumps(lines, indent=1), encoding="utf-8")
             (root / "quality.md").write_text(table(lines), encoding="utf-8")

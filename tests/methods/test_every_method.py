@@ -16,7 +16,8 @@ from wan_distill.data.samples import SampleStore, open_inputs
 from wan_distill.maths.randomness import generator
 from wan_distill.methods import METHODS, make_method
 from wan_distill.settings.command_line import build_parser
-from wan_distill.settings.recipes import RECIPES, STAGES
+from wan_distill.settings.job import STAGES
+from wan_distill.settings.recipes import RECIPES
 
 EXPERTS = pytest.mark.parametrize("expert", ["high", "low"])
 # Settings that make the objectives as different as they can be.

@@ -11,6 +11,9 @@ from wan_distill.layout import RunFolder
 from wan_distill.results.axes import ticks
 from wan_distill.results.charts import BOTTOM, CHARACTER, HEIGHT, LEFT, RIGHT, WIDTH, chart, charts
 from wan_distill.results.progress import Segment
+from wan_distill.settings.config import Config
+
+CONFIG = Config(method="dmd", output_dir="out")
 
 FOLDER = RunFolder(Path("out"))
 CHECK = dict(monitor_score=0.1, monitor_luminance=0.0, monitor_motion=1.0, monitor_diversity=1.0)
@@ -22,7 +25,7 @@ def job(*parts: tuple[str, list[dict]], exported: int | None = None) -> list[Seg
     for expert, lines in parts:
         start = sum(segment.updates for segment in found)
         own = [dict(expert=expert) | line for line in lines]
-        found.append(Segment(expert, f"{expert} expert", FOLDER, 4, own, start, exported))
+        found.append(Segment(CONFIG, expert, f"{expert} expert", FOLDER, 4, own, start, exported))
     return found
 
 

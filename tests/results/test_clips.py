@@ -13,7 +13,10 @@ import pytest
 from wan_distill.layout import RunFolder
 from wan_distill.results.clips import LARGE, embedded_clip, latest_pairs, over_time
 from wan_distill.results.progress import Segment
+from wan_distill.settings.config import Config
 from wan_distill.system.pictures import write_video
+
+CONFIG = Config(method="dmd", output_dir="out")
 
 
 @pytest.fixture
@@ -27,7 +30,7 @@ def segment(tmp_path):
         folder.preview("low", "teacher", 0).write_bytes(b"teacher")
         for number in updates:
             folder.preview("low", f"{number:06d}", 0).write_bytes(b"%d" % number)
-        return Segment("low", "low expert", folder, 100, exported=exported)
+        return Segment(CONFIG, "low", "low expert", folder, 100, exported=exported)
 
     return make
 
@@ -48,7 +51,7 @@ def test_the_first_clips_are_those_of_the_weights_that_are_exported(segment):
 def test_finished_clips_come_before_blurred_ones(segment, tmp_path):
     """Also of an earlier stage, while the high expert of a later one trains."""
     low = segment(0)
-    high = Segment("high", "high expert, dmd", RunFolder(tmp_path), 100)
+    high = Segment(CONFIG, "high", "high expert, dmd", RunFolder(tmp_path), 100)
     high.folder.preview("high", "000007", 0).write_bytes(b"blurred")
     pairs, words = latest_pairs([low, high], blurred=True)
     assert content(pairs[0]["clips"]["student"]) == b"0" and words.startswith("low expert")

@@ -9,8 +9,10 @@ import pytest
 from wan_distill.layout import RunFolder
 from wan_distill.results import summary
 from wan_distill.results.progress import Segment
+from wan_distill.settings.config import Config
 
 ROW = dict(evaluations=4, paired_distance=0.1, motion=1.0, diversity=1.0, luminance_drift=0.0)
+CONFIG = Config(method="dmd", real_score="samples", output_dir="out")
 CHECK = dict(monitor_luminance=0.0, monitor_motion=1.0, monitor_diversity=1.0, monitor_score=0.5)
 
 
@@ -27,7 +29,9 @@ def evaluation(student: float = 1.0, few: float = 2.0, **changes) -> dict:
 
 def trained(*lines: dict, exported: int | None = None, expert: str = "high") -> list[Segment]:
     own = [dict(expert=expert, step=10) | line for line in lines]
-    return [Segment(expert, f"{expert} expert", RunFolder(Path("out")), 8, own, 0, exported)]
+    return [
+        Segment(CONFIG, expert, f"{expert} expert", RunFolder(Path("out")), 8, own, 0, exported)
+    ]
 
 
 def test_quality_comes_with_its_interval_and_what_must_be_remarked():
@@ -76,22 +80,28 @@ def test_cost_is_gpu_hours_and_dollars_and_of_a_cpu_hours(small_config):
 
 def test_health_is_that_of_the_exported_student():
     frozen = CHECK | dict(monitor_motion=0.1)
-    assert summary.health([], None).value == "Not checked"
+    assert summary.health(CONFIG, [], None).value == "Not checked"
     before = [frozen | dict(monitor_updates=0)]  # nothing to warn of before training
-    assert summary.health(trained(*before), None).value == "Healthy"
+    assert summary.health(CONFIG, trained(*before), None).value == "Healthy"
     good_first = [CHECK | dict(monitor_updates=4), frozen | dict(monitor_updates=8)]
-    assert summary.health(trained(*good_first), None).value == "Warning"  # still learning: the last
-    exported = summary.health(trained(*good_first, exported=4), None)
+    assert (
+        summary.health(CONFIG, trained(*good_first), None).value == "Warning"
+    )  # still learning: the last
+    exported = summary.health(CONFIG, trained(*good_first, exported=4), None)
     assert exported.value == "Healthy" and "update 4, exported" in exported.words
-    measured = summary.health(trained(*good_first, exported=8), evaluation())
+    measured = summary.health(CONFIG, trained(*good_first, exported=8), evaluation())
     assert measured.mark == "good" and "motion 1.00" in measured.words
     still = evaluation()
     still["rows"][-1]["motion"] = 0.2
-    assert summary.health(trained(CHECK, exported=8), still).mark == "bad"
-    assert summary.health(trained(CHECK, exported=0), evaluation()).value == "No progress"
+    assert summary.health(CONFIG, trained(CHECK, exported=8), still).mark == "bad"
+    for name, value in dict(departure=0.2, first_frame=3.0).items():  # image to video
+        ill = evaluation()
+        ill["rows"][-1][name] = value
+        assert "the picture" in summary.health(CONFIG, trained(CHECK, exported=8), ill).words
+    assert summary.health(CONFIG, trained(CHECK, exported=0), evaluation()).value == "No progress"
     (refined,) = trained(CHECK, exported=0)
     refined.refines = True
-    said = summary.health([*trained(CHECK, exported=8), refined], evaluation())
+    said = summary.health(CONFIG, [*trained(CHECK, exported=8), refined], evaluation())
     assert said.value == "Healthy" and "first stage's student is exported" in said.words
 
 

@@ -25,6 +25,7 @@ A14B = Scale(width=5120, parameters=14e9, tokens=32_760, devices=1)
 # The only settings that may differ between teachers of one width and one length of clips.
 SIZES_AND_COUNTS = {
     "max_train_steps",
+    "lr_warmup_steps",
     "ema_start",
     "num_trajectories",
     "eval_samples",
@@ -105,12 +106,33 @@ def test_a_student_of_the_first_stage_is_matched_in_pairs_and_one_of_others_is_n
     (from_nothing,) = stages("--method=dmd")
     assert of_others.real_score == from_nothing.real_score == "samples"
     assert of_others.learning_rate == 2e-5
+    # One that lies below the output folder is a stranger's still.
+    (below,) = stages("--init_student_from=runs/lightning", "--output_dir=runs")
+    assert not below.is_second_stage and below.real_score == "samples"
+
+
+def test_a_stage_names_the_flags_that_change_it():
+    first, second = stages("--output_dir=out")
+    assert (first.flag("learning_rate"), first.flag("rank")) == ("learning_rate", "rank")
+    assert second.flag("learning_rate") == "refine_learning_rate"
+    assert second.flag("max_train_steps") == "refine_steps"
+    assert second.flag("rank") == "rank"
+
+
+def test_a_short_refinement_has_time_to_learn_and_exports_what_it_learned():
+    """The peak rate and the exported average come after so many updates that there is a rest."""
+    for scale in (EMBEDDED, A14B):
+        values = {k: d.value(scale) for k, d in (defaults.DMD | defaults.DMD_SECOND_STAGE).items()}
+        updates = values["max_train_steps"]
+        assert values["lr_warmup_steps"] <= updates / 3
+        assert updates / 2 < values["ema_start"] < updates
 
 
 def test_a_short_trial_is_short_in_both_stages():
     first, second = stages("--max_train_steps=100")
     assert (first.max_train_steps, second.max_train_steps) == (100, 15)
     assert (second.critic_warmup_steps, second.ema_start) == (50, 10)
+    assert (first.lr_warmup_steps, second.lr_warmup_steps) == (10, 5)
     first, second = stages("--max_train_steps=2")
     assert (second.max_train_steps, second.critic_warmup_steps) == (1, 1)
     _, second = stages("--max_train_steps=2", "--refine_steps=9", "--critic_warmup_steps=8")

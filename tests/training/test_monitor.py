@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -17,8 +18,8 @@ from wan_distill.maths.distances import (
     score,
     standard_error,
 )
-from wan_distill.maths.health import warnings
 from wan_distill.settings.config import Config
+from wan_distill.training.health import warnings
 from wan_distill.training.monitor import Monitor
 
 
@@ -79,7 +80,7 @@ def checks(run: Run, monkeypatch, *scores: list[float], ill: tuple[int, ...] = (
     )
     monkeypatch.setattr(
         "wan_distill.training.monitor.warnings",
-        lambda values, has_critic: ["it is ill"] if student.done in ill else [],
+        lambda values, config: ["it is ill"] if student.done in ill else [],
     )
     for student.done in range(len(scores)):
         for p in student.parameters.values():
@@ -185,6 +186,7 @@ def test_each_prompt_is_sampled_from_two_seeds(make_run, asked, prompts, clips):
 
 # --------------------------------------------------------------------------------------- warnings
 
+DMD = Config(method="dmd", real_score="samples", output_dir="out")
 HEALTHY = dict(motion=1.0, saturation=1.0, diversity=1.0, luminance=0.0)
 
 
@@ -200,27 +202,44 @@ HEALTHY = dict(motion=1.0, saturation=1.0, diversity=1.0, luminance=0.0)
     ],
 )
 def test_the_limits_of_a_healthy_student(name, last_healthy, first_ill, word):
-    assert warnings(HEALTHY | {name: last_healthy}) == []
-    (line,) = warnings(HEALTHY | {name: first_ill})
+    assert warnings(HEALTHY | {name: last_healthy}, DMD) == []
+    (line,) = warnings(HEALTHY | {name: first_ill}, DMD)
     assert word in line and f"{first_ill:.2f}" in line and "--" in line
 
 
 def test_warnings_are_plain_words():
-    assert warnings(HEALTHY) == []
+    assert warnings(HEALTHY, DMD) == []
     for change, word in (
         (dict(motion=0.3), "freezes"),
         (dict(luminance=0.2), "over-exposes"),
         (dict(saturation=1.6), "over-exposes"),
         (dict(diversity=0.2), "collapses"),
     ):
-        (line,) = warnings(HEALTHY | change)
+        (line,) = warnings(HEALTHY | change, DMD)
         assert word in line and "--" in line
-    (line,) = warnings(HEALTHY | dict(diversity=0.2), has_critic=False)
-    assert "critic" not in line and "--method trajectory+dmd" in line
-    assert len(warnings(dict(motion=0.1, saturation=3.0, diversity=0.1, luminance=0.5))) == 3
-    assert warnings(dict(luminance=0.0)) == []  # a still teacher has no motion to compare with
+    assert len(warnings(dict(motion=0.1, saturation=3.0, diversity=0.1, luminance=0.5), DMD)) == 3
+    assert warnings(dict(luminance=0.0), DMD) == []  # a still teacher has no motion to compare with
     teacher = dict(motion=float("nan"), saturation=0.5, luminance=0.4, diversity=2.0)
     assert relative(teacher, teacher) == dict(saturation=1.0, diversity=1.0, luminance=0.0)
+
+
+def test_the_remedy_is_a_flag_of_the_stage_that_can_help():
+    """Of a regression: train for longer. Of matching: at a lower rate, which a second stage has
+    from a flag of its own; what begins with a student is not told to begin with one.
+    """
+    second = dataclasses.replace(DMD, init_student_from="out/trajectory", real_score="paired")
+    other = dataclasses.replace(DMD, init_student_from="lightning")
+    regression = dataclasses.replace(DMD, method="trajectory")
+    said = {
+        stage: " ".join(warnings(dict(motion=0.1, luminance=0.5, diversity=0.1), config))
+        for stage, config in dict(dmd=DMD, second=second, other=other, first=regression).items()
+    }
+    assert "Lower --learning_rate, or begin with a regression" in said["dmd"]
+    assert "scale" not in said["dmd"] and "scale" in said["second"]
+    assert "--refine_learning_rate" in said["second"] and "--learning_rate" not in said["second"]
+    assert "Lower --learning_rate." in said["other"] and "begin with" not in said["other"]
+    assert "--max_train_steps" in said["first"] and "--critic_updates" not in said["first"]
+    assert "--method trajectory+dmd" in said["first"]
 
 
 def test_a_student_that_fell_ill_is_reported_but_not_before_training(make_run, monkeypatch, capsys):

@@ -103,7 +103,7 @@ def _method(config: Config, number: str) -> list[str]:
     lines = [f"Method    {number}{config.method}; roles on one frozen base: teacher, {roles}"]
     lines += [f"  note    {note}" for note in recipe.notes(config)]
     return lines + [
-        f"  --{name} {_shown(getattr(config, name))}: {reason}"
+        f"  --{config.flag(name)} {_shown(getattr(config, name))}: {reason}"
         for name, reason in recipe.reasons(config).items()
     ]
 

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from wan_distill.maths.health import COLLAPSED, FROZEN, OVEREXPOSED, OVERSATURATED
 from wan_distill.results.axes import span, ticks
 from wan_distill.results.progress import Segment
+from wan_distill.training.health import COLLAPSED, FROZEN, OVEREXPOSED, OVERSATURATED
 
 NOT_CHARTED = {"expert", "step", "seconds", "student_updates", "monitor_updates"}
 # A chart in pixels, and its margins: for numbers, for the names of the phases, for updates.

@@ -15,6 +15,7 @@ from wan_distill.layout import RunFolder
 from wan_distill.planning.wording import duration, size
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
+from wan_distill.settings.job import SECOND_STAGE_FLAGS
 from wan_distill.settings.resolve import resolve_stages
 
 # What says where a run takes place and not what it does.
@@ -23,8 +24,6 @@ SAME_TEACHER = (
     *("teacher_path", "revision", "variant", "cache_dir", "teacher_lora"),
     *("teacher_transformer", "teacher_transformer_2", "init_student_from", "output_dir"),
 )
-# What the second stage has from flags of its own: --refine_<name>.
-REFINED = {"max_train_steps": "steps", "learning_rate": "learning_rate"}
 
 
 def read_plan(folder: RunFolder) -> dict[str, Any]:
@@ -53,7 +52,7 @@ def changed_settings(
     for number, (stage, default) in enumerate(zip(stages, defaults, strict=False)):
         usual = default.to_json() | _refinement(defaults)
         for name, value in stage.items():
-            own = name not in LEFT_OUT and (number == 0 or name not in REFINED)
+            own = name not in LEFT_OUT and (number == 0 or name not in SECOND_STAGE_FLAGS)
             own &= not (name.startswith("refine_") and value is None)  # left open
             if own and value != usual.get(name):
                 found.setdefault(name, (f"--{name}", plain(value), plain(usual.get(name))))
@@ -64,7 +63,7 @@ def _refinement(stages: Sequence[Config]) -> dict[str, Any]:
     """The values of the flags that are about the second stage: left open, they are its own."""
     if len(stages) == 1:
         return {}
-    return {f"refine_{of}": getattr(stages[-1], name) for name, of in REFINED.items()}
+    return {own: getattr(stages[-1], name) for name, own in SECOND_STAGE_FLAGS.items()}
 
 
 def plain(value: Any) -> str:

@@ -10,12 +10,11 @@ from typing import Any
 
 from wan_distill.errors import FileError
 from wan_distill.layout import RunFolder
-from wan_distill.maths.health import warnings
 from wan_distill.maths.sigmas import Expert
 from wan_distill.settings.config import Config
 from wan_distill.settings.lora_headers import METADATA_KEY
 from wan_distill.settings.reading import read_header
-from wan_distill.settings.recipes import recipe_of
+from wan_distill.training.health import warnings
 from wan_distill.training.metrics import read_lines
 
 
@@ -24,15 +23,16 @@ class Segment:
     """The training of one expert in one stage.
 
     Attributes:
+        config: of the stage.
         title: for people: the expert, and the method where there are several.
         lines: of metrics.jsonl.
         planned: updates of the student.
         start: updates of all roles in the whole job before it.
-        has_critic: whether its method has one.
         exported: the student's updates that made the weights which are exported, once they are.
         refines: whether it begins with the student of an earlier stage of the job.
     """
 
+    config: Config
     expert: Expert
     title: str
     folder: RunFolder
@@ -40,7 +40,6 @@ class Segment:
     lines: list[dict[str, Any]] = field(default_factory=list)
     start: int = 0
     exported: int | None = None
-    has_critic: bool = False
     refines: bool = False
 
     @property
@@ -56,7 +55,7 @@ class Segment:
         """What the check in a line warns of; nothing before training."""
         if "monitor_luminance" not in line or line.get("monitor_updates") == 0:
             return []
-        return warnings(values_of_check(line), self.has_critic)
+        return warnings(values_of_check(line), self.config)
 
     def at(self, line: dict[str, Any]) -> str:
         """Where in the job a line was written."""
@@ -74,9 +73,8 @@ def segments(stages: Sequence[Config]) -> list[Segment]:
         for expert in config.experts:
             title = f"{expert} expert" + (f", {config.method}" if len(stages) > 1 else "")
             own = [line for line in lines if line["expert"] == expert]
-            segment = Segment(expert, title, folder, config.max_train_steps, own, start)
+            segment = Segment(config, expert, title, folder, config.max_train_steps, own, start)
             segment.exported = exported_updates(folder, expert)
-            segment.has_critic = "fake_score" in recipe_of(config).roles(config)
             segment.refines = config.is_second_stage
             start += segment.updates
             begun = own or any(folder.previews.glob(f"{expert}-*"))

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from wan_distill.maths.health import warnings
 from wan_distill.planning.wording import duration
 from wan_distill.results.progress import Segment, values_of_check
 from wan_distill.results.samplers import samplers
 from wan_distill.settings.config import BASELINE_STEPS, Config
 from wan_distill.system.console import about
+from wan_distill.training.health import warnings
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def tiles(
         quality(segments, evaluation),
         speed(config, evaluation),
         cost(config, spent),
-        health(segments, evaluation),
+        health(config, segments, evaluation),
     ]
 
 
@@ -132,7 +132,7 @@ def cost(config: Config, spent: dict[str, Any]) -> Tile:
 # --------------------------------------------------------------------------------- is it healthy
 
 
-def health(segments: Sequence[Segment], evaluation: Evaluation) -> Tile:
+def health(config: Config, segments: Sequence[Segment], evaluation: Evaluation) -> Tile:
     """Of the exported student: by the evaluation, or else by the check of those weights; of one
     that still learns: by its last check.
     """
@@ -143,7 +143,7 @@ def health(segments: Sequence[Segment], evaluation: Evaluation) -> Tile:
         return Tile(title, "No progress", words, "bad")
     if evaluation is not None:
         values, where = _values_of(rows_by_kind(evaluation)[2]), "exported student"
-        problems = warnings(values)
+        problems = warnings(values, config)
     else:
         segment, line = _last_check(segments)
         if segment is None:
@@ -164,7 +164,8 @@ def health(segments: Sequence[Segment], evaluation: Evaluation) -> Tile:
 
 def _values_of(row: dict[str, Any]) -> dict[str, float]:
     """A row of the evaluation in the words of a check."""
-    known = {name: row[name] for name in ("motion", "diversity", "saturation") if name in row}
+    names = ("motion", "diversity", "saturation", "departure", "first_frame")
+    known = {name: row[name] for name in names if name in row}
     return known | dict(luminance=row["luminance_drift"])
 
 

@@ -11,9 +11,10 @@ from typing import Any
 from wan_distill.errors import UsageError
 from wan_distill.settings.config import Config
 from wan_distill.settings.flags import START, path, paths, text
+from wan_distill.settings.job import STAGES
 from wan_distill.settings.one_line_parser import OneLineParser
 from wan_distill.settings.other_names import TRAINING, command_name
-from wan_distill.settings.recipes import RECIPES, STAGES
+from wan_distill.settings.recipes import RECIPES
 from wan_distill.settings.yaml_file import YES, as_arguments, load_yaml
 
 DESCRIPTION = (

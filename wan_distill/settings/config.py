@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from wan_distill.layout import RunFolder
 from wan_distill.maths.sigmas import Expert, expert_sigmas, insert_sigmas, sigma_grid
-from wan_distill.settings.job import JobSettings
+from wan_distill.settings.job import SECOND_STAGE_FLAGS, STAGES, JobSettings
 from wan_distill.settings.learning import LearningSettings
 from wan_distill.settings.operation import OperationSettings
 
@@ -65,8 +66,14 @@ class Config(OperationSettings, LearningSettings, JobSettings):  # fields begin 
     @property
     def is_second_stage(self) -> bool:
         """Whether this refines the student of an earlier stage of the same job."""
-        begins_with = self.init_student_from
-        return begins_with is not None and Path(begins_with).parent == Path(self.output_dir)
+        if self.init_student_from is None:
+            return False
+        job, begins_with = RunFolder(Path(self.output_dir)), Path(self.init_student_from)
+        return any(begins_with == job.stage(first).path for first, *_ in STAGES.values())
+
+    def flag(self, setting: str) -> str:
+        """The name of the command-line flag that changes `setting` of this stage."""
+        return SECOND_STAGE_FLAGS.get(setting, setting) if self.is_second_stage else setting
 
     @property
     def method_title(self) -> str:

@@ -67,6 +67,7 @@ EVERY_METHOD: dict[str, Default] = {
     "monitor_steps": Default(sized(100, 50), "the best of these checks is exported"),
     "monitor_samples": Default(sized(32, 8), "two seeds per prompt; each costs a sampled clip"),
     "lora_alpha": Default(64.0, "alpha / rank = 1"),
+    "lr_warmup_steps": Default(10, "the first gradients tell little"),
     "optimizer": Default("adamw", "a matching loss was measured with no other"),
     # What other methods ignore has a value too, so that every run.json is complete.
     "critic_warmup_steps": Default(100, "the critic must know the student before it judges it"),
@@ -135,7 +136,9 @@ DMD = EVERY_METHOD | {
 # that does not know that student yet, the first updates undo what it began with.
 DMD_WARM_START: dict[str, Default] = {
     "max_train_steps": Default(sized(30, 16), "a refinement: most of the way is done"),
-    "ema_start": Default(sized(20, 4), "the first updates are far from the end"),
+    # The exported average follows the last third: over more of so few it would lag behind them.
+    "ema_start": Default(sized(20, 10), "the first updates are far from the end"),
+    "lr_warmup_steps": Default(sized(10, 5), "a third of the updates"),
     "learning_rate": Default(
         by_width(2e-5), "a student that is near its teacher soon goes beyond it"
     ),

@@ -20,6 +20,12 @@ LORA_TARGETS = (
     *("time_embedder.linear_1", "time_embedder.linear_2", "time_proj", "proj_out"),
 )
 
+TWO_STAGES = "trajectory+dmd"
+STAGES: dict[str, tuple[str, ...]] = {TWO_STAGES: ("trajectory", "dmd")}
+"""--method -> the methods of its stages; each begins with the student of the one before"""
+SECOND_STAGE_FLAGS = {"max_train_steps": "refine_steps", "learning_rate": "refine_learning_rate"}
+"""setting -> what the second stage has it from"""
+
 
 @dataclass(frozen=True)
 class JobSettings:

@@ -31,8 +31,8 @@ class LearningSettings:
     )
     refine_steps: int = flag(
         None,
-        "trajectory+dmd: updates of the second stage, per expert (default: in proportion to those "
-        "of the first)",
+        "trajectory+dmd: updates of the second stage, per expert (default: fewer where the first "
+        "stage is shorter than usual)",
         OPTIMISER,
         free=True,
     )
@@ -58,7 +58,7 @@ class LearningSettings:
         OPTIMISER,
         choices=("constant", "constant_with_warmup", "linear", "cosine"),
     )
-    lr_warmup_steps: int = flag(10, "updates until the peak learning rate", OPTIMISER)
+    lr_warmup_steps: int = flag(None, "updates until the peak learning rate", OPTIMISER)
     adam_beta1: float = flag(None, "AdamW's first-moment decay", OPTIMISER)
     adam_beta2: float = flag(0.999, "AdamW's second-moment decay", OPTIMISER)
     adam_weight_decay: float = flag(
@@ -110,12 +110,14 @@ class LearningSettings:
     )
     real_score_guidance_scale: float | None = flag(
         None,
-        "--real_score guided: guidance scale of the high expert's score (default: the teacher's)",
+        "--real_score guided or paired: guidance scale of the high expert's score (default: the "
+        "teacher's)",
         DMD,
     )
     real_score_guidance_scale_2: float | None = flag(
         None,
-        "--real_score guided: guidance scale of the low expert's score (default: the teacher's)",
+        "--real_score guided or paired: guidance scale of the low expert's score (default: the "
+        "teacher's)",
         DMD,
     )
     diversity_weight: float = flag(

@@ -202,10 +202,6 @@ RECIPES: dict[str, Recipe] = {
     "consistency": ConsistencyRecipe(),
 }
 
-TWO_STAGES = "trajectory+dmd"
-STAGES: dict[str, tuple[str, ...]] = {TWO_STAGES: ("trajectory", "dmd")}
-"""--method -> the methods of its stages; each begins with the student of the one before"""
-
 
 def recipe_of(config: Config) -> Recipe:
     """The recipe that `--method` names."""

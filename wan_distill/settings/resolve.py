@@ -14,8 +14,9 @@ from wan_distill.settings.clip_sizes import check_clip
 from wan_distill.settings.config import Config
 from wan_distill.settings.defaults import WHOLE_STUDENT, Default
 from wan_distill.settings.description import TeacherInfo
+from wan_distill.settings.job import STAGES, TWO_STAGES
 from wan_distill.settings.output_name import output_name
-from wan_distill.settings.recipes import STAGES, TWO_STAGES, recipe_of
+from wan_distill.settings.recipes import recipe_of
 from wan_distill.settings.scale import Scale, scale_of
 
 STEPS = (4,)
@@ -78,6 +79,7 @@ def _shorten(refined: Config, given: Config, share: float) -> Config:
         "max_train_steps": given.refine_steps,
         "critic_warmup_steps": given.critic_warmup_steps,
         "ema_start": given.ema_start,
+        "lr_warmup_steps": given.lr_warmup_steps,
     }
     shorter = {
         name: max(1, round(share * getattr(refined, name)))

@@ -31,13 +31,12 @@ from wan_distill.maths.distances import (
     scores_without_each,
     standard_error,
 )
-from wan_distill.maths.health import warnings
 from wan_distill.maths.sigmas import Expert
 from wan_distill.model.denoiser import Denoiser
 from wan_distill.model.loading import decode
 from wan_distill.settings.config import Config
-from wan_distill.settings.recipes import recipe_of
 from wan_distill.system.files import hash_tensors, write_tensors
+from wan_distill.training.health import warnings
 from wan_distill.training.learner import Learner
 from wan_distill.training.phase_clips import PhaseClips
 
@@ -108,8 +107,7 @@ class Monitor:
         if (change := learner.update_norm()) is not None:
             values["update_norm"] = change
         # Before training it is the bare base in few steps: nothing to warn of.
-        has_critic = "fake_score" in recipe_of(self.run.config).roles(self.run.config)
-        problems = warnings(values, has_critic) if learner.done else []
+        problems = warnings(values, self.run.config) if learner.done else []
         self._keep(scores, bool(problems), learner)
         for problem in problems:
             self.run.runtime.say(

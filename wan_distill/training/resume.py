@@ -174,7 +174,7 @@ class Progress:
         self.save(step)
         raise NonFiniteError(
             f"{report}; no weight was changed and the state before it is saved in {self.root}. "
-            "Lower --learning_rate and give --allow_config_change to go on"
+            f"Lower --{config.flag('learning_rate')} and give --allow_config_change to go on"
         ) from error
 
     def _chosen(self) -> Path | None:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from wan_distill.settings.config import Config
+from wan_distill.settings.recipes import recipe_of
+
 # As ratios to the teacher; of luminance: the difference.
 FROZEN = 0.6
 COLLAPSED = 0.6
@@ -10,42 +15,47 @@ OVEREXPOSED = 0.1
 OVERSATURATED = 1.4
 
 
-def warnings(values: dict[str, float], has_critic: bool = True) -> list[str]:
+def warnings(values: Mapping[str, float], config: Config) -> list[str]:
     """What is going wrong, in plain words, and what to do.
 
     Args:
-        values: what a check found, some of it relative to the teacher.
-        has_critic: whether the method has one: its flags help nobody else.
+        values: what a check or the evaluation found, all but the luminance relative to the teacher.
+        config: of the stage that made the student.
     """
+    lower, longer = (f"--{config.flag(name)}" for name in ("learning_rate", "max_train_steps"))
+    has_critic = "fake_score" in recipe_of(config).roles(config)
+    more = f"Train for longer ({longer})."
+    if has_critic:  # it learns from no clip, so a longer run makes it worse
+        more = f"Lower {lower}."
+        if config.init_student_from is None:
+            more = f"Lower {lower}, or begin with a regression (--method trajectory+dmd)."
     problems = []
     if values.get("motion", 1.0) < FROZEN:
         problems.append(
             f"the student freezes: its clips move {values['motion']:.2f} times as much as the "
-            "teacher's. Lower --learning_rate, or begin from a trajectory student "
-            "(--init_student_from)."
+            f"teacher's. {more}"
         )
     if values.get("departure", 1.0) < FROZEN:
         problems.append(
             f"the student holds on to the picture: its clips leave it {values['departure']:.2f} "
-            "times as far as the teacher's. Lower --learning_rate, or begin from a trajectory "
-            "student (--init_student_from)."
+            f"times as far as the teacher's. {more}"
         )
     if values.get("first_frame", 1.0) > UNFAITHFUL:
         problems.append(
             f"the student does not begin with the picture: its first frames are "
-            f"{values['first_frame']:.2f} times as far from it as the teacher's. Lower "
-            "--learning_rate, or train for longer."
+            f"{values['first_frame']:.2f} times as far from it as the teacher's. {more}"
         )
     if values["luminance"] > OVEREXPOSED or values.get("saturation", 1.0) > OVERSATURATED:
+        guided = has_critic and config.real_score != "samples"
+        scale = " or --real_score_guidance_scale (_2 for the low expert)" if guided else ""
         problems.append(
             f"the student over-exposes: luminance {values['luminance']:+.2f}, saturation "
-            f"{values.get('saturation', 1.0):.2f} times the teacher's. Stop earlier, lower "
-            "--learning_rate or the guidance scales."
+            f"{values.get('saturation', 1.0):.2f} times the teacher's. Lower {lower}{scale}."
         )
     if values.get("diversity", 1.0) < COLLAPSED:
         remedy = "Raise --diversity_weight or --critic_updates."
         if not has_critic:
-            remedy = "Raise --max_train_steps, or refine the student: --method trajectory+dmd."
+            remedy = f"Train for longer ({longer}), or refine it: --method trajectory+dmd."
         problems.append(
             f"the student collapses: samples of one prompt differ {values['diversity']:.2f} times "
             f"as much as the teacher's. {remedy}"
