@@ -149,6 +149,41 @@ def test_a_stop_keeps_what_is_solved_and_the_rest_follows(make_run, monkeypatch)
 
 
 @pytest.mark.journey  # as long as a whole run
+def test_another_run_may_finish_samples_of_a_shared_folder_meanwhile(make_run, monkeypatch):
+    """Between this run's experts: what is finished has no hand-over left to begin with."""
+    run = make_run(method="trajectory", sample_batch_size=2)
+    store = SampleStore(run, trajectories(run.config))
+    request = SampleRequest(store, frozenset(range(4)))
+    solve_missing(run, [request])
+    finished = {row: store.file(row).read_bytes() for row in (0, 1, 2)}
+    for row in range(4):
+        store.file(row).unlink()
+    load = solving._load
+
+    def loading_low(run, expert, store):
+        if expert == "low":
+            for row, content in finished.items():
+                store.file(row).write_bytes(content)
+                store.handed_over(row).unlink()
+        return load(run, expert, store)
+
+    monkeypatch.setattr(solving, "_load", loading_low)
+    solve, steps = solving.progress_bar, []
+
+    @contextlib.contextmanager
+    def counting(total, *rest):
+        with solve(total, *rest) as bar:
+            update = bar.update
+            bar.update = lambda n=1: (steps.append(n), update(n))
+            yield bar
+            assert sum(steps) == total
+
+    monkeypatch.setattr(solving, "progress_bar", counting)
+    solve_missing(run, [request])
+    assert files_of(store) == names(range(4))
+    assert {row: store.file(row).read_bytes() for row in finished} == finished
+
+
 def test_a_kill_between_the_files_of_a_batch_changes_no_batch_that_follows(make_run, monkeypatch):
     """Each write of a file is once the last one: the same batches are solved as without a kill."""
 

@@ -124,6 +124,12 @@ def _solve_batch(
 ) -> None:
     """Carries one batch through `expert` and stores each of its samples."""
     sigmas = _owned(run, store, expert)
+    if not (run.runtime.sharded or run.runtime.context_parallel):  # there all have the same work
+        finished = [row for row in rows if _is_finished(store, row)]
+        bar.update(len(finished) * (len(sigmas) - 1))
+        rows = [row for row in rows if row not in finished]
+        if not rows:
+            return
     begun = [_begin(store, row, sigmas[0]) for row in rows]
     latents = torch.stack([x for x, _ in begun])
     ((_, reached),) = _carried(run, expert, denoiser, store, rows, latents, bar)
@@ -142,6 +148,11 @@ def _solve_batch(
             assert done  # the last solver point is a stored one
             contents[store.file(row)] = latents_stored
     store_batch(store, rows, contents)
+
+
+def _is_finished(store: SampleStore, row: int) -> bool:
+    """Whether another run, which has the same --samples_dir, has finished a sample meanwhile."""
+    return store.file(row).exists() and not store.handed_over(row).exists()
 
 
 def _begin(store: SampleStore, row: int, sigma: float) -> tuple[Tensor, list[Tensor]]:
