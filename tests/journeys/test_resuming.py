@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -12,6 +13,8 @@ from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY, stop_at, tiny_flags
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 import train_distillation
 from wan_distill.errors import RESUMABLE
@@ -236,6 +239,26 @@ def test_an_explicit_checkpoint_is_resumed_and_later_ones_are_set_aside(
     assert (root / "checkpoint-4").exists()
 
 
+def test_the_best_weights_of_what_is_set_aside_are_not_exported(run, finished, tmp_path):
+    """Going back with other settings, whatever the later ones' score was."""
+    checked = dict(monitor_steps=2, monitor_samples=4)
+    out = shutil.copytree(finished("trajectory", **checked), tmp_path / "out")
+    left, root = loras(out), out / "high"
+    best = root / "best.safetensors"
+    weights = load_file(best)
+    with safe_open(best, framework="pt") as file:
+        about = json.loads(file.metadata()["seen"])
+    about |= dict(updates=4, score=-1.0, best=[-1.0] * len(about["best"]))  # later than the second
+    save_file(weights, best, {"seen": json.dumps(about)})
+    changes = dict(learning_rate=1e-9, allow_config_change=True)
+    wanted = root / "checkpoint-2"
+    assert run("out", "trajectory", resume_from_checkpoint=wanted, **checked, **changes) == 0
+    assert (root / "set-aside-0-best.safetensors").exists()
+    assert loras(out)[LORA_FILE["high"]] != left[LORA_FILE["high"]]
+    with safe_open(best, framework="pt") as file:
+        assert json.loads(file.metadata()["seen"])["score"] != -1.0
+
+
 def test_an_explicit_checkpoint_that_is_pruned_before_the_low_expert_begins(
     run, finished, tmp_path
 ):
@@ -259,7 +282,8 @@ def test_an_explicit_checkpoint_of_either_stage(run, finished, tmp_path, capsys,
     said = capsys.readouterr().out
     assert f"Going on from {wanted}." in said and loras(out) == before
     # What a stage does anew, the ones after it do too.
-    aside = {folder.name.split("-", 3)[-1] for folder in (out / "low").glob("set-aside-*")}
+    moved = (out / "low").glob("set-aside-*-checkpoint-*")
+    aside = {folder.name.split("-", 3)[-1] for folder in moved}
     assert (aside == second) == (stage == "trajectory/high")
 
 

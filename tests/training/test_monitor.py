@@ -94,6 +94,12 @@ def checks(run: Run, monkeypatch, *scores: list[float], ill: tuple[int, ...] = (
     return monitor
 
 
+def test_a_score_of_other_clips_is_forgotten(make_run, monkeypatch):
+    """`--monitor_samples` was changed: scores without each of fewer prompts are not comparable."""
+    run = make_run(method="trajectory", monitor_steps=1)
+    assert chosen(checks(run, monkeypatch, [1.0, 1.0, 1.0], [2.0, 2.0, 2.0, 2.0, 2.0])) == 1
+
+
 def chosen(monitor: Monitor) -> int:
     """The check whose weights are exported."""
     exported = monitor.exported(monitor.student).weights

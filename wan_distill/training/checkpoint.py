@@ -114,6 +114,12 @@ def set_aside(root: Path, step: int) -> list[Path]:
     return moved
 
 
+def set_aside_file(file: Path) -> Path:
+    """Renames a file beside the checkpoints likewise."""
+    count = sum(1 for _ in file.parent.glob(f"set-aside-*-{file.name}"))
+    return file.rename(file.with_name(f"set-aside-{count}-{file.name}"))
+
+
 def read_state(folder: Path) -> dict:
     """What `state.json` of a checkpoint says. Raises DamagedCheckpoint."""
     try:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -124,6 +125,8 @@ class Monitor:
         """Stores the weights where their score is the best; also where they are healthy and it is
         within one standard error of the best: they have learned for longer.
         """
+        if len(self.best) != len(scores):
+            self.best = []  # of other clips (--monitor_samples was changed): not to be compared
         better = not self.best or scores[0] < self.best[0]
         if not better:
             noise = standard_error(scores[1:], self.best[1:])
@@ -187,8 +190,7 @@ class Monitor:
         """
         try:
             weights = load_file(self.file)
-            with safe_open(self.file, framework="pt") as file:
-                about = json.loads((file.metadata() or {})[SEEN])
+            about = _about(self.file)
             if about["hash"] != hash_tensors(weights):
                 raise ValueError("its bytes changed since it was written")
         except (SafetensorError, KeyError, ValueError) as error:
@@ -197,3 +199,21 @@ class Monitor:
                 "file and run again, and the best from there on are exported"
             ) from error
         return weights, about
+
+
+def updates_of(file: Path) -> int:
+    """The student's updates that made the weights which a check stored; 0 where the file is
+    damaged, which is said where they are read.
+    """
+    try:
+        updates: int = _about(file)["updates"]
+    except (SafetensorError, KeyError, ValueError):
+        return 0
+    return updates
+
+
+def _about(file: Path) -> dict[str, Any]:
+    """What `Monitor._keep` wrote about the weights."""
+    with safe_open(file, framework="pt") as opened:
+        about: dict[str, Any] = json.loads((opened.metadata() or {})[SEEN])
+    return about

@@ -21,6 +21,7 @@ from wan_distill.settings.description import TEXT_PARTS, TeacherInfo
 from wan_distill.settings.recipes import Role
 from wan_distill.training.learner import Learner
 from wan_distill.training.metrics import Metrics
+from wan_distill.training.monitor import updates_of
 from wan_distill.training.stages import begun_with, explicit_checkpoint, newest_of, stage_of
 
 # Settings that may differ between a run and its continuation: they decide neither what an update
@@ -196,6 +197,11 @@ class Progress:
             step = state["step"] if stage == "this" else 0
             for later in checkpoint.set_aside(self.root, step):
                 runtime.say(f"{later.name}: set aside, since {folder} was asked for.")
+            best = self.run.folder.best(self.expert)
+            done = state["done"]["student"] if stage == "this" else 0
+            if best.exists() and updates_of(best) > done:
+                name = checkpoint.set_aside_file(best).name
+                runtime.say(f"{name}: weights that a later check chose; set aside too.")
         runtime.state.wait_for_everyone()
         return folder if stage == "this" else None
 
