@@ -118,6 +118,7 @@ def run(config: Config) -> int:
     config = stages[-1]  # what the job is judged by
     if config.push_to_hub:
         results.check_hub(config)
+    results.check_evaluated(config, info)
     if config.dry_run:
         return planning.print_plan(stages, info, prompts, held_out, choice.words)
     texts = [data.text_of(prompt) for prompt in (*prompts, *held_out)]
@@ -130,7 +131,6 @@ def run(config: Config) -> int:
     runtime = Runtime(config)
     with lock_file(folder.lock, runtime.is_main):
         results.check_output(config)
-        results.check_evaluated(config, info)
         return carry_out(choice, info, prompts, held_out, pictures, surroundings, runtime)
 
 
@@ -201,8 +201,8 @@ def do_job(
     # 2. The teacher's text encoder: loaded quietly, verified against its file, used once, freed.
     teacher = model.Teacher(info, config, runtime)
     shown = training.validation_prompts(config, held_out)
-    encoded = [data.text_of(prompt) for prompt in (*prompts, *held_out, *shown)]
-    encoded.append(config.negative_prompt)
+    read = training.prompts_read(stages, prompts, held_out)
+    encoded = [*map(data.text_of, read), config.negative_prompt]
     reporting = results.Reporting(stages, info, runtime)
     reporting.begin(len(prompts) + len(held_out))
     with reporting.part("text encoder"):
@@ -210,7 +210,6 @@ def do_job(
 
     first_frames = None
     if info.takes_picture:
-        read = training.prompts_read(stages, prompts, held_out)
         if pictures.source is not None:
             with reporting.part("making pictures"):
                 make_pictures(pictures.source, read, runtime)
@@ -234,6 +233,7 @@ def do_job(
             make_output_folder(part.folder.path)
             for line in model.carry_over(part.config, info) if runtime.is_main else ():
                 runtime.say(line)
+            runtime.state.wait_for_everyone()  # all begin with what was carried over
             for expert in part.config.experts:
                 distil(part, expert, shown, reporting)
 

@@ -303,11 +303,16 @@ def test_only_a_student_of_this_teacher_and_schedule_is_evaluated(random_teacher
     config = Config(**settings, teacher_path=str(random_teacher))
     info = read_teacher(config)
     config = resolve(config, info)
-    check_evaluated(config, info)  # that there is no student is said later
+    with pytest.raises(UsageError, match=f"{out} holds no high_noise_lora.*a student that is tr"):
+        check_evaluated(config, info)
     out.mkdir()
     halves = (f"blocks.0.attn1.to_q.lora_{half}.student.weight" for half in "AB")
     weights = {half: torch.zeros(1, 1) for half in halves}
     save_lora(out / LORA_FILE["high"], weights, config, info, "high")
+    check_evaluated(dataclasses.replace(config, expert="high"), info)
+    with pytest.raises(UsageError, match="holds no low_noise_lora"):
+        check_evaluated(config, info)
+    save_lora(out / LORA_FILE["low"], weights, config, info, "low")
     check_evaluated(config, info)
     shifted = dataclasses.replace(config, flow_shift=7.0)
     with pytest.raises(UsageError, match=r"flow_shift was 5\.0, is 7\.0.*--allow_config_change"):
@@ -724,16 +729,24 @@ def test_what_is_not_finite_is_not_written(student, random_teacher, tmp_path, cl
     assert not clips
 
 
-def test_too_little_gpu_memory_is_one_line(trained, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("to", "error: the pipeline does not fit the GPU's memory; give --offload"),
+        (
+            "__call__",
+            "error: out of GPU memory; give --offload, or a smaller --height, --width or "
+            "--num_frames",
+        ),
+    ],
+)
+def test_too_little_gpu_memory_is_one_line(trained, monkeypatch, capsys, name, said):
     def fail(*_, **__) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(WanPipeline, "__call__", fail)
+    monkeypatch.setattr(WanPipeline, name, fail)
     assert sample.main(["--student", str(trained), "--prompt", PROMPT]) == 1
-    said = capsys.readouterr().err
-    assert said.splitlines()[-1] == (
-        "error: out of GPU memory; give --offload, or a smaller --height, --width or --num_frames"
-    )
+    assert capsys.readouterr().err.splitlines()[-1] == said
 
 
 def test_long_prompts_are_said(trained, grey_clips, clips, capsys):

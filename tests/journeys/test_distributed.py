@@ -5,7 +5,7 @@ all.
 from __future__ import annotations
 
 import pytest
-from conftest import tiny_flags
+from conftest import REPOSITORY, tiny_flags
 from processes import LAUNCHERS, METHODS, ROUNDING, SETTINGS, compare, launch
 
 CHECKED = dict(expert="high", monitor_steps=5, monitor_samples=4, validation_steps=5)
@@ -28,6 +28,24 @@ def test_two_processes_that_share_one_base_equal_one_that_has_it_whole(random_te
     changes = CHECKED | dict(num_trajectories=9, sample_batch_size=1, learning_rate=1e-4)
     worst = compare(random_teacher, tmp_path, "trajectory", only_two=dict(shard=True), **changes)
     assert worst < 1e-5  # on some CPUs the last bits depend on where in memory a matrix lies
+
+
+def test_a_second_stage_begins_with_one_student_in_all_processes(random_teacher, tmp_path):
+    """In bf16 the carried-over high expert is a rounded copy, which must be there for all."""
+    flags = tiny_flags(
+        random_teacher,
+        out := tmp_path / "out",
+        method="trajectory+dmd",
+        mixed_precision="bf16",
+        max_train_steps=1,
+        refine_steps=1,
+        num_trajectories=8,
+        sample_batch_size=2,
+    )
+    ended = launch("forks", REPOSITORY / "train_distillation.py", flags)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    made = list((out / "handovers").iterdir())
+    assert len(made) == 2  # the first stage's and the second's, one folder each
 
 
 SHARED = """

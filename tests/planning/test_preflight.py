@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import json
 import os
 import shutil
@@ -11,12 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import tiny_flags
+from lessons import make_lesson
 from safetensors.torch import load_file, save_file
 
 import train_distillation
 from wan_distill.errors import UsageError
-from wan_distill.layout import RunFolder
-from wan_distill.planning import preflight, room, work
+from wan_distill.layout import LORA_FILE, RunFolder
+from wan_distill.model.student_files import save_lora
+from wan_distill.planning import disk, preflight, room
 from wan_distill.planning.memory import shape_of
 from wan_distill.planning.trace import trace
 from wan_distill.settings.assets import EMBEDDED_TEACHER
@@ -210,7 +213,7 @@ def test_solved_samples_need_the_room_where_they_are_kept(small_config, tmp_path
     out.mkdir()
     config = small_config(samples_dir=str(shared), output_dir=str(out))
     info = read_teacher(config)
-    needs = work.disk_needs((config,), info, trace(shape_of(config, info)))
+    needs = disk.disk_needs((config,), info, trace(shape_of(config, info)))
     samples = needs["for solved samples"]
     rest = sum(needs.values()) - samples
     enough = {out: rest, shared: samples}
@@ -235,7 +238,7 @@ def test_a_run_that_goes_on_needs_only_what_it_has_not_written(small_config, tmp
         (folder / "written.safetensors").write_bytes(bytes(1000))
     config = small_config(samples_dir=str(shared), output_dir=str(out))
     info = read_teacher(config)
-    needs = work.disk_needs((config,), info, trace(shape_of(config, info)))
+    needs = disk.disk_needs((config,), info, trace(shape_of(config, info)))
     samples = needs["for solved samples"]
     left = {out: sum(needs.values()) - samples - 1000, shared: samples - 1000}
     disks(monkeypatch, left)
@@ -347,3 +350,15 @@ def test_a_missing_compiler_is_named(small_config, monkeypatch):
     monkeypatch.setattr(torch, "compile", fail)
     with pytest.raises(UsageError, match="--compile: torch cannot compile here"):
         preflight.check_optional(small_config(compile=True))
+
+
+def test_a_run_does_not_write_over_what_it_begins_with(make_run, random_teacher, tmp_path):
+    run = make_run(method="trajectory")
+    weights = make_lesson(run, "high").learners["student"].exported()
+    for expert, name in LORA_FILE.items():
+        save_lora(tmp_path / name, weights, run.config, run.info, expert)
+    config = dataclasses.replace(run.config, init_student_from=str(tmp_path))
+    assert preflight.check_begin(config, run.info)
+    here = dataclasses.replace(config, output_dir=str(tmp_path / "x" / ".."))
+    with pytest.raises(UsageError, match="of this very folder, which would be replaced"):
+        preflight.check_begin(here, run.info)

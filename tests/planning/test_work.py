@@ -14,6 +14,7 @@ from written_students import write_student
 import train_distillation
 from wan_distill.layout import LORA_FILE
 from wan_distill.planning import work
+from wan_distill.planning.disk import disk_needs
 from wan_distill.planning.memory import shape_of
 from wan_distill.planning.trace import trace
 from wan_distill.settings.command_line import parse_args
@@ -55,11 +56,11 @@ def test_the_plan_has_the_samples_that_the_run_then_solves(random_teacher, tmp_p
     flags = tiny_flags(random_teacher, out, evaluate=False, **changes)
     config, info, cost = planned(flags)
     rows = sum(part.rows for part in work.sample_work((config,), info))
-    disk = work.disk_needs((config,), info, cost)["for solved samples"]
+    written = disk_needs((config,), info, cost)["for solved samples"]
     assert train_distillation.main(flags) == 0
     files = [file for kind in KINDS for file in out.glob(f"{kind}/*/*.safetensors")]
     assert rows == len(files) > 0
-    assert disk == sum(load_file(file)["latents"].nbytes for file in files)
+    assert written == sum(load_file(file)["latents"].nbytes for file in files)
 
 
 @pytest.mark.journey  # as long as a whole run
@@ -102,11 +103,11 @@ def test_the_plan_knows_what_the_warm_start_has_solved(small_config, tmp_path):
     info = read_teacher(config)
     cost = trace(shape_of(config, info))
     values = math.prod(info.latent_shape(config))
-    sizes = [work.disk_needs((c,), info, cost)["for solved samples"] for c in (config, warm)]
+    sizes = [disk_needs((c,), info, cost)["for solved samples"] for c in (config, warm)]
     # 40 trajectories of 4 sigmas, 40 hand-overs of one
     assert sizes[0] == sizes[1] == 40 * (4 + 1) * 4 * values
     solved.write_bytes(bytes(int(0.75 * 40 * 4 * 4 * values)))
-    assert work.disk_needs((warm,), info, cost)["for solved samples"] == 40 * (1 + 1) * 4 * values
+    assert disk_needs((warm,), info, cost)["for solved samples"] == 40 * (1 + 1) * 4 * values
     rows = {
         part.spec.kind: (part.rows, part.evaluations) for part in work.sample_work((config,), info)
     }
@@ -127,7 +128,7 @@ def test_the_disk_holds_the_optimizers_moments_of_every_checkpoint(random_teache
     changes = dict(checkpointing_steps=1, evaluate=False, export="comfyui,comfyui-fp8")
     flags = tiny_flags(random_teacher, out, method="dmd", **changes)
     config, info, cost = planned(flags)
-    needs = work.disk_needs((config,), info, cost)
+    needs = disk_needs((config,), info, cost)
     assert train_distillation.main(flags) == 0
     checkpoints = list(out.glob("*/checkpoint-*"))
     assert len(checkpoints) == 2 * config.checkpoints_total_limit

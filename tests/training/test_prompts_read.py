@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from pathlib import Path
 
 import pytest
+from conftest import tiny_flags
 
+import train_distillation
 from wan_distill.data import PicturedPrompt
+from wan_distill.errors import UsageError
+from wan_distill.planning import picture_work
 from wan_distill.planning.picture_work import pictures_read
+from wan_distill.settings.command_line import parse_args
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import read_teacher
 from wan_distill.settings.resolve import resolve_stages
 from wan_distill.training import prompts_read
 
+TESTED = Path(__file__).parent.parent / "prompts.txt"
 TRAINING = [PicturedPrompt(f"training {i}", f"t{i}") for i in range(100)]
 HELD_OUT = [PicturedPrompt(f"held out {i}", f"h{i}") for i in range(40)]
 
@@ -52,3 +60,24 @@ def test_a_job_with_fewer_prompts_than_samples_reads_all():
     stages = resolve_stages(config, info)
     assert len(prompts_read(stages, TRAINING, HELD_OUT)) == 140 == pictures_read(stages, info, 140)
     assert pictures_read(stages, dataclasses.replace(info, takes_picture=False), 140) == 0
+
+
+def test_what_is_not_read_is_not_encoded(random_teacher, tmp_path, monkeypatch):
+    """Of a file of a thousand captions, and as many are planned for at least."""
+    file = tmp_path / "prompts.txt"
+    words = TESTED.read_text(encoding="utf-8").split()
+    captions = [" ".join(chosen) for chosen in itertools.permutations(dict.fromkeys(words), 3)]
+    file.write_text("\n".join(captions[:1000]), encoding="utf-8")
+    seen = []
+
+    def encode(config, teacher, texts, runtime):
+        seen.extend(texts)
+        raise UsageError("seen")
+
+    monkeypatch.setattr(train_distillation, "encode_prompts", encode)
+    flags = tiny_flags(random_teacher, tmp_path / "out", method="trajectory", prompts=file)
+    assert train_distillation.main([*flags, "--num_trajectories=8"]) == 2
+    config = parse_args([*flags, "--num_trajectories=8"])
+    stages = resolve_stages(config, read_teacher(config))
+    texts = {text for text in seen if text in captions}
+    assert 8 <= len(texts) <= picture_work.prompts_read(stages, 1000) < 50

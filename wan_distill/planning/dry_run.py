@@ -33,10 +33,10 @@ def print_plan(
         numbers = plan_numbers(stages, info, encoded)
         try:
             write_atomically(Path(config.plan_json), json.dumps(numbers, indent=1).encode())
-        except OSError as error:
+        except (OSError, ValueError) as error:  # a path without a name is a ValueError
+            why = getattr(error, "strerror", None) or "it names no file"
             raise UsageError(
-                f"--plan_json {config.plan_json}: cannot be written ({error.strerror}); choose "
-                "another"
+                f"--plan_json {config.plan_json}: cannot be written ({why}); choose another"
             ) from error
     lines, obstacles = examine_surroundings(stages, info, list(map(text_of, [*prompts, *held_out])))
     print("On this machine:", *lines, sep="\n")

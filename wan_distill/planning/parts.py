@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from wan_distill.maths.sigmas import Expert, expert_sigmas
 from wan_distill.planning.hardware import Hardware
 from wan_distill.planning.memory import shape_of
-from wan_distill.planning.picture_work import encoding_flops, pictures_read
+from wan_distill.planning.picture_work import encoding_flops, pictures_read, prompts_read
 from wan_distill.planning.trace import Trace, trace
 from wan_distill.planning.work import check_flops, evaluations, solve_flops, update_work
 from wan_distill.settings.config import BASELINE_STEPS, Config
@@ -41,9 +41,9 @@ def parts(configs: Sequence[Config], info: TeacherInfo, prompts: int) -> list[Pa
     """
     last = configs[-1]
     costs = [trace(shape_of(config, info)) for config in configs]
-    pictures = pictures_read(configs, info, prompts)
+    texts, pictures = prompts_read(configs, prompts), pictures_read(configs, info, prompts)
     found = [
-        Part("text encoder", prompts * encoder_flops(info, last.max_sequence_length), False),
+        Part("text encoder", texts * encoder_flops(info, last.max_sequence_length), False),
         Part("making pictures", pictures * making_flops(last, info), True),
         Part("encoding pictures", pictures * encoding_flops(last, info), False),
         Part("solving samples", solve_flops(configs, info, costs[0]), True),

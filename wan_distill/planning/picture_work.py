@@ -22,11 +22,14 @@ from wan_distill.training.previews import SHOWN
 
 
 def pictures_read(stages: Sequence[Config], info: TeacherInfo, prompts: int) -> int:
-    """How many pictures a job looks at, at most, where each of `prompts` has one;
-    `training.prompts_read` says which. 0 for a teacher that takes none.
+    """How many pictures a job looks at, at most, where each of `prompts` has one. 0 for a teacher
+    that takes none.
     """
-    if not info.takes_picture:
-        return 0
+    return prompts_read(stages, prompts) if info.takes_picture else 0
+
+
+def prompts_read(stages: Sequence[Config], prompts: int) -> int:
+    """How many of `prompts` a job reads, at most; `training.prompts_read` says which."""
     if any(map(reads_all_prompts, stages)):
         return prompts
     solved = max(stage.num_trajectories for stage in stages)

@@ -8,13 +8,14 @@ from typing import Any
 
 from wan_distill.data.first_frames import Prompt
 from wan_distill.maths.sigmas import SUBFOLDER, expert_of, steps_of
+from wan_distill.planning.disk import disk_needs
 from wan_distill.planning.hardware import Hardware, hardware_of
 from wan_distill.planning.levers import what_fits
 from wan_distill.planning.memory import Estimate, estimate, host_needs, shape_of
 from wan_distill.planning.parts import parts
 from wan_distill.planning.picture_work import source_words
 from wan_distill.planning.wording import count, duration, if_busy, operations, size
-from wan_distill.planning.work import disk_needs, sample_work, solve_flops, update_work
+from wan_distill.planning.work import sample_work, solve_flops, update_work
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
 from wan_distill.settings.recipes import recipe_of

@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 
 from wan_distill.errors import UsageError, one_line
-from wan_distill.model.warm_start import check_warm_start
+from wan_distill.layout import RunFolder
+from wan_distill.model.warm_start import check_warm_start, warm_start_files
 from wan_distill.planning.changed_files import check_changes
 from wan_distill.planning.memory import shape_of
 from wan_distill.planning.room import check_disk, check_download, check_memory
@@ -26,6 +27,7 @@ from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
 from wan_distill.settings.scale import processes
 from wan_distill.system.runtime import process_state
+from wan_distill.training.stages import explicit_checkpoint
 
 Check = Callable[[], str | None]
 """Returns a line for the plan, or nothing. Raises UsageError on what must stop a run."""
@@ -158,6 +160,19 @@ def check_optional(config: Config) -> None:
 
 
 def check_begin(config: Config, info: TeacherInfo) -> str | None:
-    """What the student begins with. Raises UsageError where it does not fit this run."""
-    found = None if config.evaluate_only else check_warm_start(config, info)
+    """What the student begins with. Raises UsageError where it does not fit this run, or would be
+    written over.
+    """
+    if config.resume_from_checkpoint != "latest":
+        explicit_checkpoint(config)
+    if config.evaluate_only:
+        return None
+    out = RunFolder(Path(config.output_dir))
+    for expert, file in warm_start_files(config, info).items():
+        if file.path.resolve() == out.lora(expert).resolve():
+            raise UsageError(
+                f"--output_dir {config.output_dir}: the student begins with {file.path.name} of "
+                "this very folder, which would be replaced; choose another"
+            )
+    found = check_warm_start(config, info)
     return found and f"Begins    {found}"

@@ -12,11 +12,11 @@ from huggingface_hub.constants import HF_HUB_CACHE
 
 from wan_distill.errors import UsageError
 from wan_distill.layout import RunFolder
+from wan_distill.planning.disk import SHARED, disk_needs
 from wan_distill.planning.memory import estimate, host_needs, shape_of
 from wan_distill.planning.teacher_files import download_left
 from wan_distill.planning.trace import trace
 from wan_distill.planning.wording import size
-from wan_distill.planning.work import SHARED, disk_needs
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
 from wan_distill.system.cleaning import bytes_of

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from wan_distill.planning.hardware import Hardware
 from wan_distill.planning.memory import shape_of
 from wan_distill.planning.parts import evaluation_count, parts
-from wan_distill.planning.picture_work import pictures_read
+from wan_distill.planning.picture_work import pictures_read, prompts_read
 from wan_distill.planning.trace import trace
 from wan_distill.planning.work import check_flops, sample_work
 from wan_distill.settings.config import Config
@@ -32,7 +32,8 @@ def timeline(
     """
     last = configs[-1]
     seconds = {part.name: part.seconds(hardware) for part in parts(configs, info, prompts)}
-    legs = [Leg("encode", seconds.get("text encoder", 0.0), prompts)]
+    texts = prompts_read(configs, prompts)
+    legs = [Leg("encode", seconds.get("text encoder", 0.0), texts)]
     pictures = pictures_read(configs, info, prompts)
     if info.picture_source is not None:
         making = Leg("make pictures", seconds.get("making pictures", 0.0), bars=2)

@@ -11,12 +11,20 @@ from wan_distill.settings.students import SAME_SCHEDULE, read_one
 
 
 def check_evaluated(config: Config, info: TeacherInfo) -> None:
-    """Raises UsageError where `--evaluate_only` would measure a student on another teacher, or on
-    another schedule, than it was made for.
+    """Raises UsageError where `--evaluate_only` would measure no student, one of a job that is not
+    done, or one on another teacher or schedule than it was made for.
     """
-    for expert in config.experts if config.evaluate_only else ():
+    if not config.evaluate_only:
+        return
+    whole = [e for e in info.experts if config.phases(e)]  # a second stage's folder has both
+    for expert in whole if config.is_second_stage else config.experts:
         file = student_file(config.output_dir, expert)
-        if not file.exists() or config.allow_config_change:
+        if not file.exists():
+            raise UsageError(
+                f"--evaluate_only: {config.output_dir} holds no {file.name}; give the --output_dir "
+                "of a student that is trained"
+            )
+        if config.allow_config_change:
             continue
         student, settings = read_one(file), config.to_json()
         check_teacher(info, student, False, "--allow_config_change")

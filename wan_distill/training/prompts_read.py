@@ -1,4 +1,4 @@
-"""Which prompts a job reads: the pictures of the others are neither made nor encoded."""
+"""Which prompts a job reads: the others are not encoded, and their pictures not made."""
 
 from __future__ import annotations
 
