@@ -71,8 +71,11 @@ def load_pipeline(info: TeacherInfo, config: Config, files: list[Path], offload:
         add_student(pipe, file)
     if offload and cuda:
         pipe.enable_model_cpu_offload()
-    else:
+        return pipe
+    try:
         pipe.to("cuda" if cuda else "cpu")
+    except torch.OutOfMemoryError as error:
+        raise Halted("the pipeline does not fit the GPU's memory; give --offload") from error
     return pipe
 
 
@@ -91,7 +94,7 @@ def add_student(pipe: Pipeline, file: Path) -> None:
             adapter_name=student["expert"],
             load_into_transformer_2=student["expert"] == "low",
         )
-    except (RuntimeError, ValueError, KeyError) as error:
+    except (RuntimeError, ValueError, LookupError) as error:
         raise UsageError(
             f"--student {file}: does not fit this teacher ({one_line(error)[:200]}); give the "
             "teacher it was made for"

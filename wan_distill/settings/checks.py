@@ -71,6 +71,11 @@ def check_single(config: Config) -> None:
             raise UsageError(
                 f"--{name} {given!a}: is no text of the terminal's encoding; retype it"
             )
+    if config.validation_prompt and not config.validation_prompt.replace("|", "").strip():
+        raise UsageError(
+            f"--validation_prompt {config.validation_prompt!r}: holds no prompt; give one, or "
+            "several separated by |"
+        )
     if config.mixed_precision == "fp16":
         raise UsageError(
             "--mixed_precision fp16: a quarter of the first gradients would be exactly 0, since "

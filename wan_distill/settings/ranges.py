@@ -58,6 +58,7 @@ NOT_NEGATIVE = (
 )
 
 LAST_PORT = 65535
+LARGEST_FPS = 1000
 
 
 def check_values(config: Config) -> None:
@@ -71,6 +72,8 @@ def check_values(config: Config) -> None:
             raise UsageError(f"--{name} {value}: must be greater than 0")
         if name == "eval_samples" and value < 2:
             raise UsageError(f"--{name} {value}: diversity needs two samples of a prompt; give 2")
+        if name == "fps" and value > LARGEST_FPS:
+            raise UsageError(f"--fps {value}: no player shows so many; give {LARGEST_FPS} at most")
         if name == "serve" and not 0 <= value <= LAST_PORT:
             raise UsageError(f"--{name} {value}: is no port; give one from 1024 to {LAST_PORT}")
         if name in FRACTIONS and not 0 <= value < 1:
