@@ -1,6 +1,6 @@
 """Applies each change of `mutations.py` to a copy of the product, and runs its test.
 
-    python tests/run_mutations.py              all of them: about ten minutes on one core
+    python tests/run_mutations.py              all of them: half an hour on one core
     python tests/run_mutations.py --only dmd   those whose file or test has `dmd` in its name
 
 Prints what was not noticed, and a tally. Ends with exit code 1 unless 95 % are noticed. Runs are
