@@ -56,6 +56,9 @@ def test_what_fits_takes_the_largest_clip_then_the_most_exact_base(a14b):
     assert fits["h200"].startswith("--base_precision bf16 --num_frames 81 (peak")
     frames = [int(text.split("--num_frames ")[1].split()[0]) for text in fits.values()]
     assert frames == sorted(frames)
+    for card in ("rtx-5090", "l40s"):  # exact, and the same clip as a quantised base at most
+        assert fits[card].startswith("--offload") and "--base_precision bf16" in fits[card]
+        assert re.search(r"\(peak \S+ GB, \S+ GB on the host\)", fits[card])
 
 
 def test_dry_run_prints_the_plan_and_loads_no_weights(

@@ -134,7 +134,7 @@ def describe_needs(stages: Sequence[Config], info: TeacherInfo, prompts: int = 0
     lines += [f"Disk      {size(number)} {what}" for what, number in disk.items()]
     lines += _work(stages, info)
     if not info.embedded:
-        lines.append("Cards     the largest clip that fits, with the most exact base")
+        lines.append("Cards     the largest clip that fits, with the exact base")
         lines += [
             f"  {card:<13}{fits or 'nothing tried fits; use several cards with --shard'}"
             for card, fits in what_fits(config, info).items()
