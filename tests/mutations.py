@@ -264,8 +264,8 @@ MUTATIONS = [
     ),
     Mutation(
         "wan_distill/maths/distances.py",
-        "return math.sqrt((len(a) - 1) * float(differences.var(correction=0)))",
-        "return math.sqrt(float(differences.var(correction=0)))",
+        "return math.sqrt((len(left_out) - 1) * float(values.var(correction=0)))",
+        "return math.sqrt(float(values.var(correction=0)))",
         "tests/maths/test_distances.py::test_the_standard_error_is_what_scores_of_new_prompts_vary_by",
     ),
     Mutation(

@@ -13,12 +13,12 @@ from wan_distill.maths.distances import (
     diversity,
     energy_distance,
     frechet_distance,
+    jackknife_error,
     picture_statistics,
     principal_components,
     relative,
     score,
     scores_without_each,
-    standard_error,
 )
 
 
@@ -246,7 +246,7 @@ def test_the_standard_error_is_what_scores_of_new_prompts_vary_by():
         )
         a, b = (scores_without_each(clips, teacher, prompts=12) for clips in (near, far))
         differences.append(a[0] - b[0])
-        errors.append(standard_error(a[1:], b[1:]))
+        errors.append(jackknife_error([x - y for x, y in zip(a[1:], b[1:], strict=True)]))
     spread = torch.tensor(differences).std()
     assert torch.tensor(errors).mean() == pytest.approx(float(spread), rel=0.25)
-    assert standard_error([1.0], [2.0]) == 0
+    assert jackknife_error([1.0]) == 0

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from wan_distill.maths.tiny_world import World
-from wan_distill.results.comparison import gap_closed, interval_95, standard_error, world_measures
+from wan_distill.results.comparison import gap_closed, gap_error, interval_95, world_measures
 
 
 def test_the_gap_is_closed_at_the_floor_and_open_at_the_worst():
@@ -29,11 +29,11 @@ def test_the_error_is_the_spread_over_other_samples():
     drawn = [sets() for _ in range(40)]
     closed = [gap_closed(*(frechet_distance(s, ref) for s in three)) for three, ref in drawn]
     spread = float(torch.tensor(closed).std())
-    errors = torch.tensor([standard_error(*each) for each in drawn])
+    errors = torch.tensor([gap_error(*each) for each in drawn])
     assert float(errors.median()) == pytest.approx(spread, rel=0.35)
 
 
-def test_the_interval_is_two_standard_errors_wide():
+def test_the_interval_is_two_gap_errors_wide():
     assert interval_95(0.9, 0.1) == pytest.approx([0.704, 1.096])
 
 

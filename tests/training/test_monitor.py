@@ -14,9 +14,9 @@ from wan_distill.data.solving import solve_missing
 from wan_distill.errors import UsageError
 from wan_distill.maths.distances import (
     energy_distance,
+    jackknife_error,
     relative,
     score,
-    standard_error,
 )
 from wan_distill.settings.config import Config
 from wan_distill.training.health import warnings
@@ -114,7 +114,9 @@ def test_the_latest_that_cannot_be_told_from_the_best_is_exported(make_run, monk
     """
     run = make_run(method="trajectory", monitor_steps=1, ema_decay=0.0)
     best, close = [1.0, 0.9, 1.1], [1.09, 1.09, 1.09]
-    assert standard_error(close[1:], best[1:]) == pytest.approx(0.1)
+    assert jackknife_error(
+        [a - b for a, b in zip(close[1:], best[1:], strict=True)]
+    ) == pytest.approx(0.1)
     monitor = checks(run, monkeypatch, [3.0, 3.0, 3.0], best, close, [1.11, 1.11, 1.11])
     assert chosen(monitor) == 2
     said = " ".join(capsys.readouterr().out.split())

@@ -6,6 +6,7 @@ A set of latents is [N, C, F, H, W]; [N, D] is a set of vectors. Everything is o
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,14 +41,14 @@ def scores_without_each(student: Tensor, teacher: Tensor, prompts: int) -> list[
     return [sum(_energy(view, chosen) for view in views) for chosen in [everything, *kept]]
 
 
-def standard_error(a: list[float], b: list[float]) -> float:
-    """Of the difference of two scores, from those without each prompt (the jackknife, Efron and
-    Stein 1981); 0 for less than two prompts.
+def jackknife_error(left_out: Sequence[float]) -> float:
+    """The standard error of an estimate, from what it is without each part of the data in turn
+    (Efron and Stein, The jackknife estimate of variance, 1981); 0 for less than two parts.
     """
-    if len(a) < 2:
+    if len(left_out) < 2:
         return 0.0
-    differences = torch.tensor(a, dtype=torch.float64) - torch.tensor(b, dtype=torch.float64)
-    return math.sqrt((len(a) - 1) * float(differences.var(correction=0)))
+    values = torch.tensor(left_out, dtype=torch.float64)
+    return math.sqrt((len(left_out) - 1) * float(values.var(correction=0)))
 
 
 def energy_distance(a: Tensor, b: Tensor) -> float:

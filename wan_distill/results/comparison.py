@@ -16,6 +16,7 @@ from wan_distill.data.run import Run
 from wan_distill.maths.distances import (
     diversity,
     frechet_distance,
+    jackknife_error,
     picture_statistics,
     principal_components,
 )
@@ -37,9 +38,9 @@ def gap_closed(distance: float, floor: float, worst: float) -> float:
     return 1 - (distance - floor) / (worst - floor)
 
 
-def standard_error(sets: Sequence[Tensor], reference: Tensor) -> float:
-    """Of the gap closed, over samples: a jackknife that leaves out one of `GROUPS` groups at a time
-    (Efron and Stein, The jackknife estimate of variance, 1981).
+def gap_error(sets: Sequence[Tensor], reference: Tensor) -> float:
+    """The standard error of the gap closed, over samples: a jackknife that leaves out one of
+    `GROUPS` groups at a time.
 
     Args:
         sets: vectors [N, D] of the student, of the teacher from the same noise, and of what closes
@@ -52,19 +53,15 @@ def standard_error(sets: Sequence[Tensor], reference: Tensor) -> float:
         kept = torch.arange(len(reference)) % groups != group
         distances = [frechet_distance(vectors[kept], reference[kept]) for vectors in sets]
         values.append(gap_closed(*distances))
-    mean = sum(values) / groups
-    return math.sqrt((groups - 1) / groups * sum((value - mean) ** 2 for value in values))
+    return jackknife_error(values)
 
 
 def ratio_error(a: Tensor, b: Tensor) -> float:
     """The standard error of mean(a) / mean(b) over pairs [N], by a jackknife that leaves out one
     pair at a time; 0 for a single pair.
     """
-    count = len(a)
-    if count < 2:
-        return 0.0
-    left_out = (a.sum() - a) / (b.sum() - b)
-    return math.sqrt((count - 1) * float(left_out.double().var(correction=0)))
+    left_out = (a.sum() - a) / (b.sum() - b) if len(a) > 1 else a
+    return jackknife_error(left_out.tolist())
 
 
 def interval_95(value: float, error: float) -> list[float]:
@@ -145,7 +142,7 @@ def compare_sets(
     closed = {row.steps: gap_closed(table[row]["frechet"], floor, worst) for row in rows.students}
     best = rows.students[-1]
     sets = [project(drawn[row]) for row in (best, rows.paired, rows.few_unguided)]
-    error = standard_error(sets, project(reference))
+    error = gap_error(sets, project(reference))
     components = project(reference).shape[1]
     known = math.isfinite(error)  # of two samples there is none
     ends = dict(gap_closed_interval=interval_95(closed[best.steps], error)) if known else {}

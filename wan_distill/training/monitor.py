@@ -27,10 +27,10 @@ from wan_distill.data.samples import SampleRequest
 from wan_distill.errors import UsageError, one_line
 from wan_distill.maths.distances import (
     diversity,
+    jackknife_error,
     picture_statistics,
     relative,
     scores_without_each,
-    standard_error,
 )
 from wan_distill.maths.sigmas import Expert
 from wan_distill.model.denoiser import Denoiser
@@ -129,7 +129,8 @@ class Monitor:
             self.best = []  # of other clips (--monitor_samples was changed): not to be compared
         better = not self.best or scores[0] < self.best[0]
         if not better:
-            noise = standard_error(scores[1:], self.best[1:])
+            without = zip(scores[1:], self.best[1:], strict=True)
+            noise = jackknife_error([mine - best for mine, best in without])
             if ill or scores[0] - self.best[0] > noise:
                 return
         self.best = scores if better else self.best
