@@ -154,9 +154,9 @@ def test_evaluations_of_a_sample_are_two_where_guidance_is_on(small_config):
     solved = (part.spec for part in work.sample_work((config,), info))
     (spec,) = {s for s in solved if (s.kind, s.count) == ("trajectories", 4)}
     steps = len(spec.sigmas) - 1
-    assert work.evaluations(config, info, spec) == 2 * steps
+    assert config.evaluations(spec.sigmas, guided=True) == 2 * steps
     plain = dataclasses.replace(config, guidance_scale=1.0, guidance_scale_2=1.0)
-    assert work.evaluations(plain, info, spec) == steps
+    assert plain.evaluations(spec.sigmas, guided=True) == steps
 
 
 def test_an_update_takes_all_of_its_micro_batches(small_config):

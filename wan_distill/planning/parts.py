@@ -6,12 +6,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from wan_distill.maths.sigmas import Expert, expert_sigmas
 from wan_distill.planning.hardware import Hardware
 from wan_distill.planning.memory import shape_of
 from wan_distill.planning.picture_work import encoding_flops, pictures_read, prompts_read
 from wan_distill.planning.trace import Trace, trace
-from wan_distill.planning.work import check_flops, evaluations, solve_flops, update_work
+from wan_distill.planning.work import check_flops, solve_flops, update_work
 from wan_distill.settings.config import BASELINE_STEPS, Config
 from wan_distill.settings.description import TeacherInfo
 from wan_distill.settings.picture_source import source_config
@@ -83,34 +82,26 @@ def making_flops(config: Config, info: TeacherInfo) -> float:
         return 0.0
     own = source_config(config, source)
     cost = trace(shape_of(own, source))
-    solved = evaluations(own, source, clips_of_source(own, 1)) * cost.forward_flops
+    solved = own.evaluations(clips_of_source(own, 1).sigmas, guided=True) * cost.forward_flops
     return encoder_flops(source, own.max_sequence_length) + solved / own.train_batch_size
 
 
 def evaluation_flops(config: Config, info: TeacherInfo, cost: Trace) -> float:
     """Operations of the evaluation's samples."""
-    evaluations = config.eval_samples * evaluation_count(config, info)
+    evaluations = config.eval_samples * evaluation_count(config)
     return evaluations * cost.forward_flops / config.train_batch_size
 
 
-def evaluation_count(config: Config, info: TeacherInfo) -> int:
+def evaluation_count(config: Config) -> int:
     """Transformer evaluations of one sample of each row of the evaluation: the teacher's, its own
     few steps, the students'.
     """
     short = config.sigmas(BASELINE_STEPS)
-    evaluations = _evaluations(config, info, config.teacher_sigmas(), guided=True)
-    evaluations += _evaluations(config, info, short, guided=True)
+    evaluations = config.evaluations(config.teacher_sigmas(), guided=True)
+    evaluations += config.evaluations(short, guided=True)
     if config.evaluation == "sets":  # an independent set too, and unguided steps
-        evaluations += _evaluations(config, info, config.teacher_sigmas(), guided=True)
-        evaluations += _evaluations(config, info, short, guided=False)
+        evaluations += config.evaluations(config.teacher_sigmas(), guided=True)
+        evaluations += config.evaluations(short, guided=False)
     for steps in config.sampling_steps:
-        evaluations += _evaluations(config, info, config.sigmas(steps), guided=False)
+        evaluations += config.evaluations(config.sigmas(steps), guided=False)
     return evaluations
-
-
-def _evaluations(config: Config, info: TeacherInfo, sigmas: tuple[float, ...], guided: bool) -> int:
-    def each(expert: Expert) -> int:
-        steps = max(0, len(expert_sigmas(sigmas, expert, config.boundary_ratio)) - 1)
-        return steps * (config.guided_evaluations(expert) if guided else 1)
-
-    return sum(each(expert) for expert in info.experts)

@@ -43,7 +43,7 @@ def timeline(
     if not last.evaluate_only:
         legs += _training(configs, info, seconds, hardware)
     if last.evaluate or last.evaluate_only:
-        units = last.eval_samples * evaluation_count(last, info)
+        units = last.eval_samples * evaluation_count(last)
         legs.append(Leg("evaluate", seconds.get("evaluation", 0.0), units, bars=9))
     return legs
 

@@ -63,7 +63,9 @@ def sample_work(stages: Sequence[Config], info: TeacherInfo) -> list[SampleWork]
         left = len(chosen)
         if spec.kind == "trajectories" and owner == TRAINING:
             left -= min(solved, left)
-        work.append(SampleWork(spec, left, evaluations(config, info, spec)))
+        work.append(
+            SampleWork(spec, left, config.evaluations(spec.sigmas, spec.sampler == "teacher"))
+        )
     return work
 
 
@@ -121,15 +123,6 @@ def _check_specs(
         return (trajectories(config, count),)
     start = handovers(config, config.grid_steps, has_high, complete=True, count=count)
     return trajectories(config, count), start
-
-
-def evaluations(config: Config, info: TeacherInfo, spec: SampleSpec) -> int:
-    """Transformer evaluations that solving one sample takes."""
-    total = 0
-    for expert in info.experts:
-        steps = max(0, len(expert_sigmas(spec.sigmas, expert, config.boundary_ratio)) - 1)
-        total += steps * (config.guided_evaluations(expert) if spec.sampler == "teacher" else 1)
-    return total
 
 
 def solve_flops(stages: Sequence[Config], info: TeacherInfo, cost: Trace) -> float:

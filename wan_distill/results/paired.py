@@ -23,7 +23,6 @@ from wan_distill.layout import FEW_CLIP, STUDENT_CLIP, TEACHER_CLIP
 from wan_distill.maths.distances import diversity, picture_statistics, sharpness
 from wan_distill.maths.sigmas import sigma_grid
 from wan_distill.model.loading import decode
-from wan_distill.planning.work import evaluations
 from wan_distill.results.comparison import clip_list, interval_95, ratio_error
 from wan_distill.results.optical_flow import flow_magnitude, is_available
 from wan_distill.results.recorded import clear_clips, record, will_be_shown
@@ -205,7 +204,7 @@ class PairedEvaluation:
         return dict(
             sampler=row.name,
             steps=row.steps,
-            evaluations=evaluations(self.run.config, self.run.info, row.spec),
+            evaluations=self.run.config.evaluations(row.spec.sigmas, row.guided),
             paired_distance=float(distances(latents[row.name], latents[reference]).mean()),
             **{name: _mean(own, name) / _mean(base, name) for name in RATIOS if name in base[0]},
             luminance_drift=_mean(own, "luminance") - _mean(base, "luminance"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from wan_distill.maths.sigmas import Expert, expert_sigmas, sigma_grid
+from wan_distill.maths.sigmas import Expert, sigma_grid
 from wan_distill.settings.config import BASELINE_STEPS, Config
 
 
@@ -25,11 +25,7 @@ class Sampler:
 
     def evaluations(self, config: Config) -> int:
         """Transformer evaluations per sample."""
-        return sum(
-            self.step_evaluations(config, expert)
-            * max(0, len(expert_sigmas(self.sigmas, expert, config.boundary_ratio)) - 1)
-            for expert in ("high", "low")
-        )
+        return config.evaluations(self.sigmas, self.guided)
 
     def step_evaluations(self, config: Config, expert: Expert) -> int:
         """Transformer evaluations per sample and step of `expert`."""

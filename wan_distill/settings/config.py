@@ -7,6 +7,7 @@ at hand; the types are those of the resolved values.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,13 @@ class Config(OperationSettings, LearningSettings, JobSettings):  # fields begin 
     def guided_evaluations(self, expert: Expert) -> int:
         """Transformer evaluations of one guided step of the teacher."""
         return 1 if self.guidance(expert) == 1 else 2
+
+    def evaluations(self, sigmas: Sequence[float], guided: bool) -> int:
+        """Transformer evaluations of one sample along `sigmas`, by the experts that own them."""
+        experts: tuple[Expert, ...] = ("high", "low")
+        owned = {e: len(expert_sigmas(sigmas, e, self.boundary_ratio)) for e in experts}
+        each = {e: self.guided_evaluations(e) if guided else 1 for e in experts}
+        return sum(each[e] * max(0, owned[e] - 1) for e in experts)
 
     def score_guidance(self, expert: Expert) -> float:
         """Guidance of the teacher's score in distribution matching."""
