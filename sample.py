@@ -32,7 +32,7 @@ from wan_distill.settings.description import TeacherInfo
 from wan_distill.settings.flags import path, paths, text
 from wan_distill.settings.one_line_parser import OneLineParser
 from wan_distill.settings.other_names import SAMPLING, command_name
-from wan_distill.settings.ranges import LARGEST_FPS
+from wan_distill.settings.ranges import check_fps
 from wan_distill.settings.schedulers import check_diffusers
 from wan_distill.settings.students import find_student, is_declared, student_schedule
 from wan_distill.system.endings import ended
@@ -191,8 +191,7 @@ def check_numbers(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and not 0 < value < float("inf"):
             raise UsageError(f"--{name} {value}: must be greater than 0")
-    if args.fps > LARGEST_FPS:
-        raise UsageError(f"--fps {args.fps}: no player shows so many; give {LARGEST_FPS} at most")
+    check_fps(args.fps)
     if not 0 <= args.seed < 2**63:
         raise UsageError(f"--seed {args.seed}: must be at least 0 and below 2^63")
 

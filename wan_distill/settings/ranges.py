@@ -61,6 +61,12 @@ LAST_PORT = 65535
 LARGEST_FPS = 1000
 
 
+def check_fps(value: int) -> None:
+    """Raises UsageError where no video is written with so many frames per second."""
+    if value > LARGEST_FPS:
+        raise UsageError(f"--fps {value}: no player shows so many; give {LARGEST_FPS} at most")
+
+
 def check_values(config: Config) -> None:
     """Ranges that hold for every teacher. Raises UsageError."""
     for name, value in dataclasses.asdict(config).items():
@@ -72,8 +78,8 @@ def check_values(config: Config) -> None:
             raise UsageError(f"--{name} {value}: must be greater than 0")
         if name == "eval_samples" and value < 2:
             raise UsageError(f"--{name} {value}: diversity needs two samples of a prompt; give 2")
-        if name == "fps" and value > LARGEST_FPS:
-            raise UsageError(f"--fps {value}: no player shows so many; give {LARGEST_FPS} at most")
+        if name == "fps":
+            check_fps(value)
         if name == "serve" and not 0 <= value <= LAST_PORT:
             raise UsageError(f"--{name} {value}: is no port; give one from 1024 to {LAST_PORT}")
         if name in FRACTIONS and not 0 <= value < 1:

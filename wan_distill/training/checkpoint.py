@@ -109,15 +109,14 @@ def set_aside(root: Path, step: int) -> list[Path]:
     moved = []
     for folder in found(root):
         if (_step(folder) or 0) > step and made_here(folder):
-            count = sum(1 for _ in root.glob(f"set-aside-*-{folder.name}"))
-            moved.append(folder.rename(root / f"set-aside-{count}-{folder.name}"))
+            moved.append(rename_aside(folder))
     return moved
 
 
-def set_aside_file(file: Path) -> Path:
-    """Renames a file beside the checkpoints likewise."""
-    count = sum(1 for _ in file.parent.glob(f"set-aside-*-{file.name}"))
-    return file.rename(file.with_name(f"set-aside-{count}-{file.name}"))
+def rename_aside(path: Path) -> Path:
+    """Gives a checkpoint, or a file beside it, a name under which nothing looks for it."""
+    count = sum(1 for _ in path.parent.glob(f"set-aside-*-{path.name}"))
+    return path.rename(path.with_name(f"set-aside-{count}-{path.name}"))
 
 
 def read_state(folder: Path) -> dict:

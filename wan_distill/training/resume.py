@@ -200,7 +200,7 @@ class Progress:
             best = self.run.folder.best(self.expert)
             done = state["done"]["student"] if stage == "this" else 0
             if best.exists() and updates_of(best) > done:
-                name = checkpoint.set_aside_file(best).name
+                name = checkpoint.rename_aside(best).name
                 runtime.say(f"{name}: weights that a later check chose; set aside too.")
         runtime.state.wait_for_everyone()
         return folder if stage == "this" else None
