@@ -1458,8 +1458,8 @@ MUTATIONS = [
     ),
     Mutation(
         "wan_distill/results/summary.py",
-        "if s.exported == 0 and not s.refines]",
-        "if s.exported == 0]",
+        "for s in unmoved if not s.config.is_second_stage]",
+        "for s in unmoved]",
         "tests/results/test_summary.py::test_health_is_that_of_the_exported_student",
     ),
     Mutation(

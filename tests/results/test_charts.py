@@ -25,7 +25,7 @@ def job(*parts: tuple[str, list[dict]], exported: int | None = None) -> list[Seg
     for expert, lines in parts:
         start = sum(segment.updates for segment in found)
         own = [dict(expert=expert) | line for line in lines]
-        found.append(Segment(CONFIG, expert, f"{expert} expert", FOLDER, 4, own, start, exported))
+        found.append(Segment(CONFIG, expert, f"{expert} expert", FOLDER, own, start, exported))
     return found
 
 

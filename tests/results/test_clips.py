@@ -30,7 +30,7 @@ def segment(tmp_path):
         folder.preview("low", "teacher", 0).write_bytes(b"teacher")
         for number in updates:
             folder.preview("low", f"{number:06d}", 0).write_bytes(b"%d" % number)
-        return Segment(CONFIG, "low", "low expert", folder, 100, exported=exported)
+        return Segment(CONFIG, "low", "low expert", folder, exported=exported)
 
     return make
 
@@ -51,7 +51,7 @@ def test_the_first_clips_are_those_of_the_weights_that_are_exported(segment):
 def test_finished_clips_come_before_blurred_ones(segment, tmp_path):
     """Also of an earlier stage, while the high expert of a later one trains."""
     low = segment(0)
-    high = Segment(CONFIG, "high", "high expert, dmd", RunFolder(tmp_path), 100)
+    high = Segment(CONFIG, "high", "high expert, dmd", RunFolder(tmp_path))
     high.folder.preview("high", "000007", 0).write_bytes(b"blurred")
     pairs, words = latest_pairs([low, high], blurred=True)
     assert content(pairs[0]["clips"]["student"]) == b"0" and words.startswith("low expert")

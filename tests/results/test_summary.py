@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from wan_distill.results.progress import Segment
 from wan_distill.settings.config import Config
 
 ROW = dict(evaluations=4, paired_distance=0.1, motion=1.0, diversity=1.0, luminance_drift=0.0)
-CONFIG = Config(method="dmd", real_score="samples", output_dir="out")
+CONFIG = Config(method="dmd", real_score="samples", output_dir="out", max_train_steps=8)
 CHECK = dict(monitor_luminance=0.0, monitor_motion=1.0, monitor_diversity=1.0, monitor_score=0.5)
 
 
@@ -29,9 +30,7 @@ def evaluation(student: float = 1.0, few: float = 2.0, **changes) -> dict:
 
 def trained(*lines: dict, exported: int | None = None, expert: str = "high") -> list[Segment]:
     own = [dict(expert=expert, step=10) | line for line in lines]
-    return [
-        Segment(CONFIG, expert, f"{expert} expert", RunFolder(Path("out")), 8, own, 0, exported)
-    ]
+    return [Segment(CONFIG, expert, f"{expert} expert", RunFolder(Path("out")), own, 0, exported)]
 
 
 def test_quality_comes_with_its_interval_and_what_must_be_remarked():
@@ -100,7 +99,7 @@ def test_health_is_that_of_the_exported_student():
         assert "the picture" in summary.health(CONFIG, trained(CHECK, exported=8), ill).words
     assert summary.health(CONFIG, trained(CHECK, exported=0), evaluation()).value == "No progress"
     (refined,) = trained(CHECK, exported=0)
-    refined.refines = True
+    refined.config = dataclasses.replace(CONFIG, init_student_from="out/trajectory")
     said = summary.health(CONFIG, [*trained(CHECK, exported=8), refined], evaluation())
     assert said.value == "Healthy" and "first stage's student is exported" in said.words
 

@@ -26,21 +26,17 @@ class Segment:
         config: of the stage.
         title: for people: the expert, and the method where there are several.
         lines: of metrics.jsonl.
-        planned: updates of the student.
         start: updates of all roles in the whole job before it.
         exported: the student's updates that made the weights which are exported, once they are.
-        refines: whether it begins with the student of an earlier stage of the job.
     """
 
     config: Config
     expert: Expert
     title: str
     folder: RunFolder
-    planned: int
     lines: list[dict[str, Any]] = field(default_factory=list)
     start: int = 0
     exported: int | None = None
-    refines: bool = False
 
     @property
     def updates(self) -> int:
@@ -73,9 +69,8 @@ def segments(stages: Sequence[Config]) -> list[Segment]:
         for expert in config.experts:
             title = f"{expert} expert" + (f", {config.method}" if len(stages) > 1 else "")
             own = [line for line in lines if line["expert"] == expert]
-            segment = Segment(config, expert, title, folder, config.max_train_steps, own, start)
+            segment = Segment(config, expert, title, folder, own, start)
             segment.exported = exported_updates(folder, expert)
-            segment.refines = config.is_second_stage
             start += segment.updates
             begun = own or any(folder.previews.glob(f"{expert}-*"))
             found += [segment] if begun else []

@@ -137,8 +137,9 @@ def health(config: Config, segments: Sequence[Segment], evaluation: Evaluation) 
     that still learns: by its last check.
     """
     title = "Health"
-    kept = [s.title for s in segments if s.exported == 0 and s.refines]
-    if stuck := [s.title for s in segments if s.exported == 0 and not s.refines]:
+    unmoved = [s for s in segments if s.exported == 0]
+    kept = [s.title for s in unmoved if s.config.is_second_stage]
+    if stuck := [s.title for s in unmoved if not s.config.is_second_stage]:
         words = f"Training brought it no nearer to the teacher than it began: {'; '.join(stuck)}."
         return Tile(title, "No progress", words, "bad")
     if evaluation is not None:
@@ -211,7 +212,8 @@ def _doing(segments: Sequence[Segment], spent: dict[str, Any]) -> str:
     if not segments:
         return f"The run is at work: {spent.get('now') or 'starting'}{_left(spent)}."
     last = segments[-1]
-    doing = f"{last.title}, {last.student_updates} of {last.planned} updates of the student"
+    planned = last.config.max_train_steps
+    doing = f"{last.title}, {last.student_updates} of {planned} updates of the student"
     if spent.get("now") is None:
         return f"The run was stopped: {doing}. Run the same command to go on."
     return f"In training: {doing}{_left(spent)}."
