@@ -167,6 +167,8 @@ def test_every_file_that_a_document_names_exists(document):
     links = [link for link in re.findall(r"\]\((?!https?:)([^)#]+)", text)]
     for link in links:
         assert (document.parent / link).exists(), link
+        # The site is made of docs/ alone: a link out of it leads nowhere there.
+        assert document.parent.name != "docs" or not link.startswith(".."), link
     for path in re.findall(r"`((?:docs|tests|benchmarks|scripts|wan_distill)/[\w./-]+)`", text):
         assert (REPOSITORY / path).exists(), path
 
