@@ -246,15 +246,21 @@ MUTATIONS = [
     ),
     Mutation(
         "wan_distill/maths/distances.py",
-        "return float((2 * between - within_a - within_b) / within_b)",
-        "return float((2 * between - within_b) / within_b)",
+        "return (2 * between - within_a - within_b) / within_b",
+        "return (2 * between - within_b) / within_b",
         "tests/maths/test_distances.py::test_the_energy_distance_of_two_points_each",
     ),
     Mutation(
         "wan_distill/maths/distances.py",
-        "different = ~torch.eye(int(kept.sum()), dtype=torch.bool)",
-        "different = torch.ones(int(kept.sum()), int(kept.sum()), dtype=torch.bool)",
+        "distances = distances.clone().fill_diagonal_(0)",
+        "distances = distances.clone()",
         "tests/maths/test_distances.py::test_the_energy_distance_of_two_points_each",
+    ),
+    Mutation(
+        "wan_distill/maths/distances.py",
+        "(distances.sum(0) + distances.sum(1)) + twice",
+        "(distances.sum(0) + distances.sum(1))",
+        "tests/maths/test_distances.py::test_scores_without_a_prompt_are_those_of_the_other_samples",
     ),
     Mutation(
         "wan_distill/maths/distances.py",

@@ -36,9 +36,12 @@ def scores_without_each(student: Tensor, teacher: Tensor, prompts: int) -> list[
     if student.shape[2] > 1:
         motion, teacher_motion = student.diff(dim=2), teacher.diff(dim=2)
         views.append(_distances(motion.flatten(1), teacher_motion.flatten(1)))
-    everything = torch.ones(len(student), dtype=torch.bool)
-    kept = [torch.arange(len(student)) % prompts != prompt for prompt in range(prompts)]
-    return [sum(_energy(view, chosen) for view in views) for chosen in [everything, *kept]]
+    # Nobody is left out first, then each prompt's samples.
+    left_out = torch.zeros(1 + prompts, len(student), dtype=torch.float64)
+    for prompt in range(prompts):
+        left_out[1 + prompt, prompt::prompts] = 1
+    scores: list[float] = torch.stack([_energies(v, left_out) for v in views]).sum(0).tolist()
+    return scores
 
 
 def jackknife_error(left_out: Sequence[float]) -> float:
@@ -58,7 +61,7 @@ def energy_distance(a: Tensor, b: Tensor) -> float:
     without bias, so that it is sometimes below 0. Pairs of equal index are left out of all three
     means: a_i and b_i may have the same prompt and noise, and the distance of a_i to itself is 0.
     """
-    return _energy(_distances(a, b), torch.ones(len(a), dtype=torch.bool))
+    return float(_energies(_distances(a, b), torch.zeros(1, len(a), dtype=torch.float64)))
 
 
 def _distances(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -67,11 +70,22 @@ def _distances(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return torch.cdist(a, b), torch.cdist(a, a), torch.cdist(b, b)
 
 
-def _energy(distances: tuple[Tensor, Tensor, Tensor], kept: Tensor) -> float:
-    """The energy distance of the samples that are `kept` [N]."""
-    different = ~torch.eye(int(kept.sum()), dtype=torch.bool)
-    between, within_a, within_b = (d[kept][:, kept][different].mean() for d in distances)
-    return float((2 * between - within_a - within_b) / within_b)
+def _energies(distances: tuple[Tensor, Tensor, Tensor], left_out: Tensor) -> Tensor:
+    """The energy distance [K] without the samples that are 1 in each row of `left_out` [K, N]."""
+    between, within_a, within_b = (_means_without(d, left_out) for d in distances)
+    return (2 * between - within_a - within_b) / within_b
+
+
+def _means_without(distances: Tensor, left_out: Tensor) -> Tensor:
+    """The mean [K] of `distances` [N, N] of pairs i != j, without the rows and columns of the
+    samples that are 1 in each row of `left_out` [K, N].
+    """
+    distances = distances.clone().fill_diagonal_(0)
+    # What is in both its rows and its columns was taken away twice.
+    twice = (left_out @ distances * left_out).sum(1)
+    total = distances.sum() - left_out @ (distances.sum(0) + distances.sum(1)) + twice
+    kept = distances.shape[0] - left_out.sum(1)
+    return total / (kept * (kept - 1))
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> float:

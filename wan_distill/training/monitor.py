@@ -42,7 +42,7 @@ from wan_distill.training.learner import Learner
 from wan_distill.training.phase_clips import PhaseClips
 
 SEEDS = 2  # per prompt: the fewest that show whether samples differ
-DECODED = 32  # clips per check that become pictures; score and diversity are of all latents
+DECODED = 16  # clips per check that become pictures; score and diversity are of all latents
 SEEN = "seen"  # metadata of the stored weights, as JSON
 
 
