@@ -276,12 +276,6 @@ MUTATIONS = [
     ),
     Mutation(
         "wan_distill/maths/flow.py",
-        "return (1 - sigma) * x0 + sigma * noise",
-        "return (1 + sigma) * x0 + sigma * noise",
-        "tests/maths/test_flow.py::test_velocity_and_x0_are_two_views_of_one_thing",
-    ),
-    Mutation(
-        "wan_distill/maths/flow.py",
         "return x + per_sample(next_sigma - sigma, x) * velocity",
         "return x + per_sample(sigma - next_sigma, x) * velocity",
         "tests/maths/test_flow.py::test_the_mean_velocity_undoes_an_euler_step",
@@ -2774,5 +2768,29 @@ MUTATIONS = [
         'raise Halted("the pipeline does not fit',
         'raise ValueError("the pipeline does not fit',
         "tests/test_sample.py::test_too_little_gpu_memory_is_one_line",
+    ),
+    Mutation(
+        "wan_distill/maths/tiny_judge.py",
+        "self._stays(blob)",
+        "True",
+        "tests/maths/test_tiny_world.py::test_a_shape_of_which_a_speck_is_left_does_not_obey",
+    ),
+    Mutation(
+        "wan_distill/maths/tiny_judge.py",
+        "_colour(pixels[:, blob]) == scene.colour",
+        "True",
+        "tests/maths/test_tiny_world.py::test_another_colour_direction_or_backward_motion_does_not_obey",
+    ),
+    Mutation(
+        "wan_distill/maths/tiny_judge.py",
+        "return _centre(mask[-1]) - _centre(mask[0])",
+        "return _centre(mask[0]) - _centre(mask[-1])",
+        "tests/maths/test_tiny_world.py::test_what_is_rendered_obeys_and_is_steady",
+    ),
+    Mutation(
+        "wan_distill/maths/tiny_judge.py",
+        "if not (self._stays(mover) and self._stays(still)):",
+        "if not self._stays(mover):",
+        "tests/maths/test_tiny_world.py::test_a_still_shape_that_vanishes_does_not_obey",
     ),
 ]

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from wan_distill.maths.distances import (
     diversity,
-    energy_distance,
     frechet_distance,
     jackknife_error,
     picture_statistics,
@@ -138,14 +137,15 @@ def test_the_components_of_equal_samples_are_finite():
 def test_the_energy_distance_of_two_points_each():
     a = torch.tensor([[0.0, 0.0], [3.0, 4.0]])  # 5 apart
     b = torch.tensor([[15.0, 9.0], [15.0, 20.0]])  # 11 apart; a_0 to b_1 is 25, a_1 to b_0 is 13
-    assert energy_distance(a, b) == pytest.approx((2 * 19 - 5 - 11) / 11)
-    assert energy_distance(b, a) == pytest.approx((2 * 19 - 5 - 11) / 5)
+    a, b = a.view(2, 2, 1, 1, 1), b.view(2, 2, 1, 1, 1)
+    assert score(a, b) == pytest.approx((2 * 19 - 5 - 11) / 11)
+    assert score(b, a) == pytest.approx((2 * 19 - 5 - 11) / 5)
 
 
 def test_the_energy_distance_leaves_out_pairs_of_equal_index():
     """a_0 = b_0, as with shared noise: counting that pair would make the sets look nearer."""
-    a, b = torch.tensor([[0.0], [3.0]]), torch.tensor([[0.0], [4.0]])
-    assert energy_distance(a, b) == pytest.approx((2 * 3.5 - 3 - 4) / 4)
+    a, b = (torch.tensor([0.0, far]).view(2, 1, 1, 1, 1) for far in (3.0, 4.0))
+    assert score(a, b) == pytest.approx((2 * 3.5 - 3 - 4) / 4)
 
 
 def test_the_score_is_content_plus_motion():
@@ -154,7 +154,7 @@ def test_the_score_is_content_plus_motion():
     content = (2 * (17 + 3) / 2 - 15 - 1) / 1
     motion = (2 * (7 + 3) / 2 - 3 - 1) / 1  # of the differences 0 and 3 with 6 and 7
     assert score(a, b) == pytest.approx(content + motion)
-    first = energy_distance(a[:, :, 0].flatten(1), b[:, :, 0].flatten(1))
+    first = (2 * (8 + 0) / 2 - 9 - 1) / 1
     assert score(a[:, :, :1], b[:, :, :1]) == pytest.approx(first)  # a single frame: content alone
 
 

@@ -39,7 +39,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 def test_velocity_and_x0_are_two_views_of_one_thing():
     x0, noise = normal(2, 16, 2, 4, 4), normal(2, 16, 2, 4, 4, seed=1)
     sigma = torch.tensor([0.3, 0.8], dtype=torch.float64)
-    noisy = flow.add_noise(x0, noise, sigma)
+    noisy = flow.phase_add_noise(x0, noise, sigma, 0.0)
     torch.testing.assert_close(flow.x0_from_velocity(noisy, noise - x0, sigma), x0)
     torch.testing.assert_close(noisy[1], 0.2 * x0[1] + 0.8 * noise[1])  # each sample's own sigma
 
@@ -84,9 +84,7 @@ def test_the_critics_target_has_the_exact_conditional_mean(start):
     rng = torch.Generator().manual_seed(0)
     size, sigma = 2_000_000, 0.93
     x0 = MEAN + STD * torch.randn(size, generator=rng, dtype=torch.float64)
-    x_start = flow.add_noise(
-        x0, torch.randn(size, generator=rng, dtype=torch.float64), torch.tensor(start)
-    )
+    x_start = (1 - start) * x0 + start * torch.randn(size, generator=rng, dtype=torch.float64)
     noise = torch.randn(size, generator=rng, dtype=torch.float64)
     level = torch.tensor([sigma], dtype=torch.float64)
     x = flow.phase_add_noise(x_start[None], noise[None], level, start)[0]
@@ -115,8 +113,9 @@ def test_a_phase_from_clean_latents_is_the_ordinary_diffusion():
         flow.phase_coefficients(sigma, 0.0), (1 - sigma, sigma), strict=True
     ):
         torch.testing.assert_close(coefficient, expected)
+    level = sigma[:, None, None, None, None]
     torch.testing.assert_close(
-        flow.phase_add_noise(x0, noise, sigma, 0.0), flow.add_noise(x0, noise, sigma)
+        flow.phase_add_noise(x0, noise, sigma, 0.0), (1 - level) * x0 + level * noise
     )
     torch.testing.assert_close(flow.phase_velocity(x0, noise, sigma, 0.0), noise - x0)
 

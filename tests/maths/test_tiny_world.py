@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from wan_distill.maths.tiny_judge import Judge
-from wan_distill.maths.tiny_world import ALONE, PAIRS, Scene, World, is_caption
+from wan_distill.maths.tiny_world import ALONE, COLOURS, PAIRS, Scene, World, is_caption
 
 WORLDS = [
     World(),
@@ -54,6 +54,20 @@ def test_a_shape_that_vanishes_half_way_is_not_steady(world):
         assert Judge(world).steadiness(clip, caption) == 0.0
 
 
+@pytest.mark.parametrize("world", WORLDS[:2])
+def test_a_shape_of_which_a_speck_is_left_does_not_obey(world):
+    captions, clips = rendered(world, 6)
+    for clip, caption in zip(clips, captions, strict=True):
+        empty = clip[:, 0].flatten(1).median(dim=1).values
+        last = clip[:, -1].flatten(1)
+        shown = (last - empty[:, None]).abs().sum(0).gt(0.5).nonzero().flatten()
+        speck = empty[:, None].repeat(1, last.shape[1])
+        kept = shown[len(shown) // 2 - 2 :][:4]  # where its middle is, and in its colour
+        speck[:, kept] = last[:, kept]
+        clip[:, -1] = speck.view(3, world.height, world.width)
+        assert not Judge(world).obeys(clip, caption)
+
+
 def test_a_still_shape_that_vanishes_does_not_obey():
     world = WORLDS[-1]
     captions, clips = rendered(world, 6)
@@ -61,6 +75,9 @@ def test_a_still_shape_that_vanishes_does_not_obey():
         scene = Scene.parse(caption)
         alone = scene._replace(still=None).caption
         only_mover = world.render([alone], torch.Generator().manual_seed(1))[0]
+        assert not Judge(world).obeys(only_mover, caption)
+        colour = torch.tensor(COLOURS[scene.still[0]])[:, None, None, None]
+        only_mover[:, :, 2:4, 2:4] = 2 * colour - 1  # a speck of the other
         assert not Judge(world).obeys(only_mover, caption)
         assert Judge(world).obeys(clip, caption)
 

@@ -27,9 +27,8 @@ def test_the_generators_gradient_is_algebra():
         0.1 + 0.5 * torch.randn(3, 2, 1, 4, 4, generator=rng, dtype=torch.float64)
     ).requires_grad_()
     sigma = torch.tensor([0.2, 0.5, 0.9], dtype=torch.float64)
-    x = flow.add_noise(
-        x0.detach(), torch.randn(x0.shape, generator=rng, dtype=torch.float64), sigma
-    )
+    noise = torch.randn(x0.shape, generator=rng, dtype=torch.float64)
+    x = flow.phase_add_noise(x0.detach(), noise, sigma, 0.0)
     real = torch.stack([gaussian_x0(x[i], float(sigma[i])) for i in range(3)])
     fake = torch.stack([gaussian_x0(x[i], float(sigma[i]), 0.1, 0.5) for i in range(3)])
 

@@ -122,7 +122,8 @@ def test_a_clean_copy_is_loaded_right_without_us(tmp_path, name):
     assert verdict.verdict == "REPAIRED" and verdict.keys_in_file == "shared only"
     assert {file.name: file.read_bytes() for file in source.iterdir()} == before
     clean = inspect_text_encoder(tmp_path / "clean")
-    assert clean.tie_word_embeddings is True
+    config = json.loads((tmp_path / "clean" / "config.json").read_text(encoding="utf-8"))
+    assert config["tie_word_embeddings"] is True
     assert torch.equal(read_rows(clean.tables[SHARED]), TRUE)
     torch.testing.assert_close(
         stock_states(tmp_path / "clean"), reference_states(), rtol=0, atol=1e-6

@@ -22,8 +22,11 @@ SMALLEST_EIGENVALUE = 1e-12  # of a principal component; keeps a set of equal sa
 def score(student: Tensor, teacher: Tensor) -> float:
     """Energy distance of two sets of latents plus that of their frame differences.
 
-    0 for two sets of one distribution (on average), lower is better. Clips of one frame have no
-    differences. Both sets have the same N >= 2.
+    The energy distance of Szekely and Rizzo (2013) is 2 E|a - b| - E|a - a'| - E|b - b'|; here it
+    is relative to the teacher's spread E|b - b'|. It is estimated without bias: 0 for two sets of
+    one distribution on average, and sometimes below; lower is better. Pairs of equal index are left
+    out of all three means: a_i and b_i may have the same prompt and noise, and the distance of a_i
+    to itself is 0. Clips of one frame have no differences. Both sets have the same N >= 2.
     """
     return scores_without_each(student, teacher, prompts=0)[0]
 
@@ -54,16 +57,6 @@ def jackknife_error(left_out: Sequence[float]) -> float:
     return math.sqrt((len(left_out) - 1) * float(values.var(correction=0)))
 
 
-def energy_distance(a: Tensor, b: Tensor) -> float:
-    """(2 E|a - b| - E|a - a'| - E|b - b'|) / E|b - b'| of two sets [N, D], same N >= 2.
-
-    The energy distance of Szekely and Rizzo (2013), relative to the spread of `b` and estimated
-    without bias, so that it is sometimes below 0. Pairs of equal index are left out of all three
-    means: a_i and b_i may have the same prompt and noise, and the distance of a_i to itself is 0.
-    """
-    return float(_energies(_distances(a, b), torch.zeros(1, len(a), dtype=torch.float64)))
-
-
 def _distances(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Distances [N, N] between `a` and `b`, within `a` and within `b`."""
     a, b = a.double(), b.double()
@@ -71,7 +64,9 @@ def _distances(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _energies(distances: tuple[Tensor, Tensor, Tensor], left_out: Tensor) -> Tensor:
-    """The energy distance [K] without the samples that are 1 in each row of `left_out` [K, N]."""
+    """The energy distances [K] without the samples that are 1 in each row of `left_out` [K, N]; see
+    `score`.
+    """
     between, within_a, within_b = (_means_without(d, left_out) for d in distances)
     return (2 * between - within_a - within_b) / within_b
 

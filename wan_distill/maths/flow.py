@@ -33,12 +33,6 @@ def sigma_batch(sigma: float, like: Tensor) -> Tensor:
 # ------------------------------------------------------------------------------------- conversions
 
 
-def add_noise(x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
-    """x = (1 - sigma) * x0 + sigma * noise."""
-    sigma = per_sample(sigma, x0)
-    return (1 - sigma) * x0 + sigma * noise
-
-
 def x0_from_velocity(x: Tensor, velocity: Tensor, sigma: Tensor) -> Tensor:
     """The clean latents that `velocity` implies at `x`: x0 = x - sigma * velocity."""
     return x - per_sample(sigma, x) * velocity

@@ -3,23 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from wan_distill.maths.tiny_world import COLOURS, DIRECTIONS, Scene, World
-
-
-class Observation(NamedTuple):
-    """What a clip shows, measured without a network."""
-
-    colour: str | None  # None: too small an area differs from the background
-    direction: str | None  # None as well where the shape hardly moves
-    start: tuple[float, float]  # centre in the first frame, pixels
-    travel: tuple[float, float]  # first to last frame, pixels
-    area: float  # pixels, mean over frames
-    shade: float  # grey level of the background, in [0, 1]
 
 
 @dataclass(frozen=True)
@@ -28,44 +16,23 @@ class Judge:
 
     world: World
 
-    def observe(self, clip: Tensor) -> Observation:
-        """Finds the shape of one clip [3, F, H, W] in [-1, 1], and where it moves.
-
-        The shape is what differs from the background, the median colour of the clip.
-        """
-        pixels, blob, shade = self._blob(clip)
-        area = blob.float().sum(dim=(1, 2))
-        if min(area[0], area[-1]) < self._least_area:
-            return Observation(None, None, (0.0, 0.0), (0.0, 0.0), area.mean().item(), shade)
-        shape_colour = pixels[:, blob].median(dim=1).values
-        colour = min(
-            COLOURS, key=lambda name: float((shape_colour - torch.tensor(COLOURS[name])).norm())
-        )
-        start, travel = _centre(blob[0]), _centre(blob[-1]) - _centre(blob[0])
-        return Observation(
-            colour,
-            self._direction(travel),
-            (start[0].item(), start[1].item()),
-            (travel[0].item(), travel[1].item()),
-            area.mean().item(),
-            shade,
-        )
-
     def obeys(self, clip: Tensor, caption: str) -> bool:
         """True if the clip [3, F, H, W] in [-1, 1] shows the colours and direction of its caption,
         and nothing that it names vanishes at its end.
         """
         scene = Scene.parse(caption)
         if scene.still is None:
-            observation = self.observe(clip)
-            return (observation.colour, observation.direction) == (scene.colour, scene.direction)
+            pixels, blob = self._blob(clip)
+            return (
+                self._stays(blob)
+                and _colour(pixels[:, blob]) == scene.colour
+                and self._direction(_travel(blob)) == scene.direction
+            )
         mover, still = self._masks(clip, scene)
-        least = self._least_area
-        if any(mask[i].sum() < least for mask in (mover, still) for i in (0, -1)):
+        if not (self._stays(mover) and self._stays(still)):
             return False
-        drift = (_centre(still[-1]) - _centre(still[0])).norm()
-        travel = _centre(mover[-1]) - _centre(mover[0])
-        return self._direction(travel) == scene.direction and bool(drift < travel.norm() / 2)
+        travel, drift = _travel(mover), _travel(still)
+        return self._direction(travel) == scene.direction and bool(drift.norm() < travel.norm() / 2)
 
     def steadiness(self, clip: Tensor, caption: str) -> float:
         """The smallest area of the moving shape in any frame / its median area, in [0, 1]; 0 where
@@ -76,11 +43,13 @@ class Judge:
         area = mask.float().sum(dim=(1, 2))
         return (area.min() / area.median()).item() if area.median() > 0 else 0.0
 
-    @property
-    def _least_area(self) -> float:
-        return 20 * self.world.scale**2  # the smallest triangle covers 64 pixels at scale 1
+    def _stays(self, mask: Tensor) -> bool:
+        """Whether something is to be seen in the first frame of [F, H, W] and in the last."""
+        least = 20 * self.world.scale**2  # the smallest triangle covers 64 pixels at scale 1
+        return bool(min(mask[0].sum(), mask[-1].sum()) >= least)
 
     def _direction(self, travel: Tensor) -> str | None:
+        """Where that leads, in pixels; None where the shape hardly moves."""
         along = {
             name: (travel * torch.tensor(step)).sum().item() for name, step in DIRECTIONS.items()
         }
@@ -89,22 +58,35 @@ class Judge:
         least = 0.375 * self.world.scale * (self.world.frames - 1)
         return direction if along[direction] > least else None
 
-    def _blob(self, clip: Tensor) -> tuple[Tensor, Tensor, float]:
-        """Pixels in [0, 1], where they differ from the background [F, H, W], and its grey level."""
+    def _blob(self, clip: Tensor) -> tuple[Tensor, Tensor]:
+        """Pixels in [0, 1], and where they differ from the background, the clip's median colour:
+        [F, H, W].
+        """
         pixels = (clip.float().clamp(-1, 1) + 1) / 2
         background = pixels.flatten(1).median(dim=1).values
         blob = (pixels - background[:, None, None, None]).square().sum(dim=0) > 0.25**2
-        return pixels, blob, background.mean().item()
+        return pixels, blob
 
     def _masks(self, clip: Tensor, scene: Scene) -> tuple[Tensor, Tensor]:
         """Where the moving and the still shape's colours are: [F, H, W] each."""
         assert scene.still is not None
-        pixels, blob, _ = self._blob(clip)
+        pixels, blob = self._blob(clip)
         palette = torch.tensor(list(COLOURS.values()))[:, :, None, None, None]
         nearest = (pixels[None] - palette).square().sum(dim=1).argmin(dim=0)
         names = list(COLOURS)
         mover, still = (names.index(colour) for colour in (scene.colour, scene.still[0]))
         return blob & (nearest == mover), blob & (nearest == still)
+
+
+def _colour(pixels: Tensor) -> str:
+    """The name of the colour that is nearest to the median of pixels [3, N]."""
+    median = pixels.median(dim=1).values
+    return min(COLOURS, key=lambda name: float((median - torch.tensor(COLOURS[name])).norm()))
+
+
+def _travel(mask: Tensor) -> Tensor:
+    """From the centre in the first frame of [F, H, W] to that in the last: (x, y), in pixels."""
+    return _centre(mask[-1]) - _centre(mask[0])
 
 
 def _centre(mask: Tensor) -> Tensor:

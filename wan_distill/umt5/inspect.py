@@ -26,7 +26,6 @@ class Inspection:
     variant: str | None
     files: tuple[Path, ...]
     model_type: str
-    tie_word_embeddings: bool | None
     tables: dict[str, StoredTable]
     tables_equal: bool | None
     transformers: str
@@ -89,7 +88,6 @@ def inspect_text_encoder(folder: str | Path, variant: str | None = None) -> Insp
         variant=variant,
         files=files,
         model_type=str(config.get("model_type")),
-        tie_word_embeddings=config.get("tie_word_embeddings"),
         tables=tables,
         tables_equal=equal_tables(tables[SHARED], tables[EMBED]) if len(tables) == 2 else None,
         transformers=installed_transformers(),
