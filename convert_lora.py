@@ -58,9 +58,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="instead: the difference of two experts (.safetensors of any layout, or a "
         "transformer's folder)",
     )
-    parser.add_argument("--rank", type=int, default=64, help="rank with --extract (default 64)")
+    parser.add_argument("--rank", type=int, help="rank with --extract (default 64)")
     parser.add_argument(
-        "--dtype", choices=("bf16", "float32"), default="bf16", help="with --extract (default bf16)"
+        "--dtype", choices=("bf16", "float32"), help="with --extract (default bf16)"
     )
     return parser
 
@@ -81,15 +81,21 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"{out}: exists already; choose another name, or move it away")
     if out.suffix != ".safetensors" or not out.parent.is_dir():
         raise UsageError(f"{out}: give a name that ends in .safetensors, in a folder that exists")
-    if args.rank < 1:
-        raise UsageError(f"--rank {args.rank}: must be greater than 0")
+    useless = ("expert",) if args.extract else ("rank", "dtype")
+    for name in useless:
+        if (value := getattr(args, name)) is not None:
+            where = "with" if args.extract else "without"
+            raise UsageError(f"--{name} {value}: does nothing {where} --extract; leave it out")
+    rank = 64 if args.rank is None else args.rank
+    if rank < 1:
+        raise UsageError(f"--rank {rank}: must be greater than 0")
 
     with keep_notices():
         from wan_distill.model import lora_conversion  # torch is imported once the flags are right
 
     if args.extract:
         base, tuned = map(Path, args.extract)
-        print(lora_conversion.extract_lora(base, tuned, out, args.rank, args.to, args.dtype))
+        print(lora_conversion.extract_lora(base, tuned, out, rank, args.to, args.dtype or "bf16"))
         return 0
     source = Path(args.files[0])
     if not source.is_file():

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from wan_distill.errors import UsageError
+from wan_distill.layout import strip_of
 from wan_distill.maths.sigmas import sigma_grid, steps_of
 from wan_distill.settings.clip_sizes import check_clip, check_positions
 from wan_distill.settings.config import Config
@@ -34,11 +35,12 @@ from wan_distill.settings.one_line_parser import OneLineParser
 from wan_distill.settings.other_names import SAMPLING, command_name
 from wan_distill.settings.ranges import check_fps
 from wan_distill.settings.schedulers import check_diffusers
+from wan_distill.settings.series import check_series, settings_of
 from wan_distill.settings.students import find_student, is_declared, student_schedule
 from wan_distill.system.endings import ended
 from wan_distill.system.notices import keep_notices
 
-LONGEST_NAME = 246  # bytes: file systems allow 255, and a video that is written has 9 more
+LONGEST_NAME = 242  # bytes: file systems allow 255, and a video that is written has 13 more
 NAME_BYTES = 180  # of a video's name, in UTF-8: file systems allow 255 in all
 # Flag -> folder, and videos per prompt: VBench's own number is 5.
 SERIES = {"prompts": ("videos", 1), "vbench_prompts": ("vbench", 5)}
@@ -139,23 +141,26 @@ def run(args: argparse.Namespace) -> int:
     """Refuses what it can before weights load, then writes each video. Raises UsageError."""
     check_numbers(args)
     videos = wanted_videos(args)
-    if not videos:
-        print("all videos are there")
-        return 0
     files = find_student(args.student, args.cache_dir)
     student = student_schedule(files, vars(args))
     check_diffusers(student)
+    steps = chosen_steps(args, student)
+    series = None if args.prompt else settings_of(args, files, steps)
+    if series and not args.overwrite:
+        check_series(folder_of_series(args), series)
+    if not videos:
+        print("all videos are there")
+        return 0
 
     with keep_notices():
         from wan_distill.results import sampling
         from wan_distill.results import student as made
 
     made.check_folders({file.parent for _, _, file in videos})
-    steps = chosen_steps(args, student)
     names = ("teacher_path", "revision", "variant", "cache_dir", "allow_pickle", *CHANGES)
     chosen = {name: getattr(args, name) for name in names}
     chosen["teacher_lora"] = chosen["teacher_lora"] and tuple(chosen["teacher_lora"])
-    info, config = made.find_teacher(student, chosen)
+    info, config = made.find_teacher(student, chosen, args.allow_other_teacher)
     clip = clip_settings(args, student, info)
     made.check_prompts(info, clip["max_sequence_length"], [video[0] for video in videos])
     taught = info
@@ -179,7 +184,11 @@ def run(args: argparse.Namespace) -> int:
     teacher = pipe if args.compare else None
     if args.compare and not made.has_teacher_beneath(student):
         teacher = sampling.load_pipeline(info, config, [], args.offload)
-    sampling.make_videos(videos, args.fps, pipe, student["flow_shift"], call, info, teacher)
+    if series:
+        made.note_series(folder_of_series(args), series)
+    place = free_name if args.prompt and not args.overwrite else Path
+    shift = student["flow_shift"]
+    sampling.make_videos(videos, args.fps, pipe, shift, call, info, teacher, place)
     return 0
 
 
@@ -210,10 +219,10 @@ def wanted_videos(args: argparse.Namespace) -> list[tuple[str, int, Path]]:
     if flag == "prompt":
         files = files_of_prompt(args)
         return [(args.prompt, args.seed + i, file) for i, file in enumerate(files)]
-    from wan_distill.data.prompts import read_prompts
+    with keep_notices():
+        from wan_distill.data.prompts import read_prompts
 
-    usual, count = SERIES[flag]
-    folder = Path(args.out or usual)
+    folder, count = folder_of_series(args), SERIES[flag][1]
     if folder.suffix.lower() == ".mp4":
         raise UsageError(f"--out {args.out}: --{flag} makes several videos; give a folder")
     try:
@@ -231,6 +240,12 @@ def wanted_videos(args: argparse.Namespace) -> list[tuple[str, int, Path]]:
     return left
 
 
+def folder_of_series(args: argparse.Namespace) -> Path:
+    """Where the videos of a file of prompts go."""
+    usual = next(folder for flag, (folder, _) in SERIES.items() if getattr(args, flag) is not None)
+    return Path(args.out or usual)
+
+
 def files_of_prompt(args: argparse.Namespace) -> list[Path]:
     """The files of --prompt's videos. Raises UsageError where --prompt or --out cannot be.
 
@@ -240,8 +255,9 @@ def files_of_prompt(args: argparse.Namespace) -> list[Path]:
         raise UsageError(f"--prompt {args.prompt!a}: is no text of the terminal's encoding")
     count = args.samples or 1
     if args.out is None:
-        unused = (file for file in numbered(Path("video.mp4")) if not exists(file))
-        return list(itertools.islice(unused, count))
+        videos = numbered(Path("video.mp4"))
+        free = (file for file in videos if args.overwrite or not exists(file))
+        return list(itertools.islice(free, count))
     if os.path.isdir(args.out):
         raise UsageError(f"--out {args.out}: is a folder; name a file in it, such as video.mp4")
     if Path(args.out).suffix.lower() != ".mp4":
@@ -256,7 +272,12 @@ def files_of_prompt(args: argparse.Namespace) -> list[Path]:
 
 def exists(video: Path) -> bool:
     """Whether `video` was written, as a video or, where no encoder is installed, as a strip."""
-    return video.exists() or video.with_suffix(".png").exists()
+    return video.exists() or strip_of(video).exists()
+
+
+def free_name(video: Path) -> Path:
+    """`video` or, where another program has made it meanwhile, the next name that nothing has."""
+    return next(file for file in numbered(video) if not exists(file))
 
 
 def numbered(video: Path) -> Iterator[Path]:

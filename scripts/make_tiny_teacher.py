@@ -3,7 +3,8 @@
 The first of the family is the embedded teacher. All its parts are trained, from the tokenizer to
 both experts, in less than an hour on two CPU cores. The others differ from it in width, depth, clip
 and content; where they show the same shapes they take over its text encoder and VAE. One is given
-the first frame too, one learns clips of two lengths: their experts begin as the embedded teacher's.
+the first frame too, one learns clips of two lengths, one shows two shapes: their experts begin as
+the embedded teacher's.
 Each stage writes its result to --work_dir, and a stage with a result is skipped; experts also keep
 their state while they train. To resume, run the same command again.
 
@@ -111,7 +112,7 @@ class Member:
     @property
     def goes_on(self) -> bool:
         """Whether its experts begin as the embedded teacher's, and learn something more."""
-        return self.pictures or self.shorter is not None
+        return self.pictures or self.shorter is not None or self.world.pairs
 
     @property
     def peak_lr(self) -> float:
@@ -139,7 +140,7 @@ FAMILY = {
     # The only one that holds at two lengths.
     "lengths": Member(World(), 4, layers=3, steps=900, borrowed=SAME_SHAPES, clips=1920, shorter=9),
     "pairs": Member(
-        World(17, 96, 96, pairs=True, captions=360), heads=4, layers=5, borrowed=("vae",)
+        World(pairs=True, captions=360), 4, layers=3, steps=5000, borrowed=("vae",), clips=3600
     ),
 }
 Stage = Callable[[Path, Path, int, Member], None]

@@ -522,14 +522,14 @@ MUTATIONS = [
     ),
     Mutation(
         "wan_distill/system/files.py",
-        "        out.flush()\n        os.fsync(out.fileno())\n",
-        "",
+        "        yield aside\n        sync(aside)\n",
+        "        yield aside\n",
         "tests/system/test_files.py::test_content_is_on_the_disk_before_the_name_appears",
     ),
     Mutation(
         "wan_distill/system/files.py",
-        "    open_to_umask(temporary)\n    sync(temporary)\n",
-        "    sync(temporary)\n",
+        "        open_to_umask(aside)\n",
+        "",
         "tests/system/test_files.py::test_the_umask_decides_who_may_read_a_file",
     ),
     Mutation(
@@ -546,9 +546,9 @@ MUTATIONS = [
     ),
     Mutation(
         "wan_distill/system/files.py",
-        "    open_to_umask(temporary)\n    sync(temporary)\n",
-        "    open_to_umask(temporary)\n",
-        "tests/system/test_files.py::test_content_is_on_the_disk_before_the_name_appears",
+        "        aside.unlink(missing_ok=True)\n        raise",
+        "        raise",
+        "tests/system/test_files.py::test_what_cannot_be_written_leaves_nothing",
     ),
     Mutation(
         "wan_distill/system/files.py",
@@ -564,8 +564,8 @@ MUTATIONS = [
     ),
     Mutation(
         "wan_distill/system/pictures.py",
-        'temporary = file.with_name(f".{file.stem}.partial.mp4")',
-        "temporary = file",
+        'with written_aside(file, ".mp4") as aside:',
+        "for aside in [file]:",
         "tests/results/test_pictures.py::test_a_video_appears_once_it_is_complete",
     ),
     Mutation(
@@ -2136,8 +2136,8 @@ MUTATIONS = [
     ),
     Mutation(
         "sample.py",
-        'student["flow_shift"], call, info, teacher)',
-        'info.sampling_defaults["teacher_shift"], call, info, teacher)',
+        'shift = student["flow_shift"]',
+        'shift = info.sampling_defaults["teacher_shift"]',
         "tests/test_sample.py::test_the_student_is_sampled_like_this_in_diffusers",
     ),
     Mutation(
@@ -2792,5 +2792,59 @@ MUTATIONS = [
         "if not (self._stays(mover) and self._stays(still)):",
         "if not self._stays(mover):",
         "tests/maths/test_tiny_world.py::test_a_still_shape_that_vanishes_does_not_obey",
+    ),
+    Mutation(
+        "wan_distill/system/pictures.py",
+        "if found < frames:",
+        "if False:",
+        "tests/training/test_videos.py::test_a_video_that_the_encoder_did_not_finish_is_an_error",
+    ),
+    Mutation(
+        "sample.py",
+        "place = free_name if args.prompt and not args.overwrite else Path",
+        "place = Path",
+        "tests/test_sample.py::test_a_name_that_was_taken_meanwhile_is_left_alone",
+    ),
+    Mutation(
+        "wan_distill/layout.py",
+        'return video.with_suffix(".frames.png")',
+        'return video.with_suffix(".png")',
+        "tests/test_sample.py::test_a_picture_beside_the_video_is_not_the_video",
+    ),
+    Mutation(
+        "wan_distill/settings/series.py",
+        "if noted.get(name) != value:",
+        "if False:",
+        "tests/test_sample.py::test_a_series_of_other_settings_is_another_series",
+    ),
+    Mutation(
+        "wan_distill/results/student.py",
+        "    _check_boundary(info, student, flag)\n",
+        "",
+        "tests/test_sample.py::test_a_teacher_with_another_boundary_is_refused",
+    ),
+    Mutation(
+        "wan_distill/lora/layouts.py",
+        'if header.layout != "kohya":\n        return str(file)',
+        "if True:\n        return str(file)",
+        "tests/test_sample.py::test_students_in_kohyas_layout_are_sampled",
+    ),
+    Mutation(
+        "wan_distill/training/previews.py",
+        "if self.on and self._are_of_other_prompts():",
+        "if False:",
+        "tests/training/test_previews.py::test_clips_of_other_prompts_go",
+    ),
+    Mutation(
+        "wan_distill/results/snippet.py",
+        "parts.keys() - PRODUCT",
+        "parts.keys() - parts.keys()",
+        "tests/results/test_export.py::test_what_diffusers_does_not_read_of_a_teachers_lora_is_said",
+    ),
+    Mutation(
+        "convert_lora.py",
+        "if (value := getattr(args, name)) is not None:",
+        "if (value := getattr(args, name)) == 0:",
+        "tests/test_convert_lora.py::test_a_flag_that_would_do_nothing_is_refused",
     ),
 ]

@@ -42,7 +42,7 @@ LONGEST = 230
 # be right, optional packages, the hub.
 FEWER_INNER_IMPORTS_THAN = 40
 # Import name -> name on the package index, where they differ.
-DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml"}
+DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "imageio_ffmpeg": "imageio"}  # an extra
 # Packages that only some flags need: imported inside functions, behind an error that names them.
 OPTIONAL = ("bitsandbytes", "datasets")
 ADDITIONS = ("cv2",)  # without it a table has a column less

@@ -53,6 +53,24 @@ def test_there_and_back(student, tmp_path, capsys, layout):
         assert load_file(back).keys() == load_file(student).keys()
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float8_e5m2])
+def test_every_float_that_a_lora_may_be_stored_as_is_written(student, tmp_path, dtype):
+    stored = {name: tensor.to(dtype) for name, tensor in load_file(student).items()}
+    save_file(stored, tmp_path / "in.safetensors")
+    assert convert(tmp_path / "in.safetensors", tmp_path / "out.safetensors") == 0
+    assert_same(tmp_path / "in.safetensors", tmp_path / "out.safetensors")
+
+
+@pytest.mark.parametrize(
+    "flags", [("--rank=8",), ("--dtype=bf16",), ("--expert=high", "--extract", "a", "b")]
+)
+def test_a_flag_that_would_do_nothing_is_refused(student, tmp_path, capsys, flags):
+    files = [tmp_path / "out.safetensors"] if "--extract" in flags else [student, tmp_path / "o.s"]
+    files = [files[0], files[-1].with_suffix(".safetensors")][-1 if "--extract" in flags else 0 :]
+    assert convert(*files, *flags) == 2
+    assert f"{flags[0].replace('=', ' ')}: does nothing with" in capsys.readouterr().err
+
+
 def test_what_a_layout_has_no_place_for_is_said(student, tmp_path, capsys):
     theirs = write_in("lightning with extras", student, tmp_path / "theirs.safetensors")
     assert convert(theirs, tmp_path / "out.safetensors", "--to", "diffusers") == 0

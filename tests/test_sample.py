@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
-from conftest import REPOSITORY, SMALL
+from conftest import SMALL
 from diffusers import FlowMapEulerDiscreteScheduler, WanPipeline
 from random_teachers import write_pipeline
 from safetensors.torch import load_file, save_file
 
+import convert_lora
 import sample
 from wan_distill.errors import UsageError
 from wan_distill.layout import LORA_FILE
@@ -37,7 +38,6 @@ from wan_distill.system import pictures
 from wan_distill.system.runtime import Runtime
 
 PROMPT = "a small red circle moving left"
-PICTURE = REPOSITORY / "docs" / "comparison.png"  # which stands for comparison.mp4
 SIZE = dict(height=32, width=48, num_frames=5, max_sequence_length=12)
 
 
@@ -203,7 +203,7 @@ def test_adapters_are_on_again_after_the_teacher(trained, tmp_path, clips, monke
     (tmp_path / "two.txt").write_text(f"{PROMPT}\na cat\n")
     argv = ["--student", str(trained), "--vbench_prompts", str(tmp_path / "two.txt"), "--samples=1"]
     for more in ([], ["--compare"]):
-        assert sample.main([*argv, "--out", str(tmp_path / "none"), *more]) == 0
+        assert sample.main([*argv, "--out", str(tmp_path / f"none{len(more)}"), *more]) == 0
     first, second, *both = clips
     for alone, pair in zip((first, second), both, strict=True):
         numpy.testing.assert_allclose(sides(pair)[1], alone, rtol=0, atol=1e-5)
@@ -235,6 +235,33 @@ def test_a_teacher_of_variant_files_alone_is_read(trained, random_teacher, tmp_p
     variant = ["--teacher_path", str(folder), "--variant", "fp16"]
     for more in ([], variant):
         assert sample.main([*argv, *more]) == 0
+    numpy.testing.assert_allclose(clips[1], clips[0], rtol=0, atol=1e-5)
+
+
+def test_a_teacher_with_another_boundary_is_refused(trained, random_teacher, tmp_path, capsys):
+    """Its file belongs to no part, so that no fingerprint has it."""
+    folder = shutil.copytree(random_teacher, tmp_path / "edited")
+    index = json.loads((folder / "model_index.json").read_text())
+    argv = ["--student", str(trained), "--prompt", PROMPT, f"--teacher_path={folder}"]
+    for boundary, taken in ((0.95, False), (0.86, True)):  # no step lies between 0.86 and 0.875
+        (folder / "model_index.json").write_text(json.dumps(index | {"boundary_ratio": boundary}))
+        if taken:
+            info = read_teacher(Config(teacher_path=str(folder)))
+            check_teacher(info, read_metadata(trained / LORA_FILE["high"]), allow_other=False)
+            continue
+        said = refused(capsys, *argv)
+        assert "is 0.95, where this student was made with 0.875" in said
+        assert "the other expert would do the step at sigma" in said and "write 0.875 there" in said
+
+
+def test_students_in_kohyas_layout_are_sampled(trained, tmp_path, clips):
+    (tmp_path / "kohya").mkdir()
+    argv = ["--prompt", PROMPT, "--student"]
+    for name in LORA_FILE.values():
+        files = [str(trained / name), str(tmp_path / "kohya" / name)]
+        assert convert_lora.main([*files, "--to=kohya"]) == 0
+    for folder in (trained, tmp_path / "kohya"):
+        assert sample.main([*argv, str(folder)]) == 0
     numpy.testing.assert_allclose(clips[1], clips[0], rtol=0, atol=1e-5)
 
 
@@ -380,11 +407,45 @@ def test_a_video_is_written_where_it_is_asked_for(trained, grey_clips, tmp_path,
 def test_without_a_name_nothing_is_overwritten(trained, grey_clips, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(pictures, "write_video", lambda file, *_: file.write_bytes(b"video"))
-    Path("video-1.png").write_bytes(b"a strip, where no encoder was installed")
+    Path("video-1.frames.png").write_bytes(b"a strip, where no encoder was installed")
     for _ in range(3):
         assert sample.main(["--student", str(trained), "--prompt", PROMPT]) == 0
     files = sorted(file.name for file in tmp_path.iterdir())
-    assert files == ["video-1.png", "video-2.mp4", "video-3.mp4", "video.mp4"]
+    assert files == ["video-1.frames.png", "video-2.mp4", "video-3.mp4", "video.mp4"]
+
+
+def test_a_name_that_was_taken_meanwhile_is_left_alone(
+    trained, grey_clips, tmp_path, monkeypatch, capsys
+):
+    """As by a second run in the same folder, which has chosen the same name."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pictures, "write_video", lambda file, *_: file.write_bytes(b"v") and file)
+    load = sampling.load_pipeline
+
+    def slowly(*arguments):
+        Path("video.mp4").write_bytes(b"another's")
+        Path("a.mp4").write_bytes(b"another's")
+        return load(*arguments)
+
+    monkeypatch.setattr(sampling, "load_pipeline", slowly)
+    argv = ["--student", str(trained), "--prompt", PROMPT]
+    for more, name in (([], "video-1.mp4"), (["--out=a.mp4"], "a-1.mp4")):
+        Path("a.mp4").unlink(missing_ok=True)
+        Path("video.mp4").unlink(missing_ok=True)
+        assert sample.main([*argv, *more]) == 0
+        assert Path("a.mp4").read_bytes() == Path("video.mp4").read_bytes() == b"another's"
+        assert Path(name).read_bytes() == b"v" and f"wrote {name}" in capsys.readouterr().out
+    assert sample.main([*argv, "--overwrite"]) == 0
+    assert Path("video.mp4").read_bytes() == b"v"
+
+
+def test_a_picture_beside_the_video_is_not_the_video(trained, grey_clips, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("a.png").write_bytes(b"the user's")
+    argv = ["--student", str(trained), "--prompt", PROMPT, "--out=a.mp4"]
+    monkeypatch.setattr(pictures.importlib.util, "find_spec", lambda name: None)
+    assert sample.main(argv) == 0
+    assert Path("a.png").read_bytes() == b"the user's" and Path("a.frames.png").exists()
 
 
 def test_several_videos_of_a_prompt_are_numbered_and_have_seeds_of_their_own(
@@ -418,7 +479,7 @@ def test_a_series_for_vbench_goes_on(trained, grey_clips, tmp_path, monkeypatch)
     monkeypatch.setattr(pictures, "write_video", lambda file, *_: file.write_bytes(b"new"))
     argv = ["--student", str(trained), "--vbench_prompts", str(tmp_path / "prompts.txt")]
     assert sample.main([*argv, "--samples", "2", "--out", str(out)]) == 0
-    written = {file.name: file.read_bytes() for file in out.iterdir()}
+    written = {file.name: file.read_bytes() for file in out.glob("*.mp4")}
     assert written == {
         "a cat_dog_-0.mp4": b"new",
         "a cat_dog_-1.mp4": b"new",
@@ -438,10 +499,28 @@ def test_a_file_of_prompts_makes_one_video_each_and_overwrites_only_where_asked(
     argv = ["--student", str(trained), "--prompts=prompts.txt"]
     for more, left in (([], b"finished"), (["--overwrite"], b"new")):
         assert sample.main([*argv, *more]) == 0
-        written = {file.name: file.read_bytes() for file in Path("videos").iterdir()}
+        written = {file.name: file.read_bytes() for file in Path("videos").glob("*.mp4")}
         assert written == {"a cat-0.mp4": b"new", "a ball-0.mp4": left}
         assert ("1 of 2 videos are in videos already" in capsys.readouterr().out) == (not more)
     assert "makes several videos; give a folder" in refused(capsys, *argv, "--out=a.mp4")
+
+
+def test_a_series_of_other_settings_is_another_series(
+    trained, grey_clips, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    Path("prompts.txt").write_text("a cat\na ball\n")
+    monkeypatch.setattr(pictures, "write_video", lambda file, *_: file.write_bytes(b"new"))
+    argv = ["--student", str(trained), "--prompts=prompts.txt"]
+    assert sample.main(argv) == 0
+    assert "there is no such file or folder" in refused(capsys, "--student=no", *argv[2:])
+    said = refused(capsys, *argv, "--seed=7")
+    assert "--out videos: its videos are of --seed 0, not of 7; give another folder" in said
+    half = ["--student", str(trained / LORA_FILE["high"]), *argv[2:]]
+    assert "its videos are of another, not of this one" in refused(capsys, *half)
+    assert sample.main(argv) == 0
+    assert sample.main([*argv, "--seed=7", "--overwrite"]) == 0
+    assert "of --seed 7, not of 0" in refused(capsys, *argv)
 
 
 def test_the_videos_of_a_series_have_consecutive_seeds(tmp_path):
@@ -508,7 +587,6 @@ def test_files_of_two_students_are_refused(student, change, reason, capsys):
         ([f"--out={'a' * 241}.mp4", "--samples=10"], "is too long a name; choose another"),
         (["--vbench_prompts=x.txt"], "--prompt: give one, or --prompts FILE, or --vbench_prompts"),
         (["--prompts=x.txt"], "--prompt: give one, or --prompts FILE, or --vbench_prompts FILE"),
-        ([f"--out={PICTURE.with_suffix('.mp4')}"], "exists; choose another name, or --overwrite"),
         (["--seed=-1"], "--seed -1: must be at least 0"),
         (["--seed=99999999999999999999"], "must be at least 0 and below 2^63"),
         (["--prompt="], "--prompt: is empty"),

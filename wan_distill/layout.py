@@ -21,6 +21,13 @@ FEW_CLIP = "few"  # the teacher in as few steps as the yardstick
 STUDENT_CLIP = "student"
 
 
+def strip_of(video: Path) -> Path:
+    """The picture that stands for a video where no encoder is installed: its frames side by side.
+    Not simply its name with .png: that may be the picture that the video begins with.
+    """
+    return video.with_suffix(".frames.png")
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """The folder of one run. Paths only: nothing is made, read or written here."""

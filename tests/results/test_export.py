@@ -16,6 +16,8 @@ from wan_distill.model.student_files import load_student
 from wan_distill.results.export import export_student
 from wan_distill.results.merged import probe
 from wan_distill.results.snippet import snippet
+from wan_distill.settings.lora_headers import LoraHeader
+from wan_distill.settings.teacher_changes import TeacherChanges, TeacherLora
 
 
 @pytest.fixture
@@ -89,6 +91,29 @@ def test_the_snippet_of_half_a_student_loads_that_half(exported, monkeypatch):
     names: dict = {}
     exec(snippet(run.config, run.info, ("low",)).split("pipe.to(")[0], names)
     assert names["pipe"].get_list_adapters() == {"transformer_2": ["low"]}
+
+
+@pytest.mark.parametrize(
+    "style, layer",
+    [
+        ("kohya", "lora_unet_head_head.lora_"),
+        ("kohya", "lora_unet_blocks_0_ffn_0.lora_"),
+        ("diff", ""),
+    ],
+)
+def test_what_diffusers_does_not_read_of_a_teachers_lora_is_said(exported, tmp_path, style, layer):
+    run = exported()
+    file = tmp_path / "style.safetensors"
+    tensors = {f"{layer}{half}.weight": torch.ones(4, 4) for half in ("down", "up")}
+    if style == "diff":
+        tensors = {"diffusion_model.blocks.0.norm3.diff": torch.ones(4)}
+    save_file(tensors, file)
+    lora = TeacherLora("high", LoraHeader(file, "--teacher_lora"), 1.0)
+    info = dataclasses.replace(run.info, changes=TeacherChanges(loras=(lora,)))
+    code = snippet(run.config, info, ("high", "low"))
+    compile(code, "snippet", "exec")
+    assert ("style.safetensors: sample with sample.py" in code) == ("ffn" not in layer)
+    assert ("load_lora_weights" in code) == ("ffn" in layer)
 
 
 def test_the_snippet_asks_for_what_was_trained(exported):

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from wan_distill.errors import UsageError
+from wan_distill.system import files
 from wan_distill.system.files import (
     DamagedFile,
     hash_tensors,
@@ -24,6 +25,7 @@ from wan_distill.system.files import (
     write_hashed,
     write_tensors,
 )
+from wan_distill.system.tensor_stream import write_stream
 from wan_distill.training import checkpoint
 
 posix = pytest.mark.skipif(os.name == "nt", reason="Windows has no umask and no folder handles")
@@ -37,7 +39,26 @@ def write_one_tensor(file: Path) -> None:
     write_tensors(file, {"a": torch.ones(2)})
 
 
-WRITERS = pytest.mark.parametrize("write", [write_bytes, write_one_tensor])
+def write_a_stream(file: Path) -> None:
+    write_stream(file, {"a": (torch.float32, (2,))}, [("a", torch.ones(2))])
+
+
+WRITERS = pytest.mark.parametrize("write", [write_bytes, write_one_tensor, write_a_stream])
+
+
+@WRITERS
+def test_what_cannot_be_written_leaves_nothing(tmp_path, monkeypatch, write):
+    """The next attempt needs the room."""
+    (tmp_path / "file").write_bytes(b"old")
+
+    def fails(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files, "sync", fails)
+    with pytest.raises(OSError, match="No space left"):
+        write(tmp_path / "file")
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_bytes() == b"old"
 
 
 # ----------------------------------------------------------------------------------------- hashes

@@ -68,6 +68,23 @@ def test_the_prompts_of_previews_are_those_asked_for(small_config):
     assert previews.validation_prompts(small_config(), held_out) == ["a", "b", "c"]
 
 
+def test_clips_of_other_prompts_go(make_previews):
+    """They would stand under the new prompts' texts, or under none."""
+    shown = make_previews(validation_steps=10)
+    folder = shown.run.folder
+    folder.previews.mkdir(parents=True)
+    files = [folder.preview(e, who, 1) for e in ("high", "low") for who in ("000000", "teacher")]
+    for text, stay in (('["a dog"]', True), ('["a dog", "a cat"]', False)):
+        for file in files:
+            file.touch()
+        folder.preview_prompts.write_text(text)
+        shown.shown = set()
+        shown.resume(0)
+        assert [file.exists() for file in files] == [stay] * 4
+        assert shown.shown == ({0} if stay else set())
+    assert not folder.preview_prompts.exists()
+
+
 @pytest.mark.parametrize("updates, left", [(200, {0, 200}), (0, {0}), (-1, set())])
 def test_clips_of_updates_that_are_made_anew_go(make_previews, updates, left):
     """-1: a run from the start. The teacher's clips and other experts' stay."""

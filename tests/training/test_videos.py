@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from wan_distill.system import pictures
 from wan_distill.system.pictures import write_video
 from wan_distill.training.metrics import Tracker
 from wan_distill.training.videos import log_videos
@@ -21,6 +23,17 @@ def clip(tmp_path):
     """A clip of five frames, each brighter than the one before."""
     frames = numpy.linspace(0, 1, 5)[:, None, None, None] * numpy.ones((5, 32, 48, 3))
     return write_video(tmp_path / "clip.mp4", frames, 16)
+
+
+def test_a_video_that_the_encoder_did_not_finish_is_an_error(clip, tmp_path, monkeypatch):
+    """On a full disk it ends as if nothing had happened."""
+    half = clip.read_bytes()[: clip.stat().st_size // 2]
+    monkeypatch.setattr(
+        pictures, "export_to_video", lambda frames, file, **_: Path(file).write_bytes(half)
+    )
+    with pytest.raises(OSError, match="the encoder did not finish it"):
+        write_video(tmp_path / "new.mp4", numpy.zeros((5, 32, 48, 3)), 16)
+    assert [file.name for file in tmp_path.iterdir()] == ["clip.mp4"]
 
 
 def test_tensorboard_shows_clips_that_move_and_the_evaluation(make_run, clip):

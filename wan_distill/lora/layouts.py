@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
-from wan_distill.lora.files import Layer
+from wan_distill.lora.files import Layer, LoraFile
+from wan_distill.settings.lora_headers import LoraHeader
 from wan_distill.settings.lora_names import Layout, is_in_block, original_name
+from wan_distill.settings.students import FLAG
 
 
 def named_for(layout: Layout, module: str, layer: Layer) -> tuple[dict[str, Tensor], list[str]]:
@@ -45,3 +49,17 @@ def named_for(layout: Layout, module: str, layer: Layer) -> tuple[dict[str, Tens
         if tensor is not None:
             tensors[f"{stem}.{part}"] = tensor
     return tensors, left_out
+
+
+def for_diffusers(file: Path) -> str | dict[str, Tensor]:
+    """A student's LoRA as `load_lora_weights` takes it: the file, or its tensors under peft's names
+    where it is in kohya's layout, of which diffusers does not know the layers outside the blocks.
+    """
+    header = LoraHeader(file, FLAG)
+    if header.layout != "kohya":
+        return str(file)
+    lora = LoraFile(header)
+    tensors: dict[str, Tensor] = {}
+    for module in header.layers:
+        tensors |= named_for("diffusers", module, lora.read(module))[0]
+    return tensors

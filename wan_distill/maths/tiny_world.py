@@ -35,7 +35,7 @@ DIRECTIONS = {
 
 SPEED = (1.0, 1.5)  # pixels per frame
 SHADE = (0.10, 0.50)  # grey level of the background, in [0, 1]
-STILL_SIZE = 7.0  # radius of the second shape, pixels
+STILL_SIZE = 9.0  # radius of the second shape, pixels: of smaller ones the VAE loses some
 STILL_PLACES = 16  # that are tried for it, so that the first shape does not hide it
 
 

@@ -69,6 +69,11 @@ def extract_lora(base: Path, tuned: Path, out: Path, rank: int, layout: Layout, 
     for name in before:
         difference = after[name].float() - before[name].float()
         module, _, leaf = name.rpartition(".")
+        if not difference.isfinite().all():
+            raise UsageError(
+                f"--extract: {name} of {tuned} or of {base} holds values that are no numbers (nan "
+                "or inf); give other files"
+            )
         if not difference.any():
             continue
         if leaf != "weight" or not is_trained(module):
@@ -89,6 +94,8 @@ def extract_lora(base: Path, tuned: Path, out: Path, rank: int, layout: Layout, 
 
 def open_expert(path: Path) -> ExpertWeights:
     """The tensors of an expert. Raises UsageError where there are none."""
+    if not path.exists():
+        raise UsageError(f"--extract {path}: there is no such file or folder; check the spelling")
     if (path / "model_index.json").is_file():
         raise UsageError(f"--extract {path}: is a pipeline; give its transformer/ folder")
     try:

@@ -119,6 +119,8 @@ def latest_pairs(segments: Sequence[Segment], blurred: bool) -> tuple[list[dict[
     texts = prompt_texts(segment.folder)
     pairs, shown = [], 0
     for row in rows:
+        if row.prompt >= len(texts):  # an earlier version left those of prompts that are gone
+            continue
         exported = segment.exported if segment.exported in row.student else None
         shown = max(row.student) if exported is None else exported
         clips = {STUDENT_CLIP: embedded_clip(row.student[shown])}

@@ -14,7 +14,7 @@ from wan_distill.system.records import read_record, write_record
 
 SHOWN = 4  # clips, by number: chosen before anybody saw them
 WORST = 4  # clips: those farthest from their teacher's
-OURS = re.compile(rf"({TEACHER_CLIP}|{FEW_CLIP}|{STUDENT_CLIP})-\d+\.(mp4|png)")
+OURS = re.compile(rf"(({TEACHER_CLIP}|{FEW_CLIP}|{STUDENT_CLIP})-)?\d+\.(mp4|frames\.png)")
 
 
 def student_hashes(folder: RunFolder) -> dict[str, str]:
@@ -79,6 +79,7 @@ def shown_samples(result: dict[str, Any]) -> list[int]:
 
 def clear_clips(folder: RunFolder) -> None:
     """Deletes the videos of an earlier evaluation."""
-    for file in folder.clips.glob("*") if folder.clips.exists() else ():
-        if OURS.fullmatch(file.name):
-            file.unlink()
+    for place in (folder.clips, folder.pairs):
+        for file in place.glob("*") if place.exists() else ():
+            if OURS.fullmatch(file.name):
+                file.unlink()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -15,6 +15,7 @@ from diffusers import FlowMapEulerDiscreteScheduler, WanImageToVideoPipeline, Wa
 
 from wan_distill.data.pictures import read_picture
 from wan_distill.errors import FileError, Halted, NonFiniteError, UsageError, one_line
+from wan_distill.lora.layouts import for_diffusers
 from wan_distill.maths.sigmas import SUBFOLDER
 from wan_distill.model.loading import hide_loading_bars, load_transformer, load_vae
 from wan_distill.model.part_files import of_teacher
@@ -80,17 +81,14 @@ def load_pipeline(info: TeacherInfo, config: Config, files: list[Path], offload:
 
 
 def add_student(pipe: Pipeline, file: Path) -> None:
-    """Gives one expert of the pipeline its LoRA, or the weights of a shallower student. Raises
-    UsageError where it does not fit.
-    """
+    """Gives one expert its LoRA, or a shallower student's weights. Raises UsageError if unfit."""
     student = read_metadata(file)
     try:
         if not has_teacher_beneath(student):
             load_student(getattr(pipe, student["subfolder"]), file)
             return
         pipe.load_lora_weights(
-            str(file.parent),
-            weight_name=file.name,
+            for_diffusers(file),
             adapter_name=student["expert"],
             load_into_transformer_2=student["expert"] == "low",
         )
@@ -148,6 +146,7 @@ def make_videos(
     call: dict[str, Any],
     info: TeacherInfo,
     teacher: Pipeline | None = None,
+    place: Callable[[Path], Path] = Path,
 ) -> None:
     """Writes each video and says what it took.
 
@@ -155,6 +154,7 @@ def make_videos(
         videos: (prompt, seed, file) of each.
         shift, call: as of `sample_clip`.
         teacher: what it is sampled with, where each video shows it beside the student.
+        place: which file is written, asked when it is: others may have made one meanwhile.
 
     Raises as `sample_clip`, and Halted where a video cannot be written.
     """
@@ -167,7 +167,7 @@ def make_videos(
             sides = {f"teacher: {teachers_work}": reference, f"student: {work}": frames}
             frames = side_by_side(sides)
         took = f": {work}, {seconds:.2f} s" if teacher is None else ""
-        print(f"wrote {_write(file, frames, fps)}{took}", flush=True)
+        print(f"wrote {_write(place(file), frames, fps)}{took}", flush=True)
     if teacher is not None:  # its last clip was warm
         fast = merged_seconds(pipe, prompt, seed, shift, call)
         print(

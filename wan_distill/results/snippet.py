@@ -9,10 +9,13 @@ from wan_distill.layout import LORA_FILE
 from wan_distill.maths.sigmas import SUBFOLDER, Expert
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
+from wan_distill.settings.lora_names import is_in_block
 from wan_distill.settings.pipelines import IMAGE_TO_VIDEO, TEXT_TO_VIDEO
+from wan_distill.settings.teacher_changes import TeacherLora
 
 TO_THE_CPU_TOO = 'pipe.to("cuda" if torch.cuda.is_available() else "cpu")'
 TO_A_GPU = 'pipe.to("cuda")  # too little memory: pipe.enable_model_cpu_offload() instead'
+PRODUCT = {"down", "up", "alpha"}  # parts of a LoRA's layer that are matrices and their scale
 PICTURE = "first_frame.png"  # to be replaced by the user's own, of the clip's aspect
 
 
@@ -26,6 +29,12 @@ def snippet(
         where: its folder (the code then runs as it stands inside it) or its hub repository, for
             readers who have no file of this machine.
     """
+    if unread := [lora for lora in info.changes.loras if not _diffusers_reads(lora)]:
+        names = ", ".join(sorted({lora.header.path.name for lora in unread}))
+        return (
+            f"# diffusers does not read all of the teacher's LoRA {names}: sample with sample.py,\n"
+            "# or load the merged pipeline (--save_merged), which has it in its weights.\n"
+        )
     exact = config.mixed_precision == "no"
     dtype = "torch.float32" if exact else "torch.bfloat16"
     local = Path(info.source).is_dir()
@@ -64,8 +73,18 @@ video = pipe(
     max_sequence_length={config.max_sequence_length},
     generator=torch.Generator().manual_seed(0),
 ).frames[0]
-export_to_video(video, "video.mp4", fps=16)
+export_to_video(video, "video.mp4", fps={config.fps})
 """
+
+
+def _diffusers_reads(lora: TeacherLora) -> bool:
+    """Whether `load_lora_weights` takes all of a LoRA to the transformer that it is for: not from a
+    file for both experts, of kohya's layout products in blocks alone, and no plain differences.
+    """
+    header = lora.header
+    if header.transformer or any(parts.keys() - PRODUCT for parts in header.layers.values()):
+        return False
+    return header.layout != "kohya" or all(map(is_in_block, header.layers))
 
 
 def _here(path: Path, where: str) -> str:

@@ -35,6 +35,8 @@ def write_workflows(config: Config, info: TeacherInfo, folder: RunFolder) -> lis
     """Writes those that this student can be sampled with. Returns their names."""
     experts = tuple(e for e in info.experts if folder.has_student(e))
     written = []
+    for earlier in (folder.workflow, folder.wrapper_workflow):
+        earlier.unlink(missing_ok=True)  # of a student that they do not fit any more
     if comfyui_can(config, info):
         write_atomically(folder.workflow, as_json(comfyui_workflow(config, info, experts)))
         written.append(folder.workflow.name)

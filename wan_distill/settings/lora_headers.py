@@ -163,10 +163,12 @@ class LoraHeader:
                 config = {key.partition(".")[2] or key: value for key, value in flat.items()}
             elif beside.is_file():
                 config = read_json(beside)
-            own = (config.get("alpha_pattern") or {}).values()
-            for alpha in (config.get("lora_alpha", 1), *own):
+            own = config.get("alpha_pattern") or {}
+            for alpha in (config.get("lora_alpha", 1), *own.values()):
                 float(alpha)
-        except (ValueError, AttributeError, TypeError) as error:
+            for pattern in own:
+                re.compile(pattern)
+        except (ValueError, AttributeError, TypeError, re.error) as error:
             raise UsageError(
                 f"{self.label}: its adapter settings cannot be read ({error}); download it again"
             ) from error

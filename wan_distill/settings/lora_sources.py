@@ -34,7 +34,8 @@ def find_loras(
 
     Raises UsageError where there is none, or where it cannot be known which is whose.
     """
-    files = [local(part.strip(), flag, cache_dir) for part in source.split(",") if part.strip()]
+    names = [source] if os.path.exists(source) else source.split(",")
+    files = [local(name.strip(), flag, cache_dir) for name in names if name.strip()]
     if len(files) > len(experts):
         raise UsageError(
             f"{flag} {source}: {len(files)} files for {len(experts)} experts; give one for each"

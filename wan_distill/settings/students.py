@@ -31,7 +31,7 @@ def find_student(student: str, cache_dir: str | None) -> list[Path]:
     """The files that --student names: those in a folder, files separated by commas, or the same on
     the hub. Raises UsageError where there is none.
     """
-    names = [student] if os.path.isfile(student) else student.split(",")
+    names = [student] if os.path.exists(student) else student.split(",")
     found = []
     for name in filter(None, map(str.strip, names)):
         path = local(name, FLAG, cache_dir)

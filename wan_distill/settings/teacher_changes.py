@@ -103,9 +103,14 @@ class TeacherChanges:
         }
 
     def words(self) -> list[str]:
-        """One phrase for each change."""
-        replaced = [f"{SUBFOLDER[e]} from {path}" for e, path in self.experts.items()]
+        """One phrase for each change, for readers who have no file of this machine too."""
+        replaced = [f"{SUBFOLDER[e]} from {_last_names(path)}" for e, path in self.experts.items()]
         return [*replaced, *map(str, self.loras)]
+
+
+def _last_names(path: Path) -> str:
+    """`tuned/transformer`, `tuned.safetensors`: what tells it from others, and no more."""
+    return path.name if path.is_file() else "/".join(path.resolve().parts[-2:])
 
 
 def expert_of_part(part: str) -> Expert | None:

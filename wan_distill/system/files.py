@@ -26,17 +26,32 @@ class DamagedFile(Exception):
     """A file whose content is not what was written."""
 
 
+@contextmanager
+def written_aside(file: Path, ending: str = ".tmp") -> Iterator[Path]:
+    """A name beside `file`, since a rename needs one disk, for this process to write to: it becomes
+    `file` once all of it is on the disk. Where writing fails nothing stays: the next attempt needs
+    the room.
+
+    Args:
+        ending: of that name, for writers that take the format from it.
+    """
+    aside = file.with_name(f".{file.name}.{os.getpid()}{ending}")
+    try:
+        yield aside
+        sync(aside)
+        os.replace(aside, file)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+
+
 def write_atomically(file: Path, data: bytes) -> None:
     """Writes `data` to `file`, which at any moment holds either its old content or all of `data`.
 
     Raises OSError where the disk is full or the folder cannot be written to.
     """
-    temporary = temporary_name(file)
-    with temporary.open("wb") as out:
-        out.write(data)
-        out.flush()
-        os.fsync(out.fileno())
-    os.replace(temporary, file)
+    with written_aside(file) as aside:
+        aside.write_bytes(data)
 
 
 def write_tensors(
@@ -46,13 +61,11 @@ def write_tensors(
 
     Raises OSError, with the system's own error number, as `write_atomically` does.
     """
-    temporary = temporary_name(file)
     contiguous = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    with system_errors(file):
-        save_file(contiguous, temporary, metadata)
-    open_to_umask(temporary)
-    sync(temporary)
-    os.replace(temporary, file)
+    with written_aside(file) as aside:
+        with system_errors(file):
+            save_file(contiguous, aside, metadata)
+        open_to_umask(aside)
 
 
 @contextmanager
@@ -199,8 +212,3 @@ def place_to_write(folder: str, flag: str) -> Path:
         why = "not writable" if place.is_dir() else "a file, not a folder"
         raise UsageError(f"{flag} {folder}: {place} is {why}; choose another")
     return place
-
-
-def temporary_name(file: Path) -> Path:
-    """Where this process writes what will be `file`: beside it, since a rename needs one disk."""
-    return file.with_name(f".{file.name}.{os.getpid()}.tmp")

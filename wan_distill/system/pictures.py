@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,9 @@ import torch
 from diffusers.utils import export_to_video
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+
+from wan_distill.layout import strip_of
+from wan_distill.system.files import written_aside
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
@@ -77,9 +81,8 @@ def contact_sheet(
                 picture = Image.fromarray((frame * 255).round().byte().numpy())
                 enlarged = picture.resize(size, Image.Resampling.NEAREST)
                 sheet.paste(enlarged, (NAME_WIDTH + column * (size[0] + GAP), top))
-    temporary = file.with_name(f".{file.name}")
-    sheet.save(temporary, format="PNG")
-    temporary.replace(file)
+    with written_aside(file) as aside:
+        sheet.save(aside, format="PNG")
 
 
 def draw_line(draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str, width: int) -> None:
@@ -129,7 +132,7 @@ def installed_fonts() -> Iterator[Font]:
 
 
 def write_video(file: Path, frames: numpy.ndarray, fps: int) -> Path:
-    """Writes a clip as mp4 or, where no encoder is installed, as a PNG strip beside that name.
+    """Writes a clip as mp4 or, where no encoder is installed, as a strip of its frames.
 
     Args:
         file: the mp4. It appears only when it is complete; its folder is made.
@@ -138,14 +141,36 @@ def write_video(file: Path, frames: numpy.ndarray, fps: int) -> Path:
 
     Returns:
         The file that was written.
+
+    Raises OSError where it cannot be written.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     if importlib.util.find_spec("imageio_ffmpeg") is None:
-        strip = file.with_suffix(".png")
+        strip = strip_of(file)
         picture = numpy.concatenate(list(frames), axis=1)
-        Image.fromarray((picture * 255).round().astype("uint8")).save(strip)
+        with written_aside(strip) as aside:
+            Image.fromarray((picture * 255).round().astype("uint8")).save(aside, format="PNG")
         return strip
-    temporary = file.with_name(f".{file.stem}.partial.mp4")
-    export_to_video(list(frames), str(temporary), fps=fps, macro_block_size=2)
-    temporary.replace(file)
+    with written_aside(file, ".mp4") as aside:
+        export_to_video(list(frames), str(aside), fps=fps, macro_block_size=2)
+        _check_whole(aside, len(frames), file)
     return file
+
+
+def _check_whole(written: Path, frames: int, file: Path) -> None:
+    """Raises OSError where the encoder did not write all `frames`: on a full disk it ends as if
+    nothing had happened.
+
+    Args:
+        file: what it was to become.
+    """
+    from imageio_ffmpeg import count_frames_and_secs
+
+    try:
+        found, _ = count_frames_and_secs(str(written))
+    except RuntimeError:  # its index is missing
+        found = 0
+    if found < frames:
+        raise OSError(
+            errno.EIO, "the encoder did not finish it; see whether the disk is full", file
+        )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import struct
 from collections.abc import Iterable
 from math import prod
@@ -12,16 +11,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from wan_distill.system.files import sync, temporary_name
+from wan_distill.system.files import written_aside
 
 Layout = dict[str, tuple[torch.dtype, tuple[int, ...]]]
 """Name -> dtype and shape of each tensor that will come."""
 
 CODES = {
+    torch.float64: "F64",
     torch.float32: "F32",
     torch.bfloat16: "BF16",
     torch.float16: "F16",
     torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
     torch.uint8: "U8",
 }
 
@@ -46,8 +47,7 @@ def write_stream(
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # the data begin at a multiple of 8 bytes
     written = set()
-    partial = temporary_name(file)
-    with partial.open("wb") as out:
+    with written_aside(file) as aside, aside.open("wb") as out:
         out.write(struct.pack("<Q", len(text)) + text)
         for name, tensor in tensors:
             if layout.get(name) != (tensor.dtype, tuple(tensor.shape)):
@@ -56,7 +56,5 @@ def write_stream(
             data = tensor.detach().cpu().contiguous().reshape(-1)
             out.write(data.view(torch.uint8).numpy().data)  # numpy knows neither bf16 nor fp8
             written.add(name)
-    if missing := layout.keys() - written:
-        raise ValueError(f"{sorted(missing)[0]}: was announced and never came")
-    sync(partial)
-    os.replace(partial, file)
+        if missing := layout.keys() - written:
+            raise ValueError(f"{sorted(missing)[0]}: was announced and never came")

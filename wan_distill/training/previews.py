@@ -113,7 +113,16 @@ class Previews:
             self._save(f"{exported.updates:06d}", self.clips.student_x0(denoiser))
 
     def resume(self, updates: int) -> None:
-        """Takes up the clips of an interrupted run; those of updates that are made anew go."""
+        """Takes up the clips of an interrupted run; those of updates that are made anew go, and all
+        that are of other prompts.
+        """
+        if self.on and self._are_of_other_prompts():
+            if self.run.runtime.is_main:
+                for expert in self.run.info.experts:
+                    for file in self.run.folder.previews.glob(f"{expert}-*"):
+                        file.unlink()
+                self.run.folder.preview_prompts.unlink(missing_ok=True)  # last: others look for it
+            return
         for file in self.run.folder.previews.glob(f"{self.expert}-*"):
             number = file.name.split("-")[1]
             if number.isdecimal() and int(number) <= updates:
@@ -121,12 +130,20 @@ class Previews:
             elif number.isdecimal() and self.run.runtime.is_main:
                 file.unlink()
 
+    def _prompts(self) -> bytes:
+        """What they are of, as it is written down."""
+        texts = [text_of(prompt) for prompt in self.clips.prompts]
+        return json.dumps(texts, ensure_ascii=False).encode()
+
+    def _are_of_other_prompts(self) -> bool:
+        """Whether the clips that are there show other prompts than those that are to come."""
+        written = self.run.folder.preview_prompts
+        return written.exists() and written.read_bytes() != self._prompts()
+
     def _save_teacher(self) -> None:
         if self.run.runtime.is_main:
             self.run.folder.previews.mkdir(parents=True, exist_ok=True)
-            texts = [text_of(prompt) for prompt in self.clips.prompts]
-            prompts = json.dumps(texts, ensure_ascii=False).encode()
-            write_atomically(self.run.folder.preview_prompts, prompts)
+            write_atomically(self.run.folder.preview_prompts, self._prompts())
         self._save(TEACHER_CLIP, self.clips.teacher_x0())
         self.teacher_shown = True
 

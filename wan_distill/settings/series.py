@@ -1,0 +1,54 @@
+"""What the videos of a folder were sampled with: those of other settings are no series with them;
+no torch.
+"""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from wan_distill.errors import FileError, UsageError
+from wan_distill.settings.fingerprints import fingerprint_file
+from wan_distill.settings.reading import read_json
+
+SAME = (
+    *("seed", "height", "width", "num_frames", "fps", "compare", "image", "flow_shift"),
+    *("teacher_path", "teacher_lora", "teacher_transformer", "teacher_transformer_2"),
+)
+
+
+def note_of(folder: Path) -> Path:
+    """Where it is written down."""
+    return folder / ".sampled.json"
+
+
+def settings_of(args: Namespace, files: list[Path], steps: int) -> dict[str, Any]:
+    """What decides how a prompt's videos look, as JSON has it.
+
+    Args:
+        args: the flags of sample.py.
+        files: the student's.
+    """
+    given = {name: getattr(args, name) for name in SAME}
+    return dict(student=sorted(map(fingerprint_file, files)), steps=steps, **given)
+
+
+def check_series(folder: Path, settings: dict[str, Any]) -> None:
+    """Raises UsageError where the videos in `folder` were made with other settings. Without a note,
+    as earlier versions left them, they are taken as they are.
+    """
+    try:
+        noted = read_json(note_of(folder))
+    except FileError:
+        return
+    here = json.loads(json.dumps(settings))
+    for name, value in here.items():
+        if noted.get(name) != value:
+            was = "another" if name == "student" else f"--{name} {noted.get(name)}"
+            given = "this one" if name == "student" else value
+            raise UsageError(
+                f"--out {folder}: its videos are of {was}, not of {given}; give another folder, or "
+                "--overwrite to make them anew"
+            )
