@@ -164,6 +164,7 @@ def carry_out(
     stages = choice.stages
     config = stages[-1]  # what the job is judged by
     folder = RunFolder(Path(config.output_dir))
+    training.check_stages(config, info)
     for stage in stages:
         known = training.identity(stage, info, prompts, runtime.sample_groups)
         training.check_resume(stage, known, runtime.say)
@@ -382,11 +383,13 @@ def distil(run: Run, expert: Expert, shown: Sequence[Prompt], reporting: Reporti
 
     # Solve exactly what this expert learns from and is compared with.
     micro_batches = config.gradient_accumulation_steps * run.runtime.sample_groups
-    read = inputs.requests(method.rows_read(micro_batches))
+    read = [*inputs.requests(method.rows_read(micro_batches)), *monitor.requests()]
+    shown_before = training.is_trained(config, [expert]) and not previews.lack(monitor.chosen())
     enter("solve")
     what = "solving samples"
     with reporting.part(what), planning.explain_out_of_memory(config, info, what):
-        data.solve_missing(run, [*read, *monitor.requests(), *previews.requests()])
+        # Of an expert that is trained and shown nothing is read any more: --clean may have run.
+        data.solve_missing(run, [] if shown_before else [*read, *previews.requests()])
     enter(planning.stage_name(config, expert))
     what = f"training the {expert} expert"
     with reporting.training(config, expert), planning.explain_out_of_memory(config, info, what):
@@ -439,7 +442,10 @@ def train(
     with TrainingBar(first, last, runtime.is_main) as bar:
         for step in range(first, last):
             role = method.role_at(step)
-            update(run, step, method, inputs, denoiser, learners[role], progress)
+            if not update(run, step, method, inputs, denoiser, learners[role], progress):
+                if step > first:
+                    progress.save(step)
+                raise Stopped(stopped_after(step, expert))
             done = step + 1
             bar.update()
             if role == "student" and monitor.due(student, last=done == last):
@@ -459,13 +465,11 @@ def train(
                     previews.write(denoiser, student)
                     reporting.previews(config, expert, done, student.done)
             stopping = runtime.stop_requested()
-            if method.is_interval(done, config.checkpointing_steps) or done == last or stopping:
+            interval = method.is_interval(done, config.checkpointing_steps)
+            if interval or done == last or stopping or progress.overdue():
                 progress.save(done)
             if stopping:
-                raise Stopped(
-                    f"Stopped after update {done} of the {expert} expert. Run the same command to "
-                    "go on."
-                )
+                raise Stopped(stopped_after(done, expert))
     runtime.state.wait_for_everyone()  # what the main process wrote last is read by all
     exported = monitor.exported(student)
     with reporting.checks():
@@ -481,15 +485,18 @@ def update(
     denoiser: Denoiser,
     learner: Learner,
     progress: Progress,
-) -> None:
-    """One optimizer update of one role. A loss or gradient that is not finite never reaches the
-    weights.
+) -> bool:
+    """One optimizer update of one role; False where a signal stopped it on its way, and no weight
+    was changed. A loss or gradient that is not finite never reaches the weights.
     """
     runtime, accumulation = run.runtime, run.config.gradient_accumulation_steps
     drawn = method.draws_of(step)
     values, metrics = [], []
     with denoiser.training(learner.role):  # through backward: see Denoiser.training
         for micro in range(accumulation):
+            if micro and runtime.stop_requested():  # an update of A14B takes minutes
+                learner.forget_gradients()
+                return False
             index = runtime.micro_batch(drawn, micro, accumulation)
             batch = method.batch_at(inputs, drawn, index)
             rng = run.generator(method.expert, index)
@@ -502,11 +509,16 @@ def update(
         norm = learner.update(runtime, total)
     except NonFiniteError as error:
         progress.skip_or_stop(step, learner.role, denoiser, error)
-        return
+        return True
     progress.metrics.add(**{f"{learner.role}_loss": total / accumulation})
     for part in metrics:
         progress.metrics.add(**part)
     progress.metrics.add(**{f"{learner.role}_gradient_norm": norm})
+    return True
+
+
+def stopped_after(step: int, expert: Expert) -> str:
+    return f"Stopped after update {step} of the {expert} expert. Run the same command to go on."
 
 
 if __name__ == "__main__":

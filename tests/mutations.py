@@ -1326,8 +1326,8 @@ MUTATIONS = [
     ),
     Mutation(
         "wan_distill/planning/budget.py",
-        'return float(note["share"]) if note["budget"] == budget else None',
-        'return float(note["share"])',
+        "return share if note == asked else None",
+        "return share",
         "tests/planning/test_budget.py::test_a_continued_run_makes_the_same_job_on_a_slower_machine",
     ),
     Mutation(
@@ -2846,5 +2846,59 @@ MUTATIONS = [
         "if (value := getattr(args, name)) is not None:",
         "if (value := getattr(args, name)) == 0:",
         "tests/test_convert_lora.py::test_a_flag_that_would_do_nothing_is_refused",
+    ),
+    Mutation(
+        "wan_distill/training/stages.py",
+        '["method"] != config.to_json()["method"]:',
+        '["method"] is None:',
+        "tests/training/test_resume.py::test_a_folder_of_another_method_is_refused",
+    ),
+    Mutation(
+        "wan_distill/training/stages.py",
+        "() if config.is_second_stage else STAGES.values()",
+        "()",
+        "tests/training/test_resume.py::test_a_folder_of_another_method_is_refused",
+    ),
+    Mutation(
+        "wan_distill/training/resume.py",
+        "        self.saved = time.monotonic()\n        runtime.state",
+        "        runtime.state",
+        "tests/training/test_resume.py::test_a_checkpoint_is_due_after_half_an_hour",
+    ),
+    Mutation(
+        "train_distillation.py",
+        "if micro and runtime.stop_requested():",
+        "if False:",
+        "tests/training/test_loop.py::test_a_signal_stops_an_update_between_its_micro_batches",
+    ),
+    Mutation(
+        "train_distillation.py",
+        "                learner.forget_gradients()\n",
+        "",
+        "tests/training/test_loop.py::test_a_signal_stops_an_update_between_its_micro_batches",
+    ),
+    Mutation(
+        "train_distillation.py",
+        "[] if shown_before else ",
+        "",
+        "tests/journeys/test_resuming.py::test_after_clean_a_trained_expert_solves_nothing",
+    ),
+    Mutation(
+        "wan_distill/settings/resolve.py",
+        "        _check_one_stage(config)\n",
+        "",
+        "tests/settings/test_stages.py::test_a_flag_of_the_second_stage_is_refused_without_one",
+    ),
+    Mutation(
+        "wan_distill/settings/resolve.py",
+        'if config.expert == "high" and config.refine_expert is None:',
+        "if False:",
+        "tests/settings/test_stages.py::test_of_the_high_expert_alone_nothing_is_refined_unless_asked",
+    ),
+    Mutation(
+        "wan_distill/settings/resolve.py",
+        "        **{name: Config.__dataclass_fields__[name].default for name in SECOND_STAGE_ONLY},\n",
+        "        critic_from_student=False,\n",
+        "tests/settings/test_stages.py::test_the_first_stage_keeps_nothing_of_the_second",
     ),
 ]

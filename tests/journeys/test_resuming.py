@@ -124,6 +124,16 @@ def test_a_log_interval_that_a_stop_cuts_is_averaged_as_if_uncut(
     assert losses(tmp_path / "stopped") == losses(whole)
 
 
+def test_after_clean_a_trained_expert_solves_nothing(run, tmp_path):
+    """What people run then only exports: --push_to_hub, --export."""
+    assert run("cleaned", "trajectory") == 0
+    before = loras(tmp_path / "cleaned")
+    assert train_distillation.main(["--clean", f"--output_dir={tmp_path / 'cleaned'}"]) == 0
+    assert run("cleaned", "trajectory") == 0
+    assert loras(tmp_path / "cleaned") == before
+    assert not [*tmp_path.glob("cleaned/*ories/*/*"), *tmp_path.glob("cleaned/handovers/*/*")]
+
+
 IMPATIENT = """
 import os, signal, sys, time
 import train_distillation

@@ -120,11 +120,12 @@ NUMBERS = [name for name, kind in TYPES.items() if kind in (int, float)]
 @pytest.mark.parametrize("name", [name for name in NUMBERS if name != "student_layers"])
 def test_every_number_has_a_range(name):
     outside, inside = RANGES[name]
+    method = "--method=trajectory+dmd" if name.startswith("refine_") else "--method=dmd"
     for value in outside:
         with pytest.raises(UsageError, match=f"--{name} {value}"):
-            resolved("--method=dmd", f"--{name}={value}")
+            resolved(method, f"--{name}={value}")
     for value in inside:
-        assert getattr(resolved("--method=dmd", f"--{name}={value}"), name) == float(value)
+        assert getattr(resolved(method, f"--{name}={value}"), name) == float(value)
 
 
 @pytest.mark.parametrize("name", ["negative_prompt", "validation_prompt"])

@@ -88,8 +88,40 @@ def test_the_second_stage_refines_the_experts_that_are_chosen(chosen):
     first, second = stages(f"--refine_expert={chosen}")
     assert first.experts == ("high", "low")
     assert second.experts == (("high", "low") if chosen == "both" else (chosen,))
+    if chosen == "low":
+        with pytest.raises(UsageError, match="--refine_expert low: --expert high trains that one"):
+            stages("--expert=high", "--refine_expert=low")
+        return
     first, second = stages("--expert=high", f"--refine_expert={chosen}")
     assert first.experts == second.experts == ("high",)
+
+
+def test_of_the_high_expert_alone_nothing_is_refined_unless_asked():
+    """The second stage is the low expert's."""
+    (only,) = stages("--expert=high")
+    assert (only.method, only.experts) == ("trajectory", ("high",))
+    assert [stage.experts for stage in stages("--expert=low")] == [("low",)] * 2
+
+
+@pytest.mark.parametrize("method", ["trajectory", "dmd"])
+@pytest.mark.parametrize(
+    ("flag", "own"),
+    [
+        ("--refine_steps=5", "--max_train_steps"),
+        ("--refine_learning_rate=1e-5", "--learning_rate"),
+        ("--refine_expert=low", "--expert"),
+    ],
+)
+def test_a_flag_of_the_second_stage_is_refused_without_one(method, flag, own):
+    with pytest.raises(UsageError, match=f"has no second stage; give {own}$"):
+        stages(f"--method={method}", flag)
+
+
+def test_the_first_stage_keeps_nothing_of_the_second():
+    """Another refinement is no other first stage."""
+    out, flags = "--output_dir=x", ("--refine_learning_rate=1e-6", "--critic_updates=3")
+    assert stages(out, *flags)[0] == stages(out)[0]
+    assert stages(out, *flags)[1] != stages(out)[1]
 
 
 def test_a_demo_with_pictures_has_fewer_samples_and_more_updates():

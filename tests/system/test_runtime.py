@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from wan_distill.errors import Stopped
 from wan_distill.settings.config import Config
-from wan_distill.system.runtime import Runtime, to_device
+from wan_distill.system.runtime import SAME_SIGNAL, Runtime, to_device
 
 
 @pytest.fixture(autouse=True)
@@ -187,8 +187,13 @@ def test_the_first_signal_asks_and_the_second_ends(
     with pytest.raises(Stopped, match="Run the same command"):
         runtime.raise_if_stopped()
     assert codes == []
+    signal.raise_signal(signal.SIGTERM)  # a scheduler's and torchrun's copy of it
+    assert codes == []
+    runtime.signalled -= SAME_SIGNAL
     signal.raise_signal(signal.SIGTERM)
     assert codes == [128 + signal.SIGTERM]
+    signal.raise_signal(signal.SIGINT)  # Ctrl-C is a person's: at once
+    assert codes[1:] == [128 + signal.SIGINT]
 
 
 # --------------------------------------------------------------------------------------- arithmetic

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from types import SimpleNamespace
 
 import pytest
@@ -73,6 +74,26 @@ def test_no_two_micro_batches_ranks_or_updates_share_their_draws(make_run):
     assert sorted(index for _, index, _ in first) == list(range(12))
     assert all(index // 4 == step for step, index, _ in first)
     assert len({noise for *_, noise in first}) == 12
+
+
+def test_a_signal_stops_an_update_between_its_micro_batches(make_run):
+    """Of A14B an update takes minutes, and a scheduler grants half a minute."""
+    run = make_run(method="trajectory", gradient_accumulation_steps=3)
+    lesson = make_lesson(run, "high")
+    student, seen = lesson.learners["student"], []
+    before = {name: p.detach().clone() for name, p in student.parameters.items()}
+
+    def losses(role, denoiser, batch, rng):
+        seen.append(1)
+        run.runtime.signal = signal.SIGTERM if len(seen) == 2 else None
+        yield Loss(sum(p.square().sum() for p in student.parameters.values()))
+
+    lesson.method.losses = losses
+    arguments = (run, 0, lesson.method, lesson.inputs, lesson.denoiser, student)
+    assert not train_distillation.update(*arguments, SimpleNamespace())
+    assert len(seen) == 2 and student.done == 0
+    for name, parameter in student.parameters.items():
+        assert parameter.grad is None and torch.equal(parameter, before[name])
 
 
 def test_the_seed_and_the_expert_are_in_the_draws(make_run):

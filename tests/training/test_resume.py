@@ -13,10 +13,11 @@ from lessons import make_lesson
 
 from wan_distill.errors import NonFiniteError, UsageError
 from wan_distill.settings.config import Config
-from wan_distill.settings.description import TeacherInfo
-from wan_distill.training import checkpoint
+from wan_distill.settings.description import TeacherInfo, read_teacher
+from wan_distill.training import checkpoint, resume
 from wan_distill.training.metrics import Metrics
 from wan_distill.training.resume import FREE, Progress, check_resume, identity
+from wan_distill.training.stages import check_stages
 
 # Everything else decides what an update does or which weights are exported. Of these the teacher's
 # and the prompts' paths may change because their contents are compared, and the micro-batches of an
@@ -193,6 +194,40 @@ def make_progress(make_run):
         return Progress(run, "high", lesson.learners, metrics), lesson.denoiser
 
     return make
+
+
+def test_a_checkpoint_is_due_after_half_an_hour(make_progress, monkeypatch):
+    """However few updates that were: of A14B one takes minutes."""
+    clock = [0.0]
+    monkeypatch.setattr(resume.time, "monotonic", lambda: clock[0])
+    progress, _ = make_progress()
+    for now, due in ((0.0, False), (1700.0, False), (1900.0, True)):
+        clock[0] = now
+        assert progress.overdue() == due
+    progress.save(1)
+    assert not progress.overdue()
+
+
+# What another --method began is not gone on from.
+MIXED = [
+    ("", "trajectory", {}, "is of --method trajectory, and this is --method dmd; choose another"),
+    ("trajectory", "trajectory", {}, "is of a job of two stages; leave out --method dmd to go on"),
+    ("", "dmd", {}, None),
+    ("", "trajectory", dict(allow_config_change=True), None),
+]
+
+
+@pytest.mark.parametrize(("place", "method", "changes", "reason"), MIXED)
+def test_a_folder_of_another_method_is_refused(small_config, place, method, changes, reason):
+    config = small_config(method="dmd", **changes)
+    folder = Path(config.output_dir) / place
+    save(small_config(method=method, output_dir=str(folder)))
+    info = read_teacher(config)
+    if reason is None:
+        check_stages(config, info)
+        return
+    with pytest.raises(UsageError, match=reason):
+        check_stages(config, info)
 
 
 def test_a_skipped_update_is_counted_up_to_the_limit(make_progress, capsys):

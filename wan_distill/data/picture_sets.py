@@ -18,6 +18,7 @@ from wan_distill.errors import FileError, Stopped, UsageError
 from wan_distill.model.loading import Teacher, encode_first_frame
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
+from wan_distill.settings.scale import scale_of
 from wan_distill.system.console import enter
 from wan_distill.system.runtime import Runtime
 
@@ -73,6 +74,12 @@ def read_picture_sets(config: Config, teacher: TeacherInfo) -> PictureSets:
         training, held_out = (read(teacher.folder / name) for name in (OWN, OWN_HELD_OUT))
         return PictureSets(training, held_out)
     if config.images is None:
+        if scale_of(config, teacher).is_large and not config.dry_run:
+            raise UsageError(
+                f"--images: none given; {teacher.title} needs hours for a student, and the few "
+                "rendered pictures that come with this tool make none of any use. Give a folder of "
+                "pictures with captions, or --image_source"
+            )
         say(
             "--images: none given; a few rendered pictures that come with this tool are used: "
             "enough to try, not to make a student of any use"

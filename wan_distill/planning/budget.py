@@ -47,6 +47,10 @@ class Choice:
     """what was chosen, why, and what twice the hours would bring: lines of the plan"""
 
 
+# Settings that decide what one sample or update costs.
+SAME_WORK = ("method", "expert", "height", "width", "num_frames", "sampling_steps", "rank")
+
+
 def within_budget(config: Config, info: TeacherInfo, prompts: int) -> Choice:
     """The job with as many samples and updates as `--budget` hours allow. Counts that the user gave
     stay.
@@ -61,7 +65,7 @@ def within_budget(config: Config, info: TeacherInfo, prompts: int) -> Choice:
     if config.budget is None:
         return Choice(usual)
     file = RunFolder(Path(usual[-1].output_dir)).budget
-    share = _remembered(file, config.budget)
+    share = _remembered(file, usual[-1])
     if share is not None:
         stages = scaled(config, usual, info, share)
         return Choice(stages, share, (f"Budget    {_counts(stages)}, as {file} says",))
@@ -85,7 +89,7 @@ def remember(choice: Choice) -> None:
     """Writes the choice into the output folder, for the run's continuation."""
     config = choice.stages[-1]
     if config.budget is not None:
-        note = json.dumps(dict(budget=config.budget, share=choice.share)).encode()
+        note = json.dumps(dict(share=choice.share, **_asked(config))).encode()
         write_atomically(RunFolder(Path(config.output_dir)).budget, note)
 
 
@@ -112,13 +116,25 @@ def scaled(
     return resolve_stages(dataclasses.replace(config, **chosen), info)
 
 
-def _remembered(file: Path, budget: float) -> float | None:
-    """The share that this run began with. Raises UsageError where the note is damaged."""
+def _asked(config: Config) -> dict[str, Any]:
+    """What a share is chosen for, as JSON has it: of another clip the same share takes other hours.
+
+    Args:
+        config: resolved.
+    """
+    return {name: config.to_json()[name] for name in ("budget", *SAME_WORK)}
+
+
+def _remembered(file: Path, config: Config) -> float | None:
+    """The share that this run began with; None where it was chosen for other work. Raises
+    UsageError where the note is damaged.
+    """
     if not file.exists():
         return None
     try:
         note = json.loads(file.read_text(encoding="utf-8"))
-        return float(note["share"]) if note["budget"] == budget else None
+        share, asked = float(note.pop("share")), _asked(config)
+        return share if note == asked else None
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(
             f"{file}: is damaged ({one_line(error)}); delete it, and the budget is planned anew"

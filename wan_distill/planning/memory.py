@@ -11,7 +11,7 @@ from wan_distill.planning.trace import Shape, Trace, trace
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
 from wan_distill.settings.recipes import recipe_of
-from wan_distill.settings.scale import processes
+from wan_distill.settings.scale import processes, processes_here
 from wan_distill.system.runtime import DTYPES
 
 FP32 = 4
@@ -150,7 +150,7 @@ def host_needs(config: Config, info: TeacherInfo, cost: Trace) -> dict[str, floa
     needs = {"while the text encoder loads": _encoder_bytes(config, info)}
     if config.offload:
         item = BASE_BYTES.get(config.base_precision, DTYPES[config.mixed_precision].itemsize)
-        needs["while an expert trains"] = processes(config) * item * cost.matrices
+        needs["while an expert trains"] = processes_here(config) * item * cost.matrices
     return {what: size for what, size in needs.items() if size}
 
 

@@ -19,6 +19,7 @@ from wan_distill.planning.work import sample_work, solve_flops, update_work
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
 from wan_distill.settings.recipes import recipe_of
+from wan_distill.settings.scale import processes
 
 SHOWN = 24  # characters of a setting's value
 
@@ -50,17 +51,15 @@ def describe_plan(
 
 
 def _updates(config: Config) -> list[str]:
-    lines = []
-    for expert in config.experts:
-        split = config.gradient_accumulation_steps > 1
-        micro = f" ({config.train_batch_size} at a time)" if split else ""
-        owned = [i + 1 for i in steps_of(expert, config.sigmas(), config.boundary_ratio)]
-        lines.append(
-            f"  {expert:<7} {config.max_train_steps} updates of "
-            f"{config.train_batch_size * config.gradient_accumulation_steps} samples"
-            f"{micro}; makes steps {' and '.join(map(str, owned))} ({SUBFOLDER[expert]})"
-        )
-    return lines
+    at_once = config.train_batch_size * (1 if config.context_parallel else processes(config))
+    total = at_once * config.gradient_accumulation_steps
+    micro = f" ({at_once} at a time)" if total > config.train_batch_size else ""
+    owned = {e: steps_of(e, config.sigmas(), config.boundary_ratio) for e in config.experts}
+    return [
+        f"  {expert:<7} {config.max_train_steps} updates of {total} samples{micro}; makes steps "
+        f"{' and '.join(str(i + 1) for i in steps)} ({SUBFOLDER[expert]})"
+        for expert, steps in owned.items()
+    ]
 
 
 def _teacher(config: Config, info: TeacherInfo) -> list[str]:

@@ -37,9 +37,10 @@ class LearningSettings:
         free=True,
     )
     refine_expert: str = flag(
-        "low",
-        "trajectory+dmd: which expert the second stage refines; both = high noise first, then low. "
-        "The high one's took most of the time and changed nothing that was measured",
+        None,
+        "trajectory+dmd: which expert the second stage refines (default: low); both = high noise "
+        "first, then low. The high one's took most of the time and changed nothing that was "
+        "measured",
         OPTIMISER,
         choices=("low", "high", "both"),
     )

@@ -14,8 +14,15 @@ from wan_distill.settings.clip_sizes import check_clip
 from wan_distill.settings.config import Config
 from wan_distill.settings.defaults import WHOLE_STUDENT, Default
 from wan_distill.settings.description import TeacherInfo
-from wan_distill.settings.job import STAGES, TWO_STAGES
+from wan_distill.settings.job import (
+    REFINED,
+    SECOND_STAGE_FLAGS,
+    SECOND_STAGE_ONLY,
+    STAGES,
+    TWO_STAGES,
+)
 from wan_distill.settings.output_name import output_name
+from wan_distill.settings.ranges import check_values
 from wan_distill.settings.recipes import recipe_of
 from wan_distill.settings.scale import Scale, scale_of
 
@@ -28,11 +35,13 @@ def resolve_stages(config: Config, teacher: TeacherInfo) -> tuple[Config, ...]:
 
     Raises UsageError where the result cannot work.
     """
+    check_values(config)  # what follows computes with what was given
     config = _fill(config, {"sampling_steps": STEPS})
     config = _fill(config, {"method": default_method(config)})
     methods = STAGES.get(config.method, (config.method,))
     config = _fill(config, {"output_dir": str(Path("outputs") / output_name(config, teacher.name))})
     if len(methods) == 1:
+        _check_one_stage(config)
         return (_resolve_one(config, teacher),)
     if config.student_layers is not None:
         raise UsageError(
@@ -49,7 +58,7 @@ def resolve_stages(config: Config, teacher: TeacherInfo) -> tuple[Config, ...]:
         evaluate=False,
         export=(),
         lora_dtype="float32",
-        critic_from_student=False,
+        **{name: Config.__dataclass_fields__[name].default for name in SECOND_STAGE_ONLY},
         # Muon learns more from few updates, and the second stage takes more memory anyway.
         use_8bit_adam=config.use_8bit_adam and config.optimizer == "adamw",
     )
@@ -65,10 +74,29 @@ def resolve_stages(config: Config, teacher: TeacherInfo) -> tuple[Config, ...]:
     )
     begun_with = _resolve_one(dataclasses.replace(config, **before), teacher)
     if len(begun_with.experts) > 1:
-        after["expert"] = config.refine_expert
+        after["expert"] = config.refine_expert or REFINED
+    elif config.refine_expert not in (None, "both", *begun_with.experts):
+        raise UsageError(
+            f"--refine_expert {config.refine_expert}: --expert {config.expert} trains that one "
+            "alone; leave one out"
+        )
     refined = _resolve_one(dataclasses.replace(config, **after), teacher)
     share = begun_with.max_train_steps / usual.max_train_steps
     return begun_with, _shorten(refined, config, share) if share < 1 else refined
+
+
+def _check_one_stage(config: Config) -> None:
+    """Raises UsageError where a setting is given that only a second stage reads."""
+    for setting, flag in SECOND_STAGE_FLAGS.items():
+        if (given := getattr(config, flag)) is not None:
+            raise UsageError(
+                f"--{flag} {given}: --method {config.method} has no second stage; give --{setting}"
+            )
+    if config.refine_expert is not None:
+        raise UsageError(
+            f"--refine_expert {config.refine_expert}: --method {config.method} has no second "
+            "stage; give --expert"
+        )
 
 
 def _shorten(refined: Config, given: Config, share: float) -> Config:
@@ -103,6 +131,8 @@ def default_method(config: Config) -> str:
         return "dmd"
     if config.student_layers is not None or config.grid_steps == 1:
         return "trajectory"
+    if config.expert == "high" and config.refine_expert is None:
+        return "trajectory"  # the refinement is the low expert's
     return TWO_STAGES
 
 

@@ -84,6 +84,12 @@ def scale_of(config: Config, teacher: TeacherInfo) -> Scale:
     return Scale(width, parameters, tokens, shares, teacher.takes_picture)
 
 
+def processes_here(config: Config) -> int:
+    """Those on one machine; of several, this one."""
+    here = None if config.gpu else os.environ.get("LOCAL_WORLD_SIZE")
+    return processes(config) if here is None else int(here)
+
+
 def processes(config: Config) -> int:
     """One per device: those that `--gpu` names, or this run's."""
     if config.gpu is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterable
 from datetime import timedelta
 from types import FrameType
@@ -23,6 +24,7 @@ DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # While the main process encodes prompts or solves the last samples, the others wait in a
 # collective.
 COLLECTIVE_TIMEOUT = timedelta(hours=3)
+SAME_SIGNAL = 3.0  # seconds within which a second SIGTERM is another program's copy of the first
 Value = TypeVar("Value")
 
 
@@ -76,6 +78,7 @@ class Runtime:
         self.sample_rank: int = 0 if self.context_parallel else self.state.process_index
         self.sample_groups: int = 1 if self.context_parallel else self.processes
         self.signal: int | None = None
+        self.signalled = 0.0
         for name in ("SIGTERM", "SIGINT", "SIGBREAK"):  # SIGBREAK exists on Windows only
             if hasattr(signal, name):
                 signal.signal(getattr(signal, name), self._on_signal)
@@ -83,14 +86,18 @@ class Runtime:
     # ------------------------------------------------------------------------------------- stopping
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        """The first signal asks for a save after the current update; a second one ends the process
-        at once.
+        """The first signal asks for a save after the current micro-batch; a second one ends the
+        process at once.
         """
+        now = time.monotonic()
         if self.signal is not None:
+            # A scheduler may signal torchrun and its processes, and torchrun sends its own on.
+            if number == self.signal == signal.SIGTERM and now - self.signalled < SAME_SIGNAL:
+                return
             os._exit(128 + number)
-        self.signal = number
+        self.signal, self.signalled = number, now
         print(
-            "\nStopping after this update and saving; once more to stop at once.",
+            "\nStopping and saving; once more to stop at once.",
             file=sys.stderr,
             flush=True,
         )

@@ -65,12 +65,12 @@ class Learner:
         # The one wait for the device in an update: a bad one must not happen.
         norm, loss = torch.stack([norm.double(), loss.detach().double()]).tolist()
         if runtime.max_over_ranks(float(not (math.isfinite(norm) and math.isfinite(loss)))):
-            self.optimizer.zero_grad(set_to_none=True)
+            self.forget_gradients()
             raise NonFiniteError(f"loss {loss:g}, gradient norm {norm:g}")
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.forget_gradients()
         self.done += 1
         if self.averages:
             decay = self.config.ema_decay if self.done > self.config.ema_start else 0.0
@@ -82,6 +82,10 @@ class Learner:
         return norm
 
     @torch.no_grad()
+    def forget_gradients(self) -> None:
+        """Of the micro-batches of an update that is over, or that is not made."""
+        self.optimizer.zero_grad(set_to_none=True)
+
     def update_norm(self) -> float | None:
         """Norm of the last change of the weights, weight decay aside, as AdamW's moments tell.
         8-bit ones do not, and Muon's changes have the norm that its learning rate gives them.

@@ -185,6 +185,11 @@ class Monitor:
             )
         return Exported(weights, updates)
 
+    def chosen(self) -> int:
+        """The updates of the student that a trained expert exports."""
+        stored = updates_of(self.file) if self.on and self.file.exists() else None
+        return self.run.config.max_train_steps if stored is None else stored
+
     def _stored(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The stored weights, and what `_keep` wrote about them. Raises UsageError where the file
         is damaged.

@@ -15,7 +15,7 @@ import torch
 from wan_distill.data.first_frames import PicturedPrompt, Prompt, text_of
 from wan_distill.data.run import Run
 from wan_distill.data.samples import SampleRequest
-from wan_distill.layout import TEACHER_CLIP
+from wan_distill.layout import TEACHER_CLIP, strip_of
 from wan_distill.maths.sigmas import Expert
 from wan_distill.model.denoiser import Denoiser
 from wan_distill.model.loading import decode
@@ -68,6 +68,12 @@ class Previews:
     def requests(self) -> list[SampleRequest]:
         """The stored samples that the clips read."""
         return self.clips.requests() if self.on else []
+
+    def lack(self, updates: int) -> bool:
+        """Whether the clips of the student after so many updates have yet to be made."""
+        first = self.run.folder.preview(self.expert, f"{updates:06d}", 0)
+        there = first.exists() or strip_of(first).exists()
+        return self.on and (not there or self._are_of_other_prompts())
 
     def due(self, updates: int, last: bool = False) -> bool:
         """At 0, at every `--validation_steps` student updates while that costs little, and last."""

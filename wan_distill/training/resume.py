@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from wan_distill.training.stages import begun_with, explicit_checkpoint, newest_
 # Settings that may differ between a run and its continuation: they decide neither what an update
 # does nor which weights are exported. Processes x accumulation, which do, are part of `identity`.
 FREE = {item.name for item in dataclasses.fields(Config) if item.metadata["free"]}
+SAVE_AFTER = 1800.0  # seconds since the last checkpoint, however few updates they were
 
 
 def identity(
@@ -65,7 +67,8 @@ def check_resume(config: Config, run: dict[str, Any], say: Callable[[str], None]
         elif changes:
             raise UsageError(
                 f"{candidate} was trained with other settings ({'; '.join(changes)}); set them "
-                "back, choose another --output_dir, or give --allow_config_change"
+                f"back, choose another --output_dir, move {candidate.parent} away to train it "
+                "anew, or give --allow_config_change for what is left to do"
             )
 
 
@@ -107,6 +110,11 @@ class Progress:
         groups = run.runtime.sample_groups
         self.identity = identity(run.config, run.info, run.prompts, groups)
         self.begun_with = begun_with(run.config, run.info)
+        self.saved = time.monotonic()
+
+    def overdue(self) -> bool:
+        """Whether the last checkpoint is long ago; all ranks ask, and get the same answer."""
+        return self.run.runtime.max_over_ranks(time.monotonic() - self.saved) > SAVE_AFTER
 
     def save(self, step: int) -> None:
         """A checkpoint of everything after `step` updates; nothing where a whole one exists. All
@@ -127,6 +135,7 @@ class Progress:
                 role: learner.tensors() for role, learner in self.learners.items()
             }
             checkpoint.save(self.root, step, tensors, state, config.checkpoints_total_limit)
+        self.saved = time.monotonic()
         runtime.state.wait_for_everyone()
 
     def resume(self) -> int:

@@ -13,6 +13,7 @@ from wan_distill.maths.sigmas import Expert
 from wan_distill.model.warm_start import warm_start_files
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
+from wan_distill.settings.job import STAGES
 from wan_distill.system.files import sha256
 
 
@@ -53,10 +54,40 @@ def begun_with(config: Config, info: TeacherInfo) -> dict[Expert, str]:
     return {expert: sha256(file.path) for expert, file in files.items()}
 
 
-def is_trained(config: Config) -> bool:
-    """Whether the checkpoints of a stage say that it has made all its updates."""
+def check_stages(config: Config, info: TeacherInfo) -> None:
+    """Raises UsageError where the job's folder holds what a job of other stages made: experts of
+    two methods would be exported as one student, or a first stage would be made anew.
+
+    Args:
+        config: of the job's last stage.
+    """
+    if config.allow_config_change:
+        return
     folder = RunFolder(Path(config.output_dir))
-    newest = [newest_of(checkpoint.found(folder.expert(expert))) for expert in config.experts]
+    for expert in info.experts:
+        newest = newest_of(checkpoint.found(folder.expert(expert)))
+        if newest and (before := newest[1]["config"])["method"] != config.to_json()["method"]:
+            raise UsageError(
+                f"{newest[0]}: is of --method {before['method']}, and this is --method "
+                f"{config.method_title}; choose another --output_dir, with --init_student_from "
+                f"{folder.path} to go on from that student"
+            )
+        for first, *_ in () if config.is_second_stage else STAGES.values():
+            begun = newest_of(checkpoint.found(folder.stage(first).expert(expert)))
+            if begun is not None:
+                raise UsageError(
+                    f"{begun[0]}: is of a job of two stages; leave out --method {config.method} to "
+                    "go on with it, or choose another --output_dir"
+                )
+
+
+def is_trained(config: Config, experts: Sequence[Expert] = ()) -> bool:
+    """Whether the checkpoints of a stage say that its `experts` (default: all) have had all their
+    updates.
+    """
+    folder = RunFolder(Path(config.output_dir))
+    wanted = experts or config.experts
+    newest = [newest_of(checkpoint.found(folder.expert(expert))) for expert in wanted]
     done = [pair[1]["done"]["student"] for pair in newest if pair is not None]
     return len(done) == len(newest) and min(done) >= config.max_train_steps
 
