@@ -246,7 +246,7 @@ def test_the_remedy_is_a_flag_of_the_stage_that_can_help():
     assert "--refine_learning_rate" in said["second"] and "--learning_rate" not in said["second"]
     assert "Lower --learning_rate." in said["other"] and "begin with" not in said["other"]
     assert "--max_train_steps" in said["first"] and "--critic_updates" not in said["first"]
-    assert "--method trajectory+dmd" in said["first"]
+    assert "--init_student_from" in said["first"]
 
 
 def test_a_student_that_fell_ill_is_reported_but_not_before_training(make_run, monkeypatch, capsys):

@@ -55,7 +55,7 @@ def warnings(values: Mapping[str, float], config: Config) -> list[str]:
     if values.get("diversity", 1.0) < COLLAPSED:
         remedy = "Raise --diversity_weight or --critic_updates."
         if not has_critic:
-            remedy = f"Train for longer ({longer}), or refine it: --method trajectory+dmd."
+            remedy = f"Train for longer ({longer}), or refine it (--init_student_from)."
         problems.append(
             f"the student collapses: samples of one prompt differ {values['diversity']:.2f} times "
             f"as much as the teacher's. {remedy}"
