@@ -2887,7 +2887,7 @@ MUTATIONS = [
         "wan_distill/settings/resolve.py",
         "        _check_one_stage(config)\n",
         "",
-        "tests/settings/test_stages.py::test_a_flag_of_the_second_stage_is_refused_without_one",
+        "tests/settings/test_stages.py::test_a_refinement_alone_has_flags_of_its_own",
     ),
     Mutation(
         "wan_distill/settings/resolve.py",

@@ -29,12 +29,13 @@ def losses_of(flags: list[str], monkeypatch: pytest.MonkeyPatch) -> list[dict]:
     losses, update = [], train_distillation.update
 
     def recording(run, step, method, inputs, denoiser, learner, progress):
-        update(run, step, method, inputs, denoiser, learner, progress)
+        made = update(run, step, method, inputs, denoiser, learner, progress)
         sums, counts = progress.metrics.sums, progress.metrics.counts
         values = {k: float(v) / counts[k] for k, v in sums.items() if k.endswith("_loss")}
         losses.append({"expert": method.expert} | values)
         sums.clear()
         counts.clear()
+        return made
 
     monkeypatch.setattr(train_distillation, "update", recording)
     config = parse_args(flags)

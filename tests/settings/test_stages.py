@@ -103,7 +103,6 @@ def test_of_the_high_expert_alone_nothing_is_refined_unless_asked():
     assert [stage.experts for stage in stages("--expert=low")] == [("low",)] * 2
 
 
-@pytest.mark.parametrize("method", ["trajectory", "dmd"])
 @pytest.mark.parametrize(
     ("flag", "own"),
     [
@@ -112,9 +111,10 @@ def test_of_the_high_expert_alone_nothing_is_refined_unless_asked():
         ("--refine_expert=low", "--expert"),
     ],
 )
-def test_a_flag_of_the_second_stage_is_refused_without_one(method, flag, own):
+def test_a_refinement_alone_has_flags_of_its_own(flag, own):
     with pytest.raises(UsageError, match=f"has no second stage; give {own}$"):
-        stages(f"--method={method}", flag)
+        stages("--init_student_from=x", flag)
+    assert len(stages("--method=trajectory", flag)) == 1  # a recipe that stops after its first
 
 
 def test_the_first_stage_keeps_nothing_of_the_second():

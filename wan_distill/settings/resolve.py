@@ -86,7 +86,11 @@ def resolve_stages(config: Config, teacher: TeacherInfo) -> tuple[Config, ...]:
 
 
 def _check_one_stage(config: Config) -> None:
-    """Raises UsageError where a setting is given that only a second stage reads."""
+    """Raises UsageError where a student that is given is refined, and a setting is named that only
+    a job's second stage reads.
+    """
+    if config.init_student_from is None:
+        return
     for setting, flag in SECOND_STAGE_FLAGS.items():
         if (given := getattr(config, flag)) is not None:
             raise UsageError(
