@@ -89,7 +89,7 @@ def _check_one_stage(config: Config) -> None:
     """Raises UsageError where a student that is given is refined, and a setting is named that only
     a job's second stage reads.
     """
-    if config.init_student_from is None:
+    if config.init_student_from is None or config.is_second_stage:
         return
     for setting, flag in SECOND_STAGE_FLAGS.items():
         if (given := getattr(config, flag)) is not None:
