@@ -384,7 +384,7 @@ def distil(run: Run, expert: Expert, shown: Sequence[Prompt], reporting: Reporti
     # Solve exactly what this expert learns from and is compared with.
     micro_batches = config.gradient_accumulation_steps * run.runtime.sample_groups
     read = [*inputs.requests(method.rows_read(micro_batches)), *monitor.requests()]
-    shown_before = training.is_trained(config, [expert]) and not previews.lack(monitor.chosen())
+    shown_before = training.is_done(config, info, expert) and not previews.lack(monitor.chosen())
     enter("solve")
     what = "solving samples"
     with reporting.part(what), planning.explain_out_of_memory(config, info, what):

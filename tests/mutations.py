@@ -2901,4 +2901,10 @@ MUTATIONS = [
         "        critic_from_student=False,\n",
         "tests/settings/test_stages.py::test_the_first_stage_keeps_nothing_of_the_second",
     ),
+    Mutation(
+        "wan_distill/training/stages.py",
+        ' and newest[1].get("begun_with", now) == now',
+        "",
+        "tests/training/test_resume.py::test_an_expert_is_done_where_the_same_command_trains_nothing",
+    ),
 ]

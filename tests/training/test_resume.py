@@ -17,7 +17,7 @@ from wan_distill.settings.description import TeacherInfo, read_teacher
 from wan_distill.training import checkpoint, resume
 from wan_distill.training.metrics import Metrics
 from wan_distill.training.resume import FREE, Progress, check_resume, identity
-from wan_distill.training.stages import check_stages
+from wan_distill.training.stages import check_stages, is_done
 
 # Everything else decides what an update does or which weights are exported. Of these the teacher's
 # and the prompts' paths may change because their contents are compared, and the micro-batches of an
@@ -228,6 +228,30 @@ def test_a_folder_of_another_method_is_refused(small_config, place, method, chan
         return
     with pytest.raises(UsageError, match=reason):
         check_stages(config, info)
+
+
+def test_an_expert_is_done_where_the_same_command_trains_nothing(small_config):
+    """Only then are its samples not solved again."""
+    config = small_config(method="trajectory", max_train_steps=3)
+    info = read_teacher(config)
+    assert not is_done(config, info, "high")
+    state = dict(config={}, expert="high", run=IDENTITY, done=dict(student=3), begun_with={})
+    tensors = {"student": {"a": torch.ones(2)}}
+
+    def write(step: int, **changes) -> Path:
+        folder = Path(config.output_dir) / "high"
+        return checkpoint.save(folder, step, tensors, state | changes, None)
+
+    folder = write(3)
+    assert is_done(config, info, "high")
+    explicit = dataclasses.replace(config, resume_from_checkpoint=str(folder))
+    assert not is_done(explicit, info, "high")  # it goes back
+    assert not is_done(dataclasses.replace(config, max_train_steps=4), info, "high")
+    write(4, begun_with={"high": "another"})  # of a first stage that has changed since
+    assert not is_done(config, info, "high")
+    damaged = write(5) / "student.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    assert not is_done(config, info, "high")
 
 
 def test_a_skipped_update_is_counted_up_to_the_limit(make_progress, capsys):

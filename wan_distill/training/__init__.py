@@ -7,7 +7,7 @@ from wan_distill.training.previews import Previews, validation_prompts
 from wan_distill.training.prompts_read import prompts_read
 from wan_distill.training.rehearsal import rehearse
 from wan_distill.training.resume import Progress, check_resume, identity
-from wan_distill.training.stages import check_stages, is_trained
+from wan_distill.training.stages import check_stages, is_done, is_trained
 
 __all__ = [
     "Exported",
@@ -20,6 +20,7 @@ __all__ = [
     "check_resume",
     "check_stages",
     "identity",
+    "is_done",
     "is_trained",
     "make_learners",
     "prompts_read",

@@ -81,13 +81,26 @@ def check_stages(config: Config, info: TeacherInfo) -> None:
                 )
 
 
-def is_trained(config: Config, experts: Sequence[Expert] = ()) -> bool:
-    """Whether the checkpoints of a stage say that its `experts` (default: all) have had all their
-    updates.
+def is_done(config: Config, info: TeacherInfo, expert: Expert) -> bool:
+    """Whether nothing is left to train of an expert: its newest checkpoint is whole, has all the
+    updates, and began with the student that is there; and no other one is asked for.
     """
+    newest = newest_of(checkpoint.found(RunFolder(Path(config.output_dir)).expert(expert)))
+    if newest is None or config.resume_from_checkpoint != "latest":
+        return False
+    try:
+        checkpoint.verify(newest[0])
+    except checkpoint.DamagedCheckpoint:
+        return False
+    now = begun_with(config, info)
+    done: int = newest[1]["done"]["student"]
+    return done >= config.max_train_steps and newest[1].get("begun_with", now) == now
+
+
+def is_trained(config: Config) -> bool:
+    """Whether the checkpoints of a stage say that it has made all its updates."""
     folder = RunFolder(Path(config.output_dir))
-    wanted = experts or config.experts
-    newest = [newest_of(checkpoint.found(folder.expert(expert))) for expert in wanted]
+    newest = [newest_of(checkpoint.found(folder.expert(expert))) for expert in config.experts]
     done = [pair[1]["done"]["student"] for pair in newest if pair is not None]
     return len(done) == len(newest) and min(done) >= config.max_train_steps
 
