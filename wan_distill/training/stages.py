@@ -88,13 +88,16 @@ def is_done(config: Config, info: TeacherInfo, expert: Expert) -> bool:
     newest = newest_of(checkpoint.found(RunFolder(Path(config.output_dir)).expert(expert)))
     if newest is None or config.resume_from_checkpoint != "latest":
         return False
-    try:
-        checkpoint.verify(newest[0])
-    except checkpoint.DamagedCheckpoint:
+    if newest[1]["done"]["student"] < config.max_train_steps:
         return False
     now = begun_with(config, info)
-    done: int = newest[1]["done"]["student"]
-    return done >= config.max_train_steps and newest[1].get("begun_with", now) == now
+    if newest[1].get("begun_with", now) != now:
+        return False
+    try:
+        checkpoint.verify(newest[0])  # last: it reads all of it
+    except checkpoint.DamagedCheckpoint:
+        return False
+    return True
 
 
 def is_trained(config: Config) -> bool:
