@@ -1337,10 +1337,10 @@ MUTATIONS = [
         "tests/settings/test_stages.py::test_the_second_stage_refines_the_experts_that_are_chosen",
     ),
     Mutation(
-        "wan_distill/model/warm_start.py",
-        'if config.is_second_stage and config.lora_dtype == "bf16":',
-        "if not config.method:",
-        "tests/model/test_warm_start.py::test_what_the_second_stage_does_not_refine_is_carried_over_in_the_dtype_asked_for",
+        "wan_distill/settings/resolve.py",
+        "method=first,",
+        'method=first,\n        lora_dtype="float32",',
+        "tests/settings/test_stages.py::test_scores_begin_with_the_first_stages_student_and_files_are_the_second_ones",
     ),
     Mutation(
         "wan_distill/planning/budget.py",

@@ -85,6 +85,8 @@ def test_a_run_as_users_make_it_ends_well_loads_and_goes_on(
     assert all(math.isfinite(line["student_loss"]) for line in lines)
     assert (out / "evaluation.json").exists() and "clips" in capsys.readouterr().out
     assert sampled(strangers_teacher, out).isfinite().all()
+    last = f"{AS_USERS_DO['num_trajectories'] - 1:06d}.safetensors"
+    assert name not in SHORT or len([*out.glob(f"handovers/*/{last}")]) == 1  # solved once
     longer = flags(strangers_teacher, out, max_train_steps=3, **RUNS[name])
     assert train_distillation.main(longer) == 0
     assert "Going on from" in capsys.readouterr().out

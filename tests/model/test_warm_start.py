@@ -16,7 +16,7 @@ from wan_distill.layout import LORA_FILE
 from wan_distill.model.adapters import adapter_parameters, add_adapter
 from wan_distill.model.condition import Condition
 from wan_distill.model.denoiser import Denoiser
-from wan_distill.model.student_files import read_metadata, save_lora
+from wan_distill.model.student_files import save_lora
 from wan_distill.model.warm_start import begin_as, carry_over, check_warm_start
 from wan_distill.settings.description import read_teacher
 from wan_distill.settings.job import LORA_TARGETS
@@ -199,20 +199,3 @@ def test_what_no_reader_of_our_files_reads_is_not_carried_over(make_run, tmp_pat
     save_file(load_file(source) | bias, file, about)
     carry_over(own.config, own.info)
     assert load_file(target).keys() == load_file(source).keys()
-
-
-def test_what_the_second_stage_does_not_refine_is_carried_over_in_the_dtype_asked_for(
-    make_run, tmp_path
-):
-    job = tmp_path / "job"
-    settings = dict(method="trajectory", output_dir=str(job / "trajectory"))
-    first = make_run(**settings)
-    write_student(first, "high", "low")
-    settings = dict(output_dir=str(job), expert="low", init_student_from=str(job / "trajectory"))
-    second = make_run(lora_dtype="bf16", **settings)
-    carry_over(second.config, second.info)
-    source, target = first.folder.lora("high"), second.folder.lora("high")
-    written = load_file(target)
-    for name, tensor in load_file(source).items():
-        assert tensor.dtype == torch.float32 and torch.equal(written[name], tensor.bfloat16())
-    assert read_metadata(target) == read_metadata(source)

@@ -67,7 +67,8 @@ def test_scores_begin_with_the_first_stages_student_and_files_are_the_second_one
     first, second = stages("--critic_from_student", "--export=comfyui", "--mixed_precision=bf16")
     assert (first.critic_from_student, second.critic_from_student) == (False, True)
     assert (first.export, second.export) == ((), ("comfyui",))
-    assert (first.lora_dtype, second.lora_dtype) == ("float32", "bf16")
+    # One file of an expert that is not refined: what it hands over is solved once.
+    assert first.lora_dtype == second.lora_dtype == "bf16"
 
 
 def test_a_samples_folder_is_both_stages():

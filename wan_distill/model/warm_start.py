@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 from diffusers import WanTransformer3DModel
-from safetensors.torch import load_file
 from torch import Tensor
 
 from wan_distill.errors import UsageError
@@ -204,10 +203,7 @@ def carry_over(config: Config, info: TeacherInfo) -> list[str]:
     for expert, file in _carried(config, warm_start_files(config, info)).items():
         target = RunFolder(Path(config.output_dir)).lora(expert)
         is_ours = file.schedule is not None and file.layout == "comfyui"
-        if config.is_second_stage and config.lora_dtype == "bf16":  # the first keeps all digits
-            rounded = {name: t.bfloat16() for name, t in load_file(file.path).items()}
-            write_tensors(target, rounded, file.metadata)
-        elif is_ours and not _without_adapter(file):
+        if is_ours and not _without_adapter(file):
             write_atomically(target, file.path.read_bytes())
         else:
             write_tensors(target, _in_our_layout(file), student_metadata(config, info, expert))

@@ -57,7 +57,6 @@ def resolve_stages(config: Config, teacher: TeacherInfo) -> tuple[Config, ...]:
         save_merged=False,
         evaluate=False,
         export=(),
-        lora_dtype="float32",
         **{name: Config.__dataclass_fields__[name].default for name in SECOND_STAGE_ONLY},
         # Muon learns more from few updates, and the second stage takes more memory anyway.
         use_8bit_adam=config.use_8bit_adam and config.optimizer == "adamw",
