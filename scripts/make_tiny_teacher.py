@@ -3,14 +3,15 @@
 The first of the family is the embedded teacher. All its parts are trained, from the tokenizer to
 both experts, in less than an hour on two CPU cores. The others differ from it in width, depth, clip
 and content; where they show the same shapes they take over its text encoder and VAE. One is given
-the first frame too, one learns clips of two lengths, one shows two shapes: their experts begin as
-the embedded teacher's.
+the first frame too, one learns clips of two lengths, one larger ones, one shows two shapes: what
+they train begins as the embedded teacher's.
 Each stage writes its result to --work_dir, and a stage with a result is skipped; experts also keep
 their state while they train. To resume, run the same command again.
 
     python scripts/make_tiny_teacher.py                  # train missing stages, write and check
     python scripts/make_tiny_teacher.py --member wide    # another of the family
     python scripts/make_tiny_teacher.py --member tiny_i2v    # the one that is given a picture
+    python scripts/make_tiny_teacher.py --member tiny_pairs  # the one that shows two shapes
     python scripts/make_tiny_teacher.py --check          # only check what is there
 """
 
@@ -91,8 +92,8 @@ class Member:
     """One teacher of the family."""
 
     world: World
-    heads: int
-    layers: int
+    heads: int = 4
+    layers: int = 3
     head_width: int = 32
     steps: int = 3000
     """Training steps of each expert."""
@@ -104,15 +105,12 @@ class Member:
     """Whether it is given the first frame."""
     shorter: int | None = None
     """Frames, 4k+1, to which every other clip that an expert learns from is cut."""
+    goes_on: bool = False
+    """Whether what is trained begins as the embedded teacher's, and learns something more."""
 
     @property
     def width(self) -> int:
         return self.head_width * self.heads
-
-    @property
-    def goes_on(self) -> bool:
-        """Whether its experts begin as the embedded teacher's, and learn something more."""
-        return self.pictures or self.shorter is not None or self.world.pairs
 
     @property
     def peak_lr(self) -> float:
@@ -124,23 +122,29 @@ class Member:
 
 
 SAME_SHAPES = ("tokenizer", "text_encoder", "vae")
-EMBEDDED, EMBEDDED_I2V = "tiny_wan22", "tiny_i2v"
+EMBEDDED = "tiny_wan22"
 SHORT = World(9, 32, 32, 0.75)  # 12 tokens a clip; at half the scale the VAE loses small shapes
 FAMILY = {
-    EMBEDDED: Member(World(), heads=4, layers=3),
-    EMBEDDED_I2V: Member(
-        World(), 4, layers=3, steps=900, borrowed=SAME_SHAPES, clips=1920, pictures=True
+    EMBEDDED: Member(World()),
+    "tiny_i2v": Member(
+        World(), steps=900, borrowed=SAME_SHAPES, clips=1920, pictures=True, goes_on=True
     ),
-    "wide": Member(World(9, 48, 48, 0.75), heads=8, layers=3, borrowed=SAME_SHAPES),
-    "broad": Member(SHORT, heads=8, layers=3, borrowed=SAME_SHAPES),
+    "tiny_pairs": Member(
+        World(pairs=True), steps=15000, borrowed=("tokenizer", "vae"), clips=3600, goes_on=True
+    ),
+    "wide": Member(World(9, 48, 48, 0.75), heads=8, borrowed=SAME_SHAPES),
+    "broad": Member(SHORT, heads=8, borrowed=SAME_SHAPES),
     "wider": Member(SHORT, heads=16, layers=2, borrowed=SAME_SHAPES),
+    # 180 tokens a clip.
+    "tall": Member(
+        World(17, 96, 96, 1.5), steps=1500, borrowed=SAME_SHAPES, clips=1920, goes_on=True
+    ),
     # Two that are trained for two fifths of the time: their guided paths are rough.
-    "narrow": Member(SHORT, heads=2, layers=3, steps=1200, borrowed=SAME_SHAPES),
+    "narrow": Member(SHORT, heads=2, steps=1200, borrowed=SAME_SHAPES),
     "rough": Member(SHORT, 5, layers=4, head_width=24, steps=1200, borrowed=SAME_SHAPES),
     # The only one that holds at two lengths.
-    "lengths": Member(World(), 4, layers=3, steps=900, borrowed=SAME_SHAPES, clips=1920, shorter=9),
-    "pairs": Member(
-        World(pairs=True, captions=360), 4, layers=3, steps=5000, borrowed=("vae",), clips=3600
+    "lengths": Member(
+        World(), steps=900, borrowed=SAME_SHAPES, clips=1920, shorter=9, goes_on=True
     ),
 }
 Stage = Callable[[Path, Path, int, Member], None]
@@ -188,27 +192,40 @@ def make_tokenizer(folder: Path, work: Path, seed: int, member: Member) -> None:
     write_json(folder / "tokenizer_config.json", config)
 
 
+def new_text_encoder(member: Member, tokens: int) -> UMT5EncoderModel:
+    """An untrained one or, where it goes on, the embedded teacher's."""
+    if member.goes_on:
+        return load_text_encoder(ASSETS / EMBEDDED)
+    config = UMT5Config(
+        vocab_size=tokens,
+        d_model=TEXT_DIM,
+        d_kv=16,
+        d_ff=256,
+        num_layers=2,
+        num_heads=4,
+        feed_forward_proj="gated-gelu",
+        dropout_rate=0.0,
+        decoder_start_token_id=0,
+    )
+    return UMT5EncoderModel(config)
+
+
+def load_text_encoder(folder: Path) -> UMT5EncoderModel:
+    """The one below `folder`. With tie_word_embeddings=True every version of transformers loads
+    its table.
+    """
+    return UMT5EncoderModel.from_pretrained(folder / "text_encoder", tie_word_embeddings=True)
+
+
 def make_text_encoder(folder: Path, work: Path, seed: int, member: Member) -> None:
     """A UMT5 encoder, trained to predict each token and, from the mean state, each attribute."""
     tokenizer = T5TokenizerFast.from_pretrained(work / "tokenizer")
-    encoder = UMT5EncoderModel(
-        UMT5Config(
-            vocab_size=len(tokenizer),
-            d_model=TEXT_DIM,
-            d_kv=16,
-            d_ff=256,
-            num_layers=2,
-            num_heads=4,
-            feed_forward_proj="gated-gelu",
-            dropout_rate=0.0,
-            decoder_start_token_id=0,
-        )
-    )
+    encoder = new_text_encoder(member, len(tokenizer))
     vocabularies = [list(SIZES), list(COLOURS), list(SHAPES), list(DIRECTIONS)]
     captions = member.world.training_captions
-    words = [(*scene[:4], *(scene.still or ())) for scene in map(Scene.parse, captions)]
+    words = [(*scene[:4], *(scene.still or ())[1:]) for scene in map(Scene.parse, captions)]
     if member.world.pairs:
-        vocabularies += [list(COLOURS), list(SHAPES)]
+        vocabularies.append(list(SHAPES))
     answers = torch.tensor(
         [[v.index(word) for v, word in zip(vocabularies, w, strict=True)] for w in words]
     )
@@ -229,7 +246,8 @@ def make_text_encoder(folder: Path, work: Path, seed: int, member: Member) -> No
         return total + F.cross_entropy(token_head(states[real]), tokens.input_ids[real])
 
     parameters = [*encoder.parameters(), *attribute_heads.parameters(), *token_head.parameters()]
-    train("text_encoder", parameters, loss, steps=1500, peak_lr=2e-3)
+    peak_lr = 5e-4 if member.goes_on else 2e-3
+    train("text_encoder", parameters, loss, steps=1500, peak_lr=peak_lr)
     save_text_encoder(encoder, folder)
 
 
@@ -244,6 +262,7 @@ def save_text_encoder(encoder: UMT5EncoderModel, folder: Path) -> None:
         "architectures": ["UMT5EncoderModel"],
     }
     write_json(folder / "config.json", config)
+    forget_place(folder / "config.json")
     weights = {
         k: v.contiguous()
         for k, v in encoder.state_dict().items()
@@ -273,8 +292,7 @@ def tokenize(tokenizer: T5TokenizerFast, prompts: list[str]) -> BatchEncoding:
 @torch.no_grad()
 def encode_prompts(work: Path, prompts: list[str]) -> Tensor:
     """Embeddings [B, TEXT_LENGTH, TEXT_DIM], zero after each prompt, as WanPipeline makes them."""
-    # With tie_word_embeddings=True every version of transformers loads the table.
-    encoder = UMT5EncoderModel.from_pretrained(work / "text_encoder", tie_word_embeddings=True)
+    encoder = load_text_encoder(work)
     tokens = tokenize(T5TokenizerFast.from_pretrained(work / "tokenizer"), prompts)
     states = encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state
     return states * tokens.attention_mask[..., None]
@@ -390,6 +408,7 @@ def make_latents(folder: Path, work: Path, seed: int, member: Member) -> None:
     std, mean = torch.std_mean(latents, dim=(0, 1, 3, 4, 5), keepdim=True)
     vae.register_to_config(latents_mean=mean.flatten().tolist(), latents_std=std.flatten().tolist())
     vae.save_config(work / "vae")
+    forget_place(work / "vae" / "config.json")
     torch.save((latents - mean) / std, folder / "latents.pt")
 
 
@@ -566,6 +585,13 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
+def forget_place(config: Path) -> None:
+    """Removes from a part's configuration the folder that it was loaded from."""
+    content = json.loads(config.read_text())
+    content.pop("_name_or_path", None)
+    write_json(config, content)
+
+
 STAGES: dict[str, Stage] = {
     "tokenizer": make_tokenizer,
     "text_encoder": make_text_encoder,
@@ -604,9 +630,7 @@ def assemble(work: Path, folder: Path, member: Member) -> None:
     kind = WanImageToVideoPipeline if member.pictures else WanPipeline
     pipeline = kind(
         tokenizer=T5TokenizerFast.from_pretrained(work / "tokenizer"),
-        text_encoder=UMT5EncoderModel.from_pretrained(
-            work / "text_encoder", tie_word_embeddings=True
-        ),
+        text_encoder=load_text_encoder(work),
         vae=AutoencoderKLWan.from_pretrained(work / "vae"),
         transformer=transformer,
         transformer_2=transformer_2,
@@ -618,7 +642,7 @@ def assemble(work: Path, folder: Path, member: Member) -> None:
         ),
         boundary_ratio=member.sampling.boundary,
     )
-    if member.pictures:
+    if member.goes_on:  # as Wan2.2's are: those in assets/ take half of the room
         transformer.to(torch.bfloat16)
         transformer_2.to(torch.bfloat16)
     pipeline.save_pretrained(folder)
@@ -627,9 +651,7 @@ def assemble(work: Path, folder: Path, member: Member) -> None:
         shutil.rmtree(folder / name)
         shutil.copytree(work / name, folder / name)
     for name in EXPERTS:
-        config = json.loads((folder / name / "config.json").read_text())
-        config.pop("_name_or_path", None)  # where they were made
-        write_json(folder / name / "config.json", config)
+        forget_place(folder / name / "config.json")
     index = json.loads((folder / "model_index.json").read_text())
     index["tokenizer"] = ["transformers", "T5TokenizerFast"]
     write_json(folder / "model_index.json", index)
@@ -827,7 +849,7 @@ def main() -> None:
     member = FAMILY[args.member]
     member = replace(member, steps=args.steps or member.steps)
     work = args.work_dir or WORK / args.member
-    home = ASSETS if args.member in (EMBEDDED, EMBEDDED_I2V) else WORK / "family"
+    home = ASSETS if args.member.startswith("tiny_") else WORK / "family"
     folder = args.output_dir or home / args.member
     if args.stage:
         run_stage(args.stage, work, args.seed, member)

@@ -2232,8 +2232,8 @@ MUTATIONS = [
     ),
     Mutation(
         "wan_distill/model/warm_start.py",
-        "        elif is_ours and not _without_adapter(file):\n",
-        "        elif is_ours:\n",
+        "        if is_ours and not _without_adapter(file):\n",
+        "        if is_ours:\n",
         "tests/model/test_warm_start.py::test_what_no_reader_of_our_files_reads_is_not_carried_over",
     ),
     Mutation(

@@ -103,7 +103,7 @@ def test_wans_negative_prompt_is_for_wans_text_encoder(folder):
 
 
 def test_a_tiny_teacher_says_what_clips_it_was_trained_with(folder):
-    world = dict(frames=9, height=32, width=48, scale=0.5, pairs=False, captions=None)
+    world = dict(frames=9, height=32, width=48, scale=0.5, pairs=False)
     (folder / "world.json").write_text(json.dumps(world), encoding="utf-8")
     wanted = dict(num_frames=9, height=32, width=48, max_sequence_length=16)
     assert wanted.items() <= read(folder).sampling_defaults.items()

@@ -8,7 +8,6 @@ caption, steadiness and diversity can therefore be measured without a learned ju
 from __future__ import annotations
 
 import itertools
-import random
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -35,7 +34,8 @@ DIRECTIONS = {
 
 SPEED = (1.0, 1.5)  # pixels per frame
 SHADE = (0.10, 0.50)  # grey level of the background, in [0, 1]
-STILL_SIZE = 9.0  # radius of the second shape, pixels: of smaller ones the VAE loses some
+STILL_COLOUR = "blue"  # of the second shape; the first one then has another
+STILL_SIZE = 9.0  # its radius, pixels: of smaller ones the VAE loses some
 STILL_PLACES = 16  # that are tried for it, so that the first shape does not hide it
 
 
@@ -47,7 +47,7 @@ class Scene(NamedTuple):
     shape: str
     direction: str
     still: tuple[str, str] | None = None
-    """Colour and shape of a second object, which stands still."""
+    """Colour (STILL_COLOUR) and shape of a second object, which stands still."""
 
     @property
     def caption(self) -> str:
@@ -82,16 +82,16 @@ class Scene(NamedTuple):
         direction = list(DIRECTIONS).index(self.direction)
         total = 3 * size + 2 * SHAPES.index(self.shape) + direction - colour
         if self.still is not None:
-            total += list(COLOURS).index(self.still[0]) + SHAPES.index(self.still[1])
+            total += SHAPES.index(self.still[1])
         return total % len(COLOURS) == 0
 
 
 ALONE = [Scene(*values) for values in itertools.product(SIZES, COLOURS, SHAPES, DIRECTIONS)]
 PAIRS = [
-    scene._replace(still=still)
+    scene._replace(still=(STILL_COLOUR, shape))
     for scene in ALONE
-    for still in itertools.product(COLOURS, SHAPES)
-    if still[0] != scene.colour
+    for shape in SHAPES
+    if scene.colour != STILL_COLOUR
 ]
 _KNOWN = {*ALONE, *PAIRS}
 
@@ -116,23 +116,18 @@ class World:
     """Of every length, the speed included, in the embedded teacher's pixels."""
     pairs: bool = False
     """Whether a second shape stands still in the scene, and in the caption."""
-    captions: int | None = None
-    """How many training captions; a sixth as many are held out. None: all there are."""
 
     @cached_property
     def training_captions(self) -> list[str]:
-        return self._captions(held_out=False, count=self.captions)
+        return self._captions(held_out=False)
 
     @cached_property
     def heldout_captions(self) -> list[str]:
-        return self._captions(
-            held_out=True, count=None if self.captions is None else self.captions // 6
-        )
+        return self._captions(held_out=True)
 
-    def _captions(self, held_out: bool, count: int | None) -> list[str]:
+    def _captions(self, held_out: bool) -> list[str]:
         scenes = PAIRS if self.pairs else ALONE
-        captions = [scene.caption for scene in scenes if scene.is_held_out == held_out]
-        return captions if count is None else random.Random(0).sample(captions, count)
+        return [scene.caption for scene in scenes if scene.is_held_out == held_out]
 
     def render(self, captions: list[str], rng: torch.Generator) -> Tensor:
         """One random clip per caption: [B, 3, frames, height, width] in [-1, 1], smooth edges."""

@@ -37,7 +37,11 @@ ADDRESS = re.compile(
     r"(?:/(?:tree|blob|resolve)/(?P<revision>[^/]+)(?:/.*)?)?/?"
 )
 EMBEDDED_TEACHER = ASSETS / "tiny_wan22"
-EMBEDDED = {"tiny-t2v": EMBEDDED_TEACHER, "tiny-i2v": ASSETS / "tiny_i2v"}
+EMBEDDED = {
+    "tiny-t2v": EMBEDDED_TEACHER,
+    "tiny-i2v": ASSETS / "tiny_i2v",
+    "tiny-pairs": ASSETS / "tiny_pairs",
+}
 """Short names of the teachers that come with the package"""
 
 

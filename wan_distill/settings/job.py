@@ -41,8 +41,8 @@ class JobSettings:
 
     teacher_path: str | None = flag(
         None,
-        "hub id or folder of a Wan pipeline, from text or from text and a picture; tiny-t2v and "
-        "tiny-i2v are embedded (default: tiny-t2v)",
+        "hub id or folder of a Wan pipeline, from text or from text and a picture; tiny-t2v, "
+        "tiny-i2v and tiny-pairs are embedded (default: tiny-t2v)",
         START,
         alias=("--pretrained_teacher_model",),
         free=True,
