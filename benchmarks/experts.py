@@ -1,8 +1,9 @@
 #!/usr/bin/env python
 """Which expert is to blame? A finished student, with the teacher in the place of one expert at a
-time, and how much of the teacher's spread is left where the high expert ends. Then how near the low
-expert comes to the teacher with new noise: on other prompts, on those that it learned from, and on
-as few of these. A set of few prompts shows what is wrong with each, which averages out over many.
+time (for a tiny teacher with the share of decoded clips that obey their captions), and how much of
+the teacher's spread is left where the high expert ends. Then how near the low expert comes to the
+teacher with new noise: on other prompts, on those that it learned from, and on as few of these. A
+set of few prompts shows what is wrong with each, which averages out over many.
 
     python benchmarks/experts.py --teacher_path tiny-i2v --output_dir outputs/...
 
@@ -30,8 +31,9 @@ from wan_distill.maths.distances import frechet_distance, principal_components
 from wan_distill.maths.randomness import keyed_noise
 from wan_distill.maths.sigmas import Expert, expert_sigmas, handover
 from wan_distill.model import Teacher
+from wan_distill.model.loading import decode
 from wan_distill.model.student_files import load_student
-from wan_distill.results.comparison import COMPONENTS, gap_closed
+from wan_distill.results.comparison import COMPONENTS, PICTURES, gap_closed, world_measures
 from wan_distill.results.evaluation import Evaluation
 from wan_distill.results.samplers import samplers
 from wan_distill.settings.command_line import parse_args
@@ -129,13 +131,18 @@ def lines(run: Run, evaluation: Evaluation) -> Iterator[str]:
     )
     project = principal_components(torch.cat([reference, paired]), COMPONENTS)
     floor, most = (frechet_distance(project(x), project(reference)) for x in (paired, worst))
-    yield "| high expert | low expert | Fréchet | excess | gap closed |"
-    yield "| --- | --- | --- | --- | --- |"
+    yield "| high expert | low expert | Fréchet | excess | gap closed | obeys |"
+    yield "| --- | --- | --- | --- | --- | --- |"
+    vae = run.teacher.load_vae()
     ends = {(high, low): mixed.ended(high, low) for high in WHO for low in WHO}
     for (high, low), ended in ends.items():
         distance = frechet_distance(project(ended), project(reference))
-        closed = gap_closed(distance, floor, most)
-        yield f"| {high} | {low} | {distance:.2f} | {distance / floor:.2f} | {closed:.3f} |"
+        closed, clips = gap_closed(distance, floor, most), decode(vae, ended[:PICTURES])
+        measures = world_measures(run.info.world, clips, evaluation.texts)
+        yield (
+            f"| {high} | {low} | {distance:.2f} | {distance / floor:.2f} | {closed:.3f} "
+            f"| {measures.get('obeys', float('nan')):.3f} |"
+        )
     config = run.config
     end = handover(config.sigmas(), config.boundary_ratio)
     own, teachers = ((mixed.handed_over(who) - end * mixed.noise) / (1 - end) for who in WHO)

@@ -137,7 +137,7 @@ FAMILY = {
     "wider": Member(SHORT, heads=16, layers=2, borrowed=SAME_SHAPES),
     # 180 tokens a clip.
     "tall": Member(
-        World(17, 96, 96, 1.5), steps=1500, borrowed=SAME_SHAPES, clips=1920, goes_on=True
+        World(17, 96, 96, 1.5), steps=900, borrowed=SAME_SHAPES, clips=1920, goes_on=True
     ),
     # Two that are trained for two fifths of the time: their guided paths are rough.
     "narrow": Member(SHORT, heads=2, steps=1200, borrowed=SAME_SHAPES),
