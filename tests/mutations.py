@@ -2677,7 +2677,7 @@ MUTATIONS = [
         "train_distillation.py",
         "            runtime.state.wait_for_everyone()  # all begin with what was carried over\n",
         "",
-        "tests/journeys/test_distributed.py::test_a_second_stage_begins_with_one_student_in_all_processes",
+        "tests/journeys/test_distributed.py::test_an_expert_that_is_carried_over_is_there_for_all_processes",
     ),
     Mutation(
         "train_distillation.py",
