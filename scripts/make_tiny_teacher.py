@@ -775,6 +775,7 @@ def obeying(world: World, clips: Tensor, captions: list[str]) -> int:
     return sum(judge.obeys(clip, text) for clip, text in zip(clips, captions, strict=True))
 
 
+@torch.no_grad()
 def kept(vae: AutoencoderKLWan, clips: Tensor) -> Tensor:
     """What the VAE alone keeps of clips [B, 3, F, H, W] in [-1, 1]: no denoiser can show more."""
     parts = [vae.decode(vae.encode(part).latent_dist.mean).sample for part in clips.split(20)]
