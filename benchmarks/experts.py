@@ -124,6 +124,15 @@ def with_texts(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
     return [prompt for prompt in prompts if text_of(prompt) in chosen]
 
 
+def obeying(run: Run, latents: Tensor, texts: Sequence[str]) -> str:
+    """The share of the first clips that obey their captions; empty where no judge is there."""
+    if run.info.world is None:
+        return ""
+    clips = decode(run.teacher.load_vae(), latents[:PICTURES])
+    measures = world_measures(run.info.world, clips, texts)
+    return f"{measures['obeys']:.3f}" if measures else ""
+
+
 def lines(run: Run, evaluation: Evaluation) -> Iterator[str]:
     rows, mixed = samplers(run.config), Mixed(run, evaluation.prompts)
     reference, paired, worst = (
@@ -133,15 +142,13 @@ def lines(run: Run, evaluation: Evaluation) -> Iterator[str]:
     floor, most = (frechet_distance(project(x), project(reference)) for x in (paired, worst))
     yield "| high expert | low expert | Fréchet | excess | gap closed | obeys |"
     yield "| --- | --- | --- | --- | --- | --- |"
-    vae = run.teacher.load_vae()
     ends = {(high, low): mixed.ended(high, low) for high in WHO for low in WHO}
     for (high, low), ended in ends.items():
         distance = frechet_distance(project(ended), project(reference))
-        closed, clips = gap_closed(distance, floor, most), decode(vae, ended[:PICTURES])
-        measures = world_measures(run.info.world, clips, evaluation.texts)
+        closed, obeyed = gap_closed(distance, floor, most), obeying(run, ended, evaluation.texts)
         yield (
             f"| {high} | {low} | {distance:.2f} | {distance / floor:.2f} | {closed:.3f} "
-            f"| {measures.get('obeys', float('nan')):.3f} |"
+            f"| {obeyed} |"
         )
     config = run.config
     end = handover(config.sigmas(), config.boundary_ratio)

@@ -261,8 +261,8 @@ def save_text_encoder(encoder: UMT5EncoderModel, folder: Path) -> None:
         "tie_word_embeddings": False,
         "architectures": ["UMT5EncoderModel"],
     }
+    config.pop("_name_or_path", None)  # where what it began with was loaded from
     write_json(folder / "config.json", config)
-    forget_place(folder / "config.json")
     weights = {
         k: v.contiguous()
         for k, v in encoder.state_dict().items()
