@@ -1343,6 +1343,18 @@ MUTATIONS = [
         "tests/settings/test_stages.py::test_scores_begin_with_the_first_stages_student_and_files_are_the_second_ones",
     ),
     Mutation(
+        "wan_distill/settings/unread.py",
+        "if flags and recipe.group not in own",
+        "if flags",
+        "tests/settings/test_unread.py::test_settings_of_a_method_that_no_stage_has_are_named",
+    ),
+    Mutation(
+        "wan_distill/planning/budget.py",
+        "return Choice(usual, words=ignored)",
+        "return Choice(usual)",
+        "tests/settings/test_unread.py::test_the_plan_names_them",
+    ),
+    Mutation(
         "wan_distill/planning/budget.py",
         "if getattr(config, name) is None",
         "if name",

@@ -27,6 +27,7 @@ from wan_distill.planning.wording import duration
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
 from wan_distill.settings.resolve import resolve_stages
+from wan_distill.settings.unread import unread
 from wan_distill.system.files import write_atomically
 
 # Shares of the default's counts, from 1/64 to 4: more was not measured.
@@ -44,7 +45,9 @@ class Choice:
     share: float = 1.0
     """of the default's counts"""
     words: tuple[str, ...] = ()
-    """what was chosen, why, and what twice the hours would bring: lines of the plan"""
+    """lines of the plan: what was chosen, why, what twice the hours would bring, and which settings
+    no stage reads
+    """
 
 
 # Settings that decide what one sample or update costs.
@@ -62,13 +65,14 @@ def within_budget(config: Config, info: TeacherInfo, prompts: int) -> Choice:
     Raises UsageError where even the smallest job takes longer.
     """
     usual = resolve_stages(config, info)
+    ignored = tuple(unread(config, usual))
     if config.budget is None:
-        return Choice(usual)
+        return Choice(usual, words=ignored)
     file = RunFolder(Path(usual[-1].output_dir)).budget
     share = _remembered(file, usual[-1])
     if share is not None:
         stages = scaled(config, usual, info, share)
-        return Choice(stages, share, (f"Budget    {_counts(stages)}, as {file} says",))
+        return Choice(stages, share, (f"Budget    {_counts(stages)}, as {file} says", *ignored))
     job = partial(scaled, config, usual, info)
     hardware = hardware_of(usual[-1], info)
 
@@ -81,6 +85,7 @@ def within_budget(config: Config, info: TeacherInfo, prompts: int) -> Choice:
         f"          about {duration(seconds(share))} of {duration(3600 * config.budget)}; samples "
         "and updates are scaled together, since neither alone helps for long",
         f"          {_doubled(job, share, _largest(seconds, 2 * config.budget))}",
+        *ignored,
     )
     return Choice(job(share), share, words)
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from wan_distill.maths.sigmas import SUBFOLDER, Expert
+from wan_distill.settings import flags
 from wan_distill.settings.config import Config
 from wan_distill.settings.defaults import (
     ADAMW_TRAJECTORY,
@@ -52,6 +53,8 @@ class Recipe:
     """changes of this method's settings that lower its memory"""
     needs_teacher = True
     """whether its losses ask the teacher, so that a student cannot take the teacher's place"""
+    group: str | None = None
+    """of the flags that this method alone reads"""
     explained: Mapping[str, str | None] = {}
     """settings that the plan explains -> the reason; None: that of the default"""
 
@@ -131,6 +134,7 @@ class ConsistencyRecipe(Recipe):
     """Consistency inside each student step, along the teacher's stored path."""
 
     defaults = CONSISTENCY
+    group = flags.CONSISTENCY
 
     def samples(self, config: Config, expert: Expert, distilled: bool) -> dict[str, SampleSpec]:
         return {"trajectories": trajectories(config)}
@@ -145,6 +149,7 @@ class DMDRecipe(Recipe):
     """Phased distribution matching with a critic."""
 
     defaults = DMD
+    group = flags.DMD
     levers = ({"real_score": "guided"},)
     explained = DMD_REASONS
 
