@@ -1343,6 +1343,12 @@ MUTATIONS = [
         "tests/settings/test_stages.py::test_scores_begin_with_the_first_stages_student_and_files_are_the_second_ones",
     ),
     Mutation(
+        "wan_distill/results/closing.py",
+        "max(written, default=0.0)",
+        "min(written, default=0.0)",
+        "tests/results/test_closing.py::test_an_export_of_an_earlier_student_is_named",
+    ),
+    Mutation(
         "wan_distill/settings/unread.py",
         "if flags and recipe.group not in own",
         "if flags",

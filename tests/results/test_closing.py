@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from wan_distill.layout import LORA_FILE
-from wan_distill.results.closing import closing
+import os
+
+import pytest
+
+from wan_distill.layout import LORA_FILE, RunFolder
+from wan_distill.results.closing import closing, outdated
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import read_teacher
 
@@ -24,3 +28,29 @@ def test_they_name_the_files_the_next_command_and_what_may_be_deleted(tmp_path):
     command = f'Next: python sample.py --student "{out}" --prompt "a \\"red\\" circle"'
     assert command in text
     assert "3 KB of caches (the same command with --clean), 7 KB of checkpoints" in text
+    assert "older" not in text
+
+
+@pytest.mark.parametrize(
+    ("name", "flag"),
+    [
+        ("student/model_index.json", "--save_merged"),
+        ("comfyui/high_noise_bf16.safetensors", "--export comfyui"),
+        ("comfyui/low_noise_fp8_scaled.safetensors", "--export comfyui-fp8"),
+    ],
+)
+def test_an_export_of_an_earlier_student_is_named(tmp_path, name, flag):
+    export = tmp_path / name
+    export.parent.mkdir()
+    export.write_bytes(b"x")
+    for file in LORA_FILE.values():
+        (tmp_path / file).write_bytes(b"x")
+        os.utime(tmp_path / file, (1000, 1000))
+    os.utime(export, (2000, 2000))
+    assert outdated(RunFolder(tmp_path)) == []
+    os.utime(tmp_path / LORA_FILE["low"], (3000, 3000))  # one expert is trained on
+    (line,) = outdated(RunFolder(tmp_path))
+    assert (
+        line.split()
+        == f"{export.parent.name}/ is older than the student: {flag} writes it anew".split()
+    )

@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 
 from wan_distill.layout import RunFolder
+from wan_distill.maths.sigmas import SUBFOLDER
 from wan_distill.planning.wording import size
+from wan_distill.results.single_files import KINDS
 from wan_distill.results.snippet import PICTURE
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
@@ -33,8 +35,30 @@ def closing(config: Config, info: TeacherInfo, prompt: str) -> list[str]:
         f"  {folder.page.name:<12} how good, how fast, how healthy",
         f"  {folder.readme.name:<12} how to use the student: diffusers, ComfyUI and others",
         f"  {' and '.join(files)}: the student",
+        *outdated(folder),
         f"Next: {sampler} --student {where}{picture} --prompt "
         f"{json.dumps(prompt, ensure_ascii=False)}",
         f"May be deleted: {caches} of caches (the same command with --clean), {checkpoints} of "
         "checkpoints (needed to train on)",
+    ]
+
+
+def outdated(folder: RunFolder) -> list[str]:
+    """A line for each export that was not written anew and is older than the student's files: it
+    holds an earlier one.
+    """
+    written = [folder.student(e).stat().st_mtime for e in SUBFOLDER if folder.has_student(e)]
+    files = {folder.merged / "model_index.json": "--save_merged"} | {
+        folder.single_file(expert, kind): f"--export {export}"
+        for expert in SUBFOLDER
+        for export, kind in KINDS.items()
+    }
+    found = {
+        flag: file.parent
+        for file, flag in files.items()
+        if file.exists() and file.stat().st_mtime < max(written, default=0.0)
+    }
+    return [
+        f"  {place.name + '/':<12} is older than the student: {flag} writes it anew"
+        for flag, place in found.items()
     ]
