@@ -1343,6 +1343,18 @@ MUTATIONS = [
         "tests/settings/test_stages.py::test_scores_begin_with_the_first_stages_student_and_files_are_the_second_ones",
     ),
     Mutation(
+        "wan_distill/model/loading.py",
+        "gc.collect()\n        config, runtime",
+        "config, runtime",
+        "tests/model/test_loading.py::test_a_compiled_expert_that_is_dropped_is_freed_before_the_next_part_is_loaded",
+    ),
+    Mutation(
+        "wan_distill/model/loading.py",
+        "gc.collect()\n        self.fetch",
+        "self.fetch",
+        "tests/model/test_loading.py::test_a_compiled_expert_that_is_dropped_is_freed_before_the_next_part_is_loaded",
+    ),
+    Mutation(
         "wan_distill/results/closing.py",
         "max(written, default=0.0)",
         "min(written, default=0.0)",

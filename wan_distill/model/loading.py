@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import diffusers.utils.logging
@@ -29,7 +30,8 @@ TILED_BELOW = 40e9  # bytes of a device's memory
 
 class Teacher:
     """Loads the teacher's parts on request. The caller holds the only reference to a part, and
-    frees its memory by dropping it.
+    frees its memory by dropping it: at once or, of a part in reference cycles, as `--compile`,
+    `--shard` and `--context_parallel` make them, when the next part is loaded.
     """
 
     def __init__(self, info: TeacherInfo, config: Config, runtime: Runtime):
@@ -60,6 +62,7 @@ class Teacher:
             exact: load it whole instead, with the weights of the file, and into host memory
                 wherever the device may be too small for that.
         """
+        gc.collect()
         config, runtime = self.config, self.runtime
         if expert not in self.info.changes.experts:
             self.fetch(SUBFOLDER[expert])
@@ -104,6 +107,7 @@ class Teacher:
 
     def load_vae(self) -> AutoencoderKLWan:
         """The frozen VAE, in float32: it is small, and bf16 shows as banding."""
+        gc.collect()
         self.fetch("vae")
         vae = load_vae(self.info, self.config).to(self.runtime.device)
         if decodes_in_tiles(self.runtime.device):
