@@ -1170,9 +1170,9 @@ MUTATIONS = [
     ),
     Mutation(
         "wan_distill/data/samples.py",
-        "key |= dict(students={expert: sha256(f) for expert, f in self.students.items()})",
+        "key |= dict(students=students)",
         "pass",
-        "tests/data/test_sample_keys.py::test_the_bytes_of_the_distilled_expert_are_in_the_name",
+        "tests/data/test_sample_keys.py::test_the_weights_of_the_distilled_expert_are_in_the_name",
     ),
     Mutation(
         "wan_distill/data/samples.py",
@@ -1353,6 +1353,36 @@ MUTATIONS = [
         "gc.collect()\n        self.fetch",
         "self.fetch",
         "tests/model/test_loading.py::test_a_compiled_expert_that_is_dropped_is_freed_before_the_next_part_is_loaded",
+    ),
+    Mutation(
+        "wan_distill/training/checkpoint.py",
+        'root.glob(".partial-*")',
+        'root.glob(f".partial-{step}")',
+        "tests/training/test_checkpoint.py::test_what_a_killed_run_left_half_written_goes_with_the_next_checkpoint",
+    ),
+    Mutation(
+        "wan_distill/training/stages.py",
+        '    if newest[1]["step"] < all_updates(config, expert):\n        return False\n',
+        '    if newest[1]["done"]["student"] < all_updates(config, expert):\n        return False\n',
+        "tests/training/test_resume.py::test_an_expert_is_done_where_the_same_command_trains_nothing",
+    ),
+    Mutation(
+        "wan_distill/model/student_files.py",
+        "if other.exists():",
+        "if not other:",
+        "tests/model/test_student_files.py::test_an_earlier_student_of_the_other_kind_is_set_aside",
+    ),
+    Mutation(
+        "wan_distill/system/files.py",
+        "if _same_bytes(aside, file):",
+        "if file == aside:",
+        "tests/model/test_student_files.py::test_a_student_is_known_by_its_weights_wherever_its_teacher_lies",
+    ),
+    Mutation(
+        "wan_distill/planning/room.py",
+        'part.startswith((ASIDE, "."))',
+        "part.startswith(ASIDE)",
+        "tests/planning/test_preflight.py::test_a_run_that_goes_on_needs_only_what_it_has_not_written",
     ),
     Mutation(
         "wan_distill/results/closing.py",

@@ -172,7 +172,7 @@ def test_the_sampler_its_points_and_what_is_stored_are_in_the_name(make_run):
     run = make_run(method="trajectory")
     spec = trajectories(run.config)
     (run.folder.path).mkdir(parents=True, exist_ok=True)
-    run.folder.lora("high").write_bytes(b"a student")
+    write_student(run.folder.lora("high"), 1.0)
     specs = [
         spec,
         dataclasses.replace(spec, sampler="student"),
@@ -200,18 +200,23 @@ def test_the_evaluations_noise_has_a_seed_of_its_own(make_run):
     assert len({float(noise.sum()) for noise in noises}) == 3
 
 
-def test_the_bytes_of_the_distilled_expert_are_in_the_name(make_run):
+def write_student(file: Path, value: float, teacher: str = "here") -> None:
+    save_file({"a": torch.full((2,), value)}, file, {"teacher": teacher})
+
+
+def test_the_weights_of_the_distilled_expert_are_in_the_name(make_run):
+    """And not what its file says of the teacher's place."""
     run = make_run(method="dmd")
     spec = handovers(run.config, steps=4, distilled=True, complete=False)
     run.folder.path.mkdir(parents=True, exist_ok=True)
     names = []
-    for student in (b"a student", b"another one"):
-        run.folder.lora("high").write_bytes(student)
+    for value, teacher in ((1.0, "here"), (1.0, "there"), (2.0, "there")):
+        write_student(run.folder.lora("high"), value, teacher)
         names.append(SampleStore(run, spec).folder.name)
-    assert names[0] != names[1]
+    assert names[0] == names[1] != names[2]
     # Without guidance: neither its scale nor the negative prompt changes what the student samples.
     unguided = with_settings(run, guidance_scale=9.0, negative_prompt="ugly")
-    assert SampleStore(unguided, spec).folder.name == names[1]
+    assert SampleStore(unguided, spec).folder.name == names[2]
 
 
 def test_the_order_in_which_a_key_is_written_does_not_matter(make_run, monkeypatch):
@@ -235,7 +240,7 @@ def test_the_names_of_stored_samples(tmp_path: Path) -> None:
     embeddings = PromptEmbeddings(tmp_path / "prompts", key, 16, torch.device("cpu"))
     teacher = Teacher(read_teacher(config), config, runtime)
     run = Run(config, teacher, embeddings, ("a red ball", "a blue box"), runtime)
-    run.folder.lora("high").write_bytes(b"a student")
+    write_student(run.folder.lora("high"), 1.0)
     specs = [
         trajectories(config),
         anchors(config),

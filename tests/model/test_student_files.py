@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from wan_distill.model.student_files import (
     to_original_names,
 )
 from wan_distill.model.verification import transformer_without_weights, verify_lora
+from wan_distill.results.recorded import student_hashes
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TEACHER_PARTS, TEXT_PARTS, read_teacher
 from wan_distill.settings.lora_names import is_in_block, read_name
@@ -300,3 +302,38 @@ def test_a_whole_student_gives_all_its_weights_back(export: Export, tmp_path: Pa
     again = made.expert()
     load_student(again, file)
     assert all(torch.equal(p, weights[name]) for name, p in again.named_parameters())
+
+
+def test_an_earlier_student_of_the_other_kind_is_set_aside(export: Export, tmp_path: Path) -> None:
+    """A whole one would go before the LoRA that was trained after it."""
+    made = export(method="trajectory")
+    whole = export(method="trajectory", student_layers=1, save_merged=True)
+    weights = {"proj_out.weight": torch.ones(2, 2)}
+    folder, info = RunFolder(tmp_path), made.teacher.info
+    for _ in range(2):
+        save_student(tmp_path, weights, whole.config, info, "high")
+        assert folder.student("high").name == "high_noise_student.safetensors"
+        assert not folder.lora("high").exists()
+        save_student(tmp_path, made.adapter, made.config, info, "high")
+        assert folder.student("high") == folder.lora("high")
+    names = {file.name for file in tmp_path.glob("set-aside-*")}
+    kinds = (LORA_FILE["high"], "high_noise_student.safetensors")
+    assert names == {f"set-aside-{count}-{kind}" for kind in kinds for count in (0, 1)}
+
+
+def test_a_student_is_known_by_its_weights_wherever_its_teacher_lies(
+    export: Export, tmp_path: Path
+) -> None:
+    made, folder = export(), RunFolder(tmp_path)
+    info, known, time = made.teacher.info, student_hashes(folder), made.file.stat().st_mtime_ns
+    save_lora(made.file, made.adapter, made.config, info, "high")
+    assert made.file.stat().st_mtime_ns == time  # the same bytes are not written again
+    moved = dataclasses.replace(info, source="/elsewhere/teacher")
+    save_lora(made.file, made.adapter, made.config, moved, "high")
+    assert read_metadata(made.file)["teacher"] == "/elsewhere/teacher"
+    assert student_hashes(folder) == known != {}
+    other = {name: 2 * tensor for name, tensor in made.adapter.items()}
+    save_lora(made.file, other, made.config, info, "high")
+    assert student_hashes(folder) != known
+    made.file.write_bytes(made.file.read_bytes()[:-1])  # damaged: nobody has measured it
+    assert student_hashes(folder) == {}

@@ -245,7 +245,13 @@ def test_a_run_that_goes_on_needs_only_what_it_has_not_written(small_config, tmp
     with pytest.raises(UsageError, match=f"--output_dir {out}: "):  # files of something else
         room.check_disk((config,), info)
     RunFolder(out).plan.touch()
+    for unused in (out / "high" / "set-aside-0-checkpoint-2", out / "high" / ".partial-3"):
+        unused.mkdir()
+        (unused / "student.safetensors").write_bytes(bytes(500))
     room.check_disk((config,), info)
+    disks(monkeypatch, left | {out: left[out] - 1})  # what is not in use makes no room
+    with pytest.raises(UsageError, match=f"--output_dir {out}: .* writes up to"):
+        room.check_disk((config,), info)
     disks(monkeypatch, left | {shared: left[shared] - 1})
     with pytest.raises(UsageError, match=f"--samples_dir {shared}: .* writes up to"):
         room.check_disk((config,), info)

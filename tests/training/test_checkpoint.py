@@ -50,6 +50,15 @@ def test_only_the_newest_are_kept(tmp_path):
     assert len(names(tmp_path)) == 4
 
 
+def test_what_a_killed_run_left_half_written_goes_with_the_next_checkpoint(tmp_path):
+    """It may be 8 GB, and its step may never come again."""
+    left = tmp_path / ".partial-17"
+    left.mkdir()
+    (left / "student.safetensors").write_bytes(b"half")
+    save_one(tmp_path, 20)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["checkpoint-20"]
+
+
 # ------------------------------------------------------------------------------------------ damage
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from wan_distill.settings.description import TeacherInfo, read_teacher
 from wan_distill.training import checkpoint, resume
 from wan_distill.training.metrics import Metrics
 from wan_distill.training.resume import FREE, Progress, check_resume, identity
-from wan_distill.training.stages import check_stages, is_done
+from wan_distill.training.stages import check_stages, is_done, is_trained
 
 # Everything else decides what an update does or which weights are exported. Of these the teacher's
 # and the prompts' paths may change because their contents are compared, and the micro-batches of an
@@ -247,6 +248,14 @@ def test_an_expert_is_done_where_the_same_command_trains_nothing(small_config):
     explicit = dataclasses.replace(config, resume_from_checkpoint=str(folder))
     assert not is_done(explicit, info, "high")  # it goes back
     assert not is_done(dataclasses.replace(config, max_train_steps=4), info, "high")
+    one_skipped = dict(done=dict(student=2))  # by --on_nonfinite skip
+    shutil.rmtree(folder)
+    write(3, **one_skipped)
+    assert is_done(config, info, "high") and is_trained(dataclasses.replace(config, expert="high"))
+    longer = dataclasses.replace(config, max_train_steps=4)
+    assert not is_done(longer, info, "high")
+    assert not is_trained(dataclasses.replace(longer, expert="high"))
+    assert not is_trained(config)  # the low expert
     write(4, begun_with={"high": "another"})  # of a first stage that has changed since
     assert not is_done(config, info, "high")
     damaged = write(5) / "student.safetensors"

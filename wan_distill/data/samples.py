@@ -30,9 +30,10 @@ from wan_distill.layout import RunFolder
 from wan_distill.maths.randomness import keyed_noise
 from wan_distill.maths.sigmas import Expert, expert_sigmas
 from wan_distill.model.condition import Condition
+from wan_distill.settings.fingerprints import fingerprint_file
 from wan_distill.settings.recipes import recipe_of
 from wan_distill.settings.sample_specs import SampleSpec, student_of
-from wan_distill.system.files import DamagedFile, read_hashed, sha256, write_atomically
+from wan_distill.system.files import DamagedFile, read_hashed, write_atomically
 from wan_distill.system.runtime import to_device
 
 
@@ -67,7 +68,8 @@ class SampleStore:
         key = spec.key() | dict(prompts=list(self.prompts), seed=seed)
         key |= self.run.sampling_key(spec.sigmas, guided=spec.sampler == "teacher")
         if spec.sampler == "student":
-            key |= dict(students={expert: sha256(f) for expert, f in self.students.items()})
+            students = {expert: fingerprint_file(file) for expert, file in self.students.items()}
+            key |= dict(students=students)
         return key
 
     # --------------------------------------------------------------------------------- reading

@@ -23,7 +23,7 @@ from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
 from wan_distill.settings.lora_headers import METADATA_KEY
 from wan_distill.settings.students import read_metadata
-from wan_distill.system.files import write_tensors
+from wan_distill.system.files import rename_aside, write_tensors
 
 # ------------------------------------------------------------------------------------------- names
 
@@ -88,16 +88,19 @@ def save_student(
     updates: int | None = None,
 ) -> None:
     """Writes one expert's student into a run's folder: its LoRA or, with `--student_layers`, all of
-    its weights.
+    its weights. An earlier one of the other kind is set aside.
 
     Args:
         updates: how many made it in this run, to be noted in the file.
     """
+    lora, whole = RunFolder(folder).lora(expert), RunFolder(folder).whole(expert)
     if config.whole_student:
-        about = student_metadata(config, info, expert, updates)
-        write_tensors(RunFolder(folder).whole(expert), weights, about)
+        write_tensors(whole, weights, student_metadata(config, info, expert, updates))
     else:
-        save_lora(RunFolder(folder).lora(expert), weights, config, info, expert, updates)
+        save_lora(lora, weights, config, info, expert, updates)
+    other = lora if config.whole_student else whole
+    if other.exists():
+        print(f"{rename_aside(other).name}: an earlier student, set aside.")
 
 
 def save_lora(

@@ -20,7 +20,7 @@ from wan_distill.planning.wording import size
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
 from wan_distill.system.cleaning import bytes_of
-from wan_distill.system.files import nearest_existing, place_to_write
+from wan_distill.system.files import ASIDE, nearest_existing, place_to_write
 from wan_distill.system.runtime import process_state
 
 
@@ -38,7 +38,7 @@ def check_disk(stages: Sequence[Config], info: TeacherInfo, prompts: int = 0) ->
     has_begun = RunFolder(Path(config.output_dir)).plan.exists()
     for flag, (folder, most) in asked.items():
         place = place_to_write(folder, flag)
-        there = bytes_of(list(Path(folder).rglob("*"))) if has_begun else 0
+        there = bytes_of(_written(Path(folder))) if has_begun else 0
         needed = max(0.0, most - there)
         free, disk = shutil.disk_usage(place).free, place.stat().st_dev
         writes[disk] = writes.get(disk, 0.0) + needed  # both folders may be on one disk
@@ -49,6 +49,15 @@ def check_disk(stages: Sequence[Config], info: TeacherInfo, prompts: int = 0) ->
             )
         found.append(f"{size(free)} free at {place}")
     return ", ".join(found)
+
+
+def _written(folder: Path) -> list[Path]:
+    """The files below it that are whole and in use: the others are no part of what is planned."""
+    return [
+        file
+        for file in folder.rglob("*")
+        if not any(part.startswith((ASIDE, ".")) for part in file.relative_to(folder).parts)
+    ]
 
 
 def check_download(config: Config, info: TeacherInfo) -> str | None:

@@ -45,7 +45,7 @@ def closing(config: Config, info: TeacherInfo, prompt: str) -> list[str]:
 
 def outdated(folder: RunFolder) -> list[str]:
     """A line for each export that was not written anew and is older than the student's files: it
-    holds an earlier one.
+    may hold an earlier one.
     """
     written = [folder.student(e).stat().st_mtime for e in SUBFOLDER if folder.has_student(e)]
     files = {folder.merged / "model_index.json": "--save_merged"} | {
@@ -59,6 +59,6 @@ def outdated(folder: RunFolder) -> list[str]:
         if file.exists() and file.stat().st_mtime < max(written, default=0.0)
     }
     return [
-        f"  {place.name + '/':<12} is older than the student: {flag} writes it anew"
+        f"  {place.name + '/':<12} is older and may hold an earlier student: {flag} writes it anew"
         for flag, place in found.items()
     ]

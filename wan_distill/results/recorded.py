@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from wan_distill.data.run import Run
+from wan_distill.errors import FileError
 from wan_distill.layout import FEW_CLIP, STUDENT_CLIP, TEACHER_CLIP, RunFolder
-from wan_distill.system.files import sha256
+from wan_distill.maths.sigmas import SUBFOLDER
+from wan_distill.settings.fingerprints import fingerprint_file
 from wan_distill.system.records import read_record, write_record
 
 SHOWN = 4  # clips, by number: chosen before anybody saw them
@@ -18,18 +20,21 @@ OURS = re.compile(rf"(({TEACHER_CLIP}|{FEW_CLIP}|{STUDENT_CLIP})-)?\d+\.(mp4|fra
 
 
 def student_hashes(folder: RunFolder) -> dict[str, str]:
-    """Expert -> the SHA-256 of its student's file, for those that have one."""
-    return {
-        expert: _hash(file := folder.student(expert), file.stat().st_mtime_ns)
-        for expert in ("high", "low")
-        if folder.has_student(expert)
-    }
+    """Expert -> what identifies its student's weights, for those that have a whole file."""
+    files = {expert: folder.student(expert) for expert in SUBFOLDER if folder.has_student(expert)}
+    found = {expert: _hash(file, file.stat().st_mtime_ns) for expert, file in files.items()}
+    return {expert: digest for expert, digest in found.items() if digest is not None}
 
 
 @functools.lru_cache(maxsize=8)
-def _hash(file: Path, changed: int) -> str:
-    """SHA-256 of a file that was last changed at `changed`: a live page asks again and again."""
-    return sha256(file)
+def _hash(file: Path, changed: int) -> str | None:
+    """What identifies the weights in a file that was last changed at `changed`: a live page asks
+    again and again. None of a damaged one, which nobody has measured.
+    """
+    try:
+        return fingerprint_file(file)
+    except FileError:
+        return None
 
 
 def will_be_shown(folder: RunFolder, samples: int) -> bool:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from wan_distill.errors import UsageError, one_line
 
+ASIDE = "set-aside-"  # before the names of what is kept and not read any more
 HASH = "sha256"  # of the tensors, in a file's metadata
 
 
@@ -30,7 +31,7 @@ class DamagedFile(Exception):
 def written_aside(file: Path, ending: str = ".tmp") -> Iterator[Path]:
     """A name beside `file`, since a rename needs one disk, for this process to write to: it becomes
     `file` once all of it is on the disk. Where writing fails nothing stays: the next attempt needs
-    the room.
+    the room. A `file` of the same bytes stays as it is, with its time.
 
     Args:
         ending: of that name, for writers that take the format from it.
@@ -38,11 +39,20 @@ def written_aside(file: Path, ending: str = ".tmp") -> Iterator[Path]:
     aside = file.with_name(f".{file.name}.{os.getpid()}{ending}")
     try:
         yield aside
+        if _same_bytes(aside, file):
+            aside.unlink()
+            return
         sync(aside)
         os.replace(aside, file)
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
+
+
+def _same_bytes(file: Path, other: Path) -> bool:
+    if not other.is_file() or file.stat().st_size != other.stat().st_size:
+        return False
+    return sha256(file) == sha256(other)
 
 
 def write_atomically(file: Path, data: bytes) -> None:
@@ -147,6 +157,12 @@ def sha256(file: Path) -> str:
         while block := data.read(1 << 22):
             digest.update(block)
     return digest.hexdigest()
+
+
+def rename_aside(path: Path) -> Path:
+    """Gives a checkpoint or a file a name under which nothing looks for it."""
+    count = sum(1 for _ in path.parent.glob(f"{ASIDE}*-{path.name}"))
+    return path.rename(path.with_name(f"{ASIDE}{count}-{path.name}"))
 
 
 def remove_folder(folder: Path) -> None:

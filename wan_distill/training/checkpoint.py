@@ -19,6 +19,7 @@ from torch import Tensor
 from wan_distill.errors import Halted
 from wan_distill.system.files import (
     remove_folder,
+    rename_aside,
     sha256,
     sync,
     write_atomically,
@@ -42,8 +43,9 @@ def save(root: Path, step: int, tensors: Tensors, state: dict, keep: int | None)
     final = root / f"checkpoint-{step}"
     if final.exists() and not made_here(final, tensors):
         raise Halted(f"{final}: was not written by this tool; move it away and run again")
+    for left in root.glob(".partial-*"):  # by a run that was killed, or whose disk was full
+        remove_folder(left)
     partial = root / f".partial-{step}"
-    remove_folder(partial)
     partial.mkdir(parents=True)
     for name, group in tensors.items():
         write_tensors(partial / f"{name}.safetensors", group)
@@ -111,12 +113,6 @@ def set_aside(root: Path, step: int) -> list[Path]:
         if (_step(folder) or 0) > step and made_here(folder):
             moved.append(rename_aside(folder))
     return moved
-
-
-def rename_aside(path: Path) -> Path:
-    """Gives a checkpoint, or a file beside it, a name under which nothing looks for it."""
-    count = sum(1 for _ in path.parent.glob(f"set-aside-*-{path.name}"))
-    return path.rename(path.with_name(f"set-aside-{count}-{path.name}"))
 
 
 def read_state(folder: Path) -> dict:

@@ -20,6 +20,7 @@ from wan_distill.model.denoiser import Denoiser, nonfinite_weight
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TEXT_PARTS, TeacherInfo
 from wan_distill.settings.recipes import Role
+from wan_distill.system.files import rename_aside
 from wan_distill.training.learner import Learner
 from wan_distill.training.metrics import Metrics
 from wan_distill.training.monitor import updates_of
@@ -190,9 +191,8 @@ class Progress:
     def _chosen(self) -> Path | None:
         """The folder to resume from. Later ones than an explicit one are set aside, not lost."""
         runtime = self.run.runtime
-        wanted = self.run.config.resume_from_checkpoint
         self._set_aside_of_another_student()
-        if wanted == "latest":
+        if (wanted := self.run.config.resume_from_checkpoint) == "latest":
             return checkpoint.latest(self.root, runtime.say)
         folder, stage = Path(wanted), stage_of(Path(wanted), self.run.config)
         try:
@@ -209,7 +209,7 @@ class Progress:
             best = self.run.folder.best(self.expert)
             done = state["done"]["student"] if stage == "this" else 0
             if best.exists() and updates_of(best) > done:
-                name = checkpoint.rename_aside(best).name
+                name = rename_aside(best).name
                 runtime.say(f"{name}: weights that a later check chose; set aside too.")
         runtime.state.wait_for_everyone()
         return folder if stage == "this" else None

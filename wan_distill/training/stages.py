@@ -13,8 +13,9 @@ from wan_distill.maths.sigmas import Expert
 from wan_distill.model.warm_start import warm_start_files
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
+from wan_distill.settings.fingerprints import fingerprint_file
 from wan_distill.settings.job import STAGES
-from wan_distill.system.files import sha256
+from wan_distill.settings.recipes import recipe_of
 
 
 def explicit_checkpoint(config: Config) -> Path:
@@ -49,9 +50,11 @@ def stage_of(folder: Path, config: Config) -> Literal["earlier", "this", "later"
 
 
 def begun_with(config: Config, info: TeacherInfo) -> dict[Expert, str]:
-    """SHA-256 of each LoRA of the first stage that a second one begins with; nothing elsewhere."""
+    """What identifies each LoRA of the first stage that a second one begins with; nothing
+    elsewhere. Its weights count, not what its file says of the teacher's place.
+    """
     files = warm_start_files(config, info) if config.is_second_stage else {}
-    return {expert: sha256(file.path) for expert, file in files.items()}
+    return {expert: fingerprint_file(file.path) for expert, file in files.items()}
 
 
 def check_stages(config: Config, info: TeacherInfo) -> None:
@@ -88,7 +91,7 @@ def is_done(config: Config, info: TeacherInfo, expert: Expert) -> bool:
     newest = newest_of(checkpoint.found(RunFolder(Path(config.output_dir)).expert(expert)))
     if newest is None or config.resume_from_checkpoint != "latest":
         return False
-    if newest[1]["done"]["student"] < config.max_train_steps:
+    if newest[1]["step"] < all_updates(config, expert):
         return False
     now = begun_with(config, info)
     if newest[1].get("begun_with", now) != now:
@@ -103,9 +106,16 @@ def is_done(config: Config, info: TeacherInfo, expert: Expert) -> bool:
 def is_trained(config: Config) -> bool:
     """Whether the checkpoints of a stage say that it has made all its updates."""
     folder = RunFolder(Path(config.output_dir))
-    newest = [newest_of(checkpoint.found(folder.expert(expert))) for expert in config.experts]
-    done = [pair[1]["done"]["student"] for pair in newest if pair is not None]
-    return len(done) == len(newest) and min(done) >= config.max_train_steps
+    for expert in config.experts:
+        newest = newest_of(checkpoint.found(folder.expert(expert)))
+        if newest is None or newest[1]["step"] < all_updates(config, expert):
+            return False
+    return True
+
+
+def all_updates(config: Config, expert: Expert) -> int:
+    """Of all roles of an expert, those that were skipped (`--on_nonfinite`) too."""
+    return sum(cost.updates for cost in recipe_of(config).costs(config, expert).values())
 
 
 def newest_of(folders: Sequence[Path]) -> tuple[Path, dict[str, Any]] | None:
