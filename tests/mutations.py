@@ -1385,6 +1385,18 @@ MUTATIONS = [
         "tests/planning/test_preflight.py::test_a_run_that_goes_on_needs_only_what_it_has_not_written",
     ),
     Mutation(
+        "wan_distill/system/spent.py",
+        'passed * self.about["processes"]',
+        "passed",
+        "tests/system/test_spent.py::test_each_run_counts_its_own_devices",
+    ),
+    Mutation(
+        "wan_distill/results/summary.py",
+        "device_seconds(spent) / 3600",
+        "count * seconds / 3600",
+        "tests/results/test_summary.py::test_cost_is_gpu_hours_and_dollars_and_of_a_cpu_hours",
+    ),
+    Mutation(
         "wan_distill/results/closing.py",
         "max(written, default=0.0)",
         "min(written, default=0.0)",

@@ -70,6 +70,8 @@ def test_cost_is_gpu_hours_and_dollars_and_of_a_cpu_hours(small_config):
     spent = dict(seconds={"a": 1800.0, "b": 1800.0}, processes=8, device="H100", finished=None)
     tile = summary.cost(config, spent | dict(gpu=True))
     assert (tile.title, tile.value) == ("Cost so far", "8 GPU-hours") and "$20.00" in tile.words
+    measured_on_one = spent | dict(gpu=True, processes=1, device_seconds=8 * 3600.0)
+    assert summary.cost(config, measured_on_one).value == "8 GPU-hours"
     tile = summary.cost(config, spent | dict(gpu=False, device="cpu", finished="now"))
     assert tile.title == "Cost" and "no dollars" in tile.words
     minutes = spent | dict(gpu=False, device="cpu", seconds={"all": 2040.0})

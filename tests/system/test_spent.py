@@ -23,10 +23,11 @@ def clock(monkeypatch):
 
 @pytest.fixture
 def make(tmp_path):
-    def make(is_main: bool = True) -> Spent:
+    def make(is_main: bool = True, processes: int = 2) -> Spent:
         device = torch.device("cpu")
         return Spent(
-            tmp_path / "spent.json", SimpleNamespace(is_main=is_main, device=device, processes=2)
+            tmp_path / "spent.json",
+            SimpleNamespace(is_main=is_main, device=device, processes=processes),
         )
 
     return make
@@ -71,6 +72,19 @@ def test_what_an_interrupted_run_took_is_kept(make, clock):
         clock.now += 2
     assert read_spent(again.file)["seconds"] == dict(training=7.0)
     assert read_spent(again.file)["began"] == began
+
+
+def test_each_run_counts_its_own_devices(make, clock):
+    """Eight train, one measures afterwards."""
+    with make(processes=8).part("training"):
+        clock.now += 10
+    after = make(processes=1)
+    with after.part("evaluation"):
+        clock.now += 5
+    written = read_spent(after.file)
+    assert spent.device_seconds(written) == 85.0 and written["processes"] == 1
+    del written["device_seconds"]  # of an earlier version
+    assert spent.device_seconds(written) == 15.0 and spent.device_seconds({}) == 0.0
 
 
 def test_a_kill_loses_seconds_and_not_hours(make, clock):

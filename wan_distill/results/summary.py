@@ -11,6 +11,7 @@ from wan_distill.results.progress import Segment, values_of_check
 from wan_distill.results.samplers import samplers
 from wan_distill.settings.config import BASELINE_STEPS, Config
 from wan_distill.system.console import about
+from wan_distill.system.spent import device_seconds
 from wan_distill.training.health import warnings
 
 
@@ -124,7 +125,7 @@ def cost(config: Config, spent: dict[str, Any]) -> Tile:
             f"{seconds / 60:.0f} minutes" if 600 < seconds < 3600 else duration(seconds),
             f"on {count} × {device}: no GPU-hours, no dollars.",
         )
-    hours, price = count * seconds / 3600, config.gpu_hour_price
+    hours, price = device_seconds(spent) / 3600, config.gpu_hour_price
     words = f"${hours * price:,.2f} at ${price:g} an hour, on {count} × {device}."
     return Tile(f"Cost{so_far}", f"{hours:.3g} GPU-hours", words)
 

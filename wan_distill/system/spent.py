@@ -2,7 +2,8 @@
 
 Kept in one file, which goes on over interruptions: `{"seconds": {part: seconds}, "now": part or
 null, "left": seconds or null, "finished": time or null, "began": time, "peak_bytes": n, "device":
-"NVIDIA H100", "gpu": true, "processes": 1}`. Times are like 2026-11-26T12:00:00Z.
+"NVIDIA H100", "gpu": true, "processes": 1, "device_seconds": seconds}`. Times are like
+2026-11-26T12:00:00Z. `processes` are the last run's, `device_seconds` those of all runs together.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class Spent:
         title = torch.cuda.get_device_name(runtime.device) if on_gpu else runtime.device.type
         self.about: dict[str, Any] = dict(seconds={}, peak_bytes=0, began=_now())
         self.about |= read_spent(file)
+        self.about.setdefault("device_seconds", device_seconds(self.about))
         self.about |= dict(device=title, gpu=on_gpu, processes=runtime.processes)
         self.about |= dict(now=None, finished=None)
         self.open: list[str] = []
@@ -60,8 +62,9 @@ class Spent:
     def _count(self) -> None:
         now = time.perf_counter()
         if self.open:
-            seconds = self.about["seconds"]
-            seconds[self.open[-1]] = seconds.get(self.open[-1], 0.0) + now - self.since
+            seconds, passed = self.about["seconds"], now - self.since
+            seconds[self.open[-1]] = seconds.get(self.open[-1], 0.0) + passed
+            self.about["device_seconds"] += passed * self.about["processes"]
         self.since = now
 
     def tick(self) -> None:
@@ -92,6 +95,12 @@ def _now() -> str:
 def read_spent(file: Path) -> dict[str, Any]:
     """What `Spent` wrote, nothing without a file. Raises UsageError where it is damaged."""
     return read_record(file, "delete it, and the job's time is counted anew")
+
+
+def device_seconds(spent: dict[str, Any]) -> float:
+    """Seconds x devices of all runs; of a file without that number, as if all had been alike."""
+    alike = spent.get("processes", 1) * sum(spent.get("seconds", {}).values())
+    return float(spent.get("device_seconds", alike))
 
 
 def peak_bytes() -> int:
