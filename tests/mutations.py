@@ -522,8 +522,8 @@ MUTATIONS = [
     ),
     Mutation(
         "wan_distill/system/files.py",
-        "        yield aside\n        sync(aside)\n",
-        "        yield aside\n",
+        "        sync(aside)\n        os.replace",
+        "        os.replace",
         "tests/system/test_files.py::test_content_is_on_the_disk_before_the_name_appears",
     ),
     Mutation(
@@ -2405,8 +2405,8 @@ MUTATIONS = [
     ),
     Mutation(
         "wan_distill/training/stages.py",
-        "min(done) >= config.max_train_steps",
-        "True",
+        'if newest is None or newest[1]["step"] < all_updates(config, expert):',
+        "if newest is None:",
         "tests/journeys/test_resuming.py::test_a_longer_first_stage_is_refined_anew",
     ),
     Mutation(
@@ -2549,8 +2549,8 @@ MUTATIONS = [
     ),
     Mutation(
         "wan_distill/system/spent.py",
-        '            seconds = self.about["seconds"]\n            seconds[self.open[-1]]',
-        '            seconds = self.about["seconds"]\n            seconds[self.open[0]]',
+        "            seconds[self.open[-1]] =",
+        "            seconds[self.open[0]] =",
         "tests/system/test_spent.py::test_only_the_innermost_part_counts",
     ),
     Mutation(
@@ -2969,7 +2969,7 @@ MUTATIONS = [
     ),
     Mutation(
         "wan_distill/settings/resolve.py",
-        "        **{name: Config.__dataclass_fields__[name].default for name in SECOND_STAGE_ONLY},\n",
+        "        **_without_second_stage(first),\n",
         "        critic_from_student=False,\n",
         "tests/settings/test_stages.py::test_the_first_stage_keeps_nothing_of_the_second",
     ),

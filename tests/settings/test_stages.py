@@ -120,7 +120,7 @@ def test_a_refinement_alone_has_flags_of_its_own(flag, own):
 
 def test_the_first_stage_keeps_nothing_of_the_second():
     """Another refinement is no other first stage."""
-    out, flags = "--output_dir=x", ("--refine_learning_rate=1e-6", "--critic_updates=3")
+    out, flags = "--output_dir=x", ("--refine_learning_rate=1e-6", "--fake_score_lora_alpha=32")
     assert stages(out, *flags)[0] == stages(out)[0]
     assert stages(out, *flags)[1] != stages(out)[1]
 

@@ -26,13 +26,6 @@ STAGES: dict[str, tuple[str, ...]] = {TWO_STAGES: ("trajectory", "dmd")}
 SECOND_STAGE_FLAGS = {"max_train_steps": "refine_steps", "learning_rate": "refine_learning_rate"}
 """setting -> what the second stage has it from"""
 REFINED = "low"  # the expert that the second stage refines, where none is named
-SECOND_STAGE_ONLY = (
-    *("refine_steps", "refine_expert", "refine_learning_rate", "real_score", "score_draws"),
-    *("real_score_guidance_scale", "real_score_guidance_scale_2", "score_sigma_max"),
-    *("critic_updates", "critic_warmup_steps", "critic_from_student", "fake_score_learning_rate"),
-    *("diversity_weight",),
-)
-"""settings that a job's first stage does not read"""
 
 
 @dataclass(frozen=True)

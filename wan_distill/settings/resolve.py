@@ -17,13 +17,12 @@ from wan_distill.settings.description import TeacherInfo
 from wan_distill.settings.job import (
     REFINED,
     SECOND_STAGE_FLAGS,
-    SECOND_STAGE_ONLY,
     STAGES,
     TWO_STAGES,
 )
 from wan_distill.settings.output_name import output_name
 from wan_distill.settings.ranges import check_values
-from wan_distill.settings.recipes import recipe_of
+from wan_distill.settings.recipes import RECIPES, recipe_of
 from wan_distill.settings.scale import Scale, scale_of
 
 STEPS = (4,)
@@ -57,7 +56,7 @@ def resolve_stages(config: Config, teacher: TeacherInfo) -> tuple[Config, ...]:
         save_merged=False,
         evaluate=False,
         export=(),
-        **{name: Config.__dataclass_fields__[name].default for name in SECOND_STAGE_ONLY},
+        **_without_second_stage(first),
         # Muon learns more from few updates, and the second stage takes more memory anyway.
         use_8bit_adam=config.use_8bit_adam and config.optimizer == "adamw",
     )
@@ -82,6 +81,19 @@ def resolve_stages(config: Config, teacher: TeacherInfo) -> tuple[Config, ...]:
     refined = _resolve_one(dataclasses.replace(config, **after), teacher)
     share = begun_with.max_train_steps / usual.max_train_steps
     return begun_with, _shorten(refined, config, share) if share < 1 else refined
+
+
+def _without_second_stage(method: str) -> dict[str, Any]:
+    """The settings that a first stage of `method` does not read, each with no value of the user's:
+    those of the refinement, and those of other methods alone.
+    """
+    own = RECIPES[method].group
+    others = {recipe.group for recipe in RECIPES.values()} - {own, None}
+    return {
+        item.name: item.default
+        for item in dataclasses.fields(Config)
+        if item.metadata["group"] in others or item.name.startswith("refine_")
+    }
 
 
 def _check_one_stage(config: Config) -> None:
