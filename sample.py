@@ -146,8 +146,14 @@ def run(args: argparse.Namespace) -> int:
     check_diffusers(student)
     steps = chosen_steps(args, student)
     series = None if args.prompt else settings_of(args, files, steps)
-    if series and not args.overwrite:
-        check_series(folder_of_series(args), series)
+    outdated: list[Path] = []
+    if series:
+        try:
+            check_series(folder_of_series(args), series)
+        except UsageError:
+            if not args.overwrite:
+                raise
+            outdated = [file for _, _, file in videos]
     if not videos:
         print("all videos are there")
         return 0
@@ -184,6 +190,9 @@ def run(args: argparse.Namespace) -> int:
     teacher = pipe if args.compare else None
     if args.compare and not made.has_teacher_beneath(student):
         teacher = sampling.load_pipeline(info, config, [], args.offload)
+    for file in outdated:  # if this is interrupted, they must not pass as the new ones
+        file.unlink(missing_ok=True)
+        strip_of(file).unlink(missing_ok=True)
     if series:
         made.note_series(folder_of_series(args), series)
     place = free_name if args.prompt and not args.overwrite else Path

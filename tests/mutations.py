@@ -1397,6 +1397,42 @@ MUTATIONS = [
         "tests/results/test_summary.py::test_cost_is_gpu_hours_and_dollars_and_of_a_cpu_hours",
     ),
     Mutation(
+        "wan_distill/training/stages.py",
+        'glob("*checkpoint-*")',
+        'glob("*")',
+        "tests/training/test_resume.py::test_a_student_whose_checkpoints_are_gone_is_not_replaced",
+    ),
+    Mutation(
+        "wan_distill/settings/checks.py",
+        "> 1e-3)",
+        ">= 0)",
+        "tests/settings/test_config.py::test_bad_input_gets_one_line_and_exit_code_2",
+    ),
+    Mutation(
+        "wan_distill/settings/command_line.py",
+        "found |= _read_config_file(file)",
+        "found = _read_config_file(file)",
+        "tests/settings/test_command_line.py::test_of_several_config_files_the_last_wins",
+    ),
+    Mutation(
+        "wan_distill/settings/series.py",
+        "if args.image is not None and os.path.isfile(args.image):",
+        "if args.image is None:",
+        "tests/test_sample.py::test_a_series_of_another_picture_is_another_series",
+    ),
+    Mutation(
+        "sample.py",
+        "            outdated = [file for _, _, file in videos]",
+        "            outdated = []",
+        "tests/test_sample.py::test_an_interrupted_replacement_does_not_pass_old_videos_as_new",
+    ),
+    Mutation(
+        "wan_distill/results/closing.py",
+        "else shlex.quote(argument)",
+        "else argument",
+        "tests/results/test_closing.py::test_the_next_command_can_be_pasted",
+    ),
+    Mutation(
         "wan_distill/results/closing.py",
         "max(written, default=0.0)",
         "min(written, default=0.0)",

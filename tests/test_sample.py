@@ -33,6 +33,7 @@ from wan_distill.settings.description import TeacherInfo, read_teacher
 from wan_distill.settings.lora_names import is_in_block
 from wan_distill.settings.resolve import resolve
 from wan_distill.settings.schedulers import check_diffusers
+from wan_distill.settings.series import check_series, note_of, settings_of
 from wan_distill.settings.students import read_metadata
 from wan_distill.system import pictures
 from wan_distill.system.runtime import Runtime
@@ -517,10 +518,46 @@ def test_a_series_of_other_settings_is_another_series(
     said = refused(capsys, *argv, "--seed=7")
     assert "--out videos: its videos are of --seed 0, not of 7; give another folder" in said
     half = ["--student", str(trained / LORA_FILE["high"]), *argv[2:]]
-    assert "its videos are of another, not of this one" in refused(capsys, *half)
+    assert "its videos are of another student, not of this one" in refused(capsys, *half)
     assert sample.main(argv) == 0
     assert sample.main([*argv, "--seed=7", "--overwrite"]) == 0
     assert "of --seed 7, not of 0" in refused(capsys, *argv)
+
+
+def test_an_interrupted_replacement_does_not_pass_old_videos_as_new(
+    trained, grey_clips, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    Path("prompts.txt").write_text("a cat\na ball\n")
+    content = [b"old", b"old", b"new", KeyboardInterrupt(), b"new"]
+
+    def write(file, *_):
+        if isinstance(what := content.pop(0), KeyboardInterrupt):
+            raise what
+        file.write_bytes(what)
+
+    monkeypatch.setattr(pictures, "write_video", write)
+    argv = ["--student", str(trained), "--prompts=prompts.txt"]
+    assert sample.main(argv) == 0
+    assert sample.main([*argv, "--seed=7", "--overwrite"]) == 130
+    assert sample.main([*argv, "--seed=7"]) == 0
+    assert [file.read_bytes() for file in Path("videos").glob("*.mp4")] == [b"new", b"new"]
+
+
+def test_a_series_of_another_picture_is_another_series(tmp_path):
+    """Under the same name."""
+    picture = tmp_path / "picture.png"
+    args = sample.build_parser().parse_args([f"--image={picture}", "--prompts=x"])
+    found = []
+    for content in (b"one", b"two"):
+        picture.write_bytes(content)
+        found.append(settings_of(args, [], 4))
+    check_folder = tmp_path / "videos"
+    check_folder.mkdir()
+    note_of(check_folder).write_text(json.dumps(found[0]))
+    check_series(check_folder, found[0])
+    with pytest.raises(UsageError, match="of another image, not of this one"):
+        check_series(check_folder, found[1])
 
 
 def test_the_videos_of_a_series_have_consecutive_seeds(tmp_path):

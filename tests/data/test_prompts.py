@@ -37,6 +37,7 @@ TWO = ["a cat jumps", "a dog, running"]
         ("semicolons.csv", '"file";"caption"\n1;a cat jumps\n2;"a dog, running"\n'),
         ("p.tsv", "file\ttext\n1.mp4\ta cat jumps\n2.mp4\ta dog, running\n"),
         ("one.csv", "caption\na cat jumps\na dog, running\n"),
+        ("two.csv", 'caption,prompt\n,a cat jumps\n"a dog, running",\n'),
         ("prompts", "a cat jumps\na dog, running"),
         ("mac.TXT", "a cat jumps\ra dog, running\r"),
     ],

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import subprocess
 
 import pytest
 
 from wan_distill.layout import LORA_FILE, RunFolder
-from wan_distill.results.closing import closing, outdated
+from wan_distill.results.closing import closing, outdated, quoted
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import read_teacher
 
@@ -21,14 +22,22 @@ def test_they_name_the_files_the_next_command_and_what_may_be_deleted(tmp_path):
     for name in LORA_FILE.values():
         (out / name).write_bytes(b"x")
     config = Config(output_dir=str(out))
-    text = "\n".join(closing(config, read_teacher(config), 'a "red" circle'))
+    prompt = 'a "red" circle'
+    text = "\n".join(closing(config, read_teacher(config), prompt))
     assert f"Done: {out}" in text
     for name in ("report.html", "README.md", " and ".join(LORA_FILE.values())):
         assert name in text
-    command = f'Next: python sample.py --student "{out}" --prompt "a \\"red\\" circle"'
+    command = f"Next: python sample.py --student {quoted(str(out))} --prompt {quoted(prompt)}"
     assert command in text
     assert "3 KB of caches (the same command with --clean), 7 KB of checkpoints" in text
     assert "older" not in text
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a POSIX shell")
+@pytest.mark.parametrize("argument", ["out", "fünf n", "run(1)$x", 'it\'s "$5" `now`!', "a\\b"])
+def test_the_next_command_can_be_pasted(argument):
+    said = subprocess.run(["sh", "-c", f"printf %s {quoted(argument)}"], capture_output=True)
+    assert said.stdout.decode() == argument
 
 
 @pytest.mark.parametrize(

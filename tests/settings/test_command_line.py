@@ -176,6 +176,15 @@ def test_a_config_file_is_read_and_flags_win(config_file):
     )
 
 
+def test_of_several_config_files_the_last_wins(tmp_path):
+    for name, text in (("a", "rank: 8\nseed: 3\ndebug: true\n"), ("b", "seed: 4\n")):
+        (tmp_path / name).write_text(text)
+    flags = [f"--config={tmp_path / name}" for name in "ab"]
+    assert parse_args(flags) == Config(rank=8, seed=4, debug=True)
+    assert parse_args(flags[::-1]).seed == 3 and parse_args(["--seed=5", *flags]).seed == 5
+    assert debug_asked(flags) and not debug_asked(flags[1:])
+
+
 def test_an_empty_config_file_says_nothing(config_file):
     assert parse_args([config_file("# nothing yet\n")]) == Config()
 

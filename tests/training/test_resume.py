@@ -13,6 +13,7 @@ import torch
 from lessons import make_lesson
 
 from wan_distill.errors import NonFiniteError, UsageError
+from wan_distill.layout import RunFolder
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo, read_teacher
 from wan_distill.training import checkpoint, resume
@@ -229,6 +230,21 @@ def test_a_folder_of_another_method_is_refused(small_config, place, method, chan
         return
     with pytest.raises(UsageError, match=reason):
         check_stages(config, info)
+
+
+def test_a_student_whose_checkpoints_are_gone_is_not_replaced(small_config):
+    config = small_config(method="trajectory", expert="high")
+    info, folder = read_teacher(config), RunFolder(Path(config.output_dir))
+    folder.path.mkdir(parents=True)
+    folder.lora("low").write_bytes(b"carried over")
+    check_stages(config, info)
+    folder.lora("high").write_bytes(b"a student")
+    with pytest.raises(UsageError, match=r"high_noise_lora\.safetensors: is a student whose check"):
+        check_stages(config, info)
+    check_stages(dataclasses.replace(config, evaluate_only=True), info)
+    aside = folder.expert("high") / "set-aside-0-checkpoint-3"  # it is being made anew
+    aside.mkdir(parents=True)
+    check_stages(config, info)
 
 
 def test_an_expert_is_done_where_the_same_command_trains_nothing(small_config):

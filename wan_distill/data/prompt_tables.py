@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from wan_distill.data.prompt_records import caption_of
 from wan_distill.data.prompt_text import CAPTION_KEYS, Entry, read_text, split_lines
 from wan_distill.errors import UsageError
 
@@ -16,9 +17,9 @@ DELIMITERS = {".csv": ",;\t|", ".tsv": "\t,;|"}  # the usual one first
 
 
 def read_table(place: Path) -> Iterator[Entry]:
-    """The caption column of a table."""
+    """The caption of each row of a table, as of a record: the first column that holds one."""
     for where, row in table_rows(place):
-        yield Entry(where, next(row[key] for key in CAPTION_KEYS if key in row))
+        yield Entry(where, caption_of(row, where))
 
 
 def table_rows(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import os
+import shlex
+import subprocess
 from pathlib import Path
 
 from wan_distill.layout import RunFolder
@@ -29,18 +31,21 @@ def closing(config: Config, info: TeacherInfo, prompt: str) -> list[str]:
     caches = size(bytes_of(caches_in(folder)))
     checkpoints = size(bytes_of(checkpoints_in(folder)))
     picture = f" --image {PICTURE}" if info.takes_picture else ""
-    where = json.dumps(str(folder.path)) if " " in str(folder.path) else str(folder.path)
     return [
         f"Done: {folder.path.resolve()}",
         f"  {folder.page.name:<12} how good, how fast, how healthy",
         f"  {folder.readme.name:<12} how to use the student: diffusers, ComfyUI and others",
         f"  {' and '.join(files)}: the student",
         *outdated(folder),
-        f"Next: {sampler} --student {where}{picture} --prompt "
-        f"{json.dumps(prompt, ensure_ascii=False)}",
+        f"Next: {sampler} --student {quoted(str(folder.path))}{picture} --prompt {quoted(prompt)}",
         f"May be deleted: {caches} of caches (the same command with --clean), {checkpoints} of "
         "checkpoints (needed to train on)",
     ]
+
+
+def quoted(argument: str) -> str:
+    """As this system's shell takes it."""
+    return subprocess.list2cmdline([argument]) if os.name == "nt" else shlex.quote(argument)
 
 
 def outdated(folder: RunFolder) -> list[str]:

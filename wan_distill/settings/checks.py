@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from wan_distill.errors import UsageError
-from wan_distill.maths.sigmas import Expert, expert_of, steps_of
+from wan_distill.maths.sigmas import Expert, expert_of, sigma_grid, steps_of
 from wan_distill.settings.clip_sizes import check_clip, check_positions
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
@@ -193,6 +193,13 @@ def check_boundary(config: Config, teacher: TeacherInfo) -> None:
         _check_owns_a_step(config, expert, boundary)
 
 
+def _shift_beside(config: Config, steps: int, boundary: float) -> float:
+    """A shift near the given one, with which no step sits on the boundary: 5 if it can be."""
+    near = [5.0, *(config.flow_shift + sign * i / 10 for i in range(1, 30) for sign in (1, -1))]
+    grids = {s: sigma_grid(steps, s)[:-1] for s in near if s > 0}
+    return next(s for s, grid in grids.items() if min(abs(g - boundary) for g in grid) > 1e-3)
+
+
 def _check_owners(config: Config, teacher: TeacherInfo, steps: int, boundary: float) -> None:
     """Raises UsageError where rounding, or another boundary, decides whose step it is."""
     for sigma in config.sigmas(steps)[:-1]:
@@ -200,7 +207,7 @@ def _check_owners(config: Config, teacher: TeacherInfo, steps: int, boundary: fl
             raise UsageError(
                 f"--flow_shift {config.flow_shift:g} with {steps} steps: sigma {sigma:.4f} "
                 f"sits on the boundary {boundary:g}, where rounding picks the expert; choose "
-                "another --flow_shift, such as 5"
+                f"another --flow_shift, such as {_shift_beside(config, steps, boundary):g}"
             )
         if expert_of(sigma, boundary) != expert_of(sigma, teacher.boundary_ratio):
             raise UsageError(

@@ -79,8 +79,10 @@ def build_parser() -> argparse.ArgumentParser:
     groups[START].add_argument(
         "--config",
         metavar="FILE.yaml",
-        default=None,
-        help="read settings from a file; flags on the command line win",
+        action="append",
+        default=[],
+        help="read settings from a file; flags on the command line win, and of several files the "
+        "last",
     )
     return parser
 
@@ -110,10 +112,10 @@ def _options(field: dataclasses.Field, kind: type) -> dict[str, Any]:
 def parse_args(argv: list[str]) -> Config:
     """Command line -> Config. Raises UsageError that names the flag, the value and the remedy."""
     settings = _parse(argv)
-    file = settings.pop("config")
-    if file is not None:
-        settings = _read_config_file(file) | settings
-    return Config(**settings)
+    found: dict[str, Any] = {}
+    for file in settings.pop("config"):
+        found |= _read_config_file(file)
+    return Config(**found | settings)
 
 
 def debug_asked(argv: list[str]) -> bool:
@@ -124,18 +126,19 @@ def debug_asked(argv: list[str]) -> bool:
     """
     parser = OneLineParser(add_help=False)
     parser.add_argument("--debug", action=argparse.BooleanOptionalAction)
-    parser.add_argument("--config")
+    parser.add_argument("--config", action="append", default=[])
     try:
         asked, _ = parser.parse_known_args(argv)
-        if asked.debug is None and asked.config:
-            return str(load_yaml(asked.config).get("debug")).lower() in YES
-        return bool(asked.debug)
+        if asked.debug is not None:
+            return bool(asked.debug)
+        said = [load_yaml(file).get("debug") for file in asked.config]
+        return str(next((s for s in reversed(said) if s is not None), None)).lower() in YES
     except UsageError:
         return "--debug" in argv
 
 
 def _parse(argv: list[str]) -> dict[str, Any]:
-    """The settings that `argv` gives, and `config`, which may be None. Raises UsageError."""
+    """The settings that `argv` gives, and `config`, the files. Raises UsageError."""
     known = build_parser().parse_args(argv)
     return {k: tuple(v) if isinstance(v, list) else v for k, v in vars(known).items()}
 
@@ -147,6 +150,6 @@ def _read_config_file(file: str) -> dict[str, Any]:
         settings = _parse(as_arguments(content, SWITCHES, WORDS_FOR_NO, REPEATED))
     except UsageError as error:
         raise UsageError(f"--config {file}: {error}") from error
-    if settings.pop("config") is not None:
+    if settings.pop("config"):
         raise UsageError(f"--config {file}: names a further --config; put all settings in one file")
     return settings

@@ -5,7 +5,9 @@ no torch.
 from __future__ import annotations
 
 import json
+import os
 from argparse import Namespace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,8 @@ def settings_of(args: Namespace, files: list[Path], steps: int) -> dict[str, Any
         files: the student's.
     """
     given = {name: getattr(args, name) for name in SAME}
+    if args.image is not None and os.path.isfile(args.image):
+        given["image"] = sha256(Path(args.image).read_bytes()).hexdigest()
     return dict(student=sorted(map(fingerprint_file, files)), steps=steps, **given)
 
 
@@ -46,8 +50,9 @@ def check_series(folder: Path, settings: dict[str, Any]) -> None:
     here = json.loads(json.dumps(settings))
     for name, value in here.items():
         if noted.get(name) != value:
-            was = "another" if name == "student" else f"--{name} {noted.get(name)}"
-            given = "this one" if name == "student" else value
+            content = name in ("student", "image")
+            was = f"another {name}" if content else f"--{name} {noted.get(name)}"
+            given = "this one" if content else value
             raise UsageError(
                 f"--out {folder}: its videos are of {was}, not of {given}; give another folder, or "
                 "--overwrite to make them anew"
