@@ -1427,6 +1427,18 @@ MUTATIONS = [
         "tests/test_sample.py::test_an_interrupted_replacement_does_not_pass_old_videos_as_new",
     ),
     Mutation(
+        "wan_distill/system/cleaning.py",
+        "OURS.fullmatch(file.name) and file",
+        "file.suffix and file",
+        "tests/system/test_cleaning.py::test_clean_deletes_the_caches_and_nothing_else",
+    ),
+    Mutation(
+        "wan_distill/system/cleaning.py",
+        'and not spent["finished"]',
+        "and spent is None",
+        "tests/system/test_cleaning.py::test_what_an_unfinished_run_has_solved_stays",
+    ),
+    Mutation(
         "wan_distill/results/closing.py",
         "else shlex.quote(argument)",
         "else argument",
@@ -2205,12 +2217,6 @@ MUTATIONS = [
         "        keeper.keeps = False\n",
         "",
         "tests/system/test_notices.py::test_notices_are_kept_and_later_messages_are_shown",
-    ),
-    Mutation(
-        "wan_distill/system/cleaning.py",
-        'if file.suffix in (".safetensors", ".json") and file.is_file()',
-        "if file.is_file()",
-        "tests/system/test_cleaning.py::test_clean_deletes_the_caches_and_nothing_else",
     ),
     Mutation(
         "wan_distill/planning/timeline.py",

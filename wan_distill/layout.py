@@ -16,6 +16,7 @@ WHOLE_FILE: dict[Expert, str] = {
     "high": "high_noise_student.safetensors",
     "low": "low_noise_student.safetensors",
 }
+FIRST_STAGES = ("trajectory",)  # methods of a job's first stages, which have folders of their own
 TEACHER_CLIP = "teacher"  # who, in the name of a clip
 FEW_CLIP = "few"  # the teacher in as few steps as the yardstick
 STUDENT_CLIP = "student"
@@ -193,8 +194,7 @@ class RunFolder:
     @property
     def caches(self) -> list[Path]:
         """The folders of all caches, those of earlier stages too."""
-        others = (RunFolder(f) for f in self.path.glob("*") if (f / "metrics.jsonl").exists())
-        stages = [self, self.image_source, *others]
+        stages = [self, self.image_source, *map(self.stage, FIRST_STAGES)]
         kinds = ("trajectories", "anchors", "handovers", "evaluation")
         return [p for s in stages for p in (s.prompts, s.pictures, *map(s.samples, kinds))]
 

@@ -11,11 +11,13 @@ import pytest
 from conftest import REPOSITORY
 
 from wan_distill.errors import UsageError
+from wan_distill.layout import FIRST_STAGES
 from wan_distill.settings import defaults
 from wan_distill.settings.assets import EMBEDDED_TEACHER
 from wan_distill.settings.command_line import parse_args
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import read_teacher
+from wan_distill.settings.job import STAGES
 from wan_distill.settings.recipes import RECIPES
 from wan_distill.settings.resolve import resolve_stages
 from wan_distill.settings.scale import Scale
@@ -123,6 +125,11 @@ def test_the_first_stage_keeps_nothing_of_the_second():
     out, flags = "--output_dir=x", ("--refine_learning_rate=1e-6", "--fake_score_lora_alpha=32")
     assert stages(out, *flags)[0] == stages(out)[0]
     assert stages(out, *flags)[1] != stages(out)[1]
+
+
+def test_the_folders_of_first_stages_are_known():
+    """`--clean` looks for caches there."""
+    assert {first for first, *_ in STAGES.values()} == {*FIRST_STAGES}
 
 
 def test_a_demo_with_pictures_has_fewer_samples_and_more_updates():

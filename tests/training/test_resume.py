@@ -239,6 +239,8 @@ def test_a_student_whose_checkpoints_are_gone_is_not_replaced(small_config):
     folder.lora("low").write_bytes(b"carried over")
     check_stages(config, info)
     folder.lora("high").write_bytes(b"a student")
+    folder.expert("high").mkdir()
+    folder.best("high").write_bytes(b"the best check's")
     with pytest.raises(UsageError, match=r"high_noise_lora\.safetensors: is a student whose check"):
         check_stages(config, info)
     check_stages(dataclasses.replace(config, evaluate_only=True), info)

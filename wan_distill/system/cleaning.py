@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from wan_distill.errors import UsageError
 from wan_distill.layout import RunFolder
+from wan_distill.system.spent import read_spent
+
+# A hash, or the number of a sample; notes about them. Whatever else lies there is the user's.
+OURS = re.compile(r"([0-9a-f]{16,64}|\d{6}(\.handed-over)?)\.safetensors|(key|encoder)\.json")
 
 
 def caches_in(folder: RunFolder) -> list[Path]:
@@ -14,7 +19,7 @@ def caches_in(folder: RunFolder) -> list[Path]:
         file
         for cache in folder.caches
         for file in sorted(cache.rglob("*"))
-        if file.suffix in (".safetensors", ".json") and file.is_file()
+        if OURS.fullmatch(file.name) and file.is_file()
     ]
 
 
@@ -31,10 +36,15 @@ def bytes_of(files: list[Path]) -> int:
 def remove_caches(folder: RunFolder) -> int:
     """Deletes them, and folders that are empty then. Returns the bytes that they took.
 
-    Raises UsageError where `folder` is not a run's.
+    Raises UsageError where `folder` is not a run's, or the run is not finished.
     """
     if not folder.plan.exists():
         raise UsageError(f"--clean: {folder.path} holds no run; give its --output_dir")
+    if (spent := read_spent(folder.spent)) and not spent["finished"]:
+        raise UsageError(
+            f"--clean: the run in {folder.path} is not finished, and would solve its samples anew; "
+            "run the same command without --clean to finish it, or delete the folder"
+        )
     files = caches_in(folder)
     freed = bytes_of(files)
     for file in files:
