@@ -1439,6 +1439,12 @@ MUTATIONS = [
         "tests/system/test_cleaning.py::test_what_an_unfinished_run_has_solved_stays",
     ),
     Mutation(
+        "wan_distill/results/recorded.py",
+        'if expert in owners - {*result["student"]}',
+        "if expert in owners and not result",
+        "tests/results/test_evaluation.py::test_half_a_student_is_called_that",
+    ),
+    Mutation(
         "wan_distill/results/closing.py",
         "else shlex.quote(argument)",
         "else argument",

@@ -59,6 +59,15 @@ def test_the_table_has_what_it_promises(measured, capsys):
     expected = 1 - (student - table["floor"]) / (worst - table["floor"])
     assert table["gap_closed"] == pytest.approx(expected)
     assert all(name in as_markdown(table) for name in names)
+    assert table["lacking"] == [] and "Half a student" not in as_markdown(table)
+
+
+def test_half_a_student_is_called_that(measured):
+    for changes, lacking in ((dict(), ["low"]), (dict(sampling_steps=(1,)), [])):
+        _, table = measured(expert="high", eval_samples=2, **changes)
+        assert table["lacking"] == lacking
+        remark = "Half a student: the low expert is the teacher's, without guidance."
+        assert (remark in as_markdown(table)) == bool(lacking)
 
 
 @pytest.mark.journey  # as long as a whole run

@@ -10,7 +10,7 @@ from typing import Any
 from wan_distill.data.run import Run
 from wan_distill.errors import FileError
 from wan_distill.layout import FEW_CLIP, STUDENT_CLIP, TEACHER_CLIP, RunFolder
-from wan_distill.maths.sigmas import SUBFOLDER
+from wan_distill.maths.sigmas import SUBFOLDER, expert_of
 from wan_distill.settings.fingerprints import fingerprint_file
 from wan_distill.system.records import read_record, write_record
 
@@ -51,6 +51,8 @@ def record(run: Run, result: dict[str, Any]) -> bool:
     """
     folder, samples = run.folder, result["samples"]
     result["student"] = student_hashes(folder)
+    owners = {expert_of(sigma, run.config.boundary_ratio) for sigma in run.config.sigmas()[:-1]}
+    result["lacking"] = [expert for expert in SUBFOLDER if expert in owners - {*result["student"]}]
     shown = will_be_shown(folder, samples)
     file = folder.evaluation if shown else folder.lesser_evaluation(result["kind"], samples)
     write_record(file, result)

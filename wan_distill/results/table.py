@@ -101,7 +101,10 @@ def summary(result: dict[str, Any]) -> str:
 
 def remarks(result: dict[str, Any]) -> list[str]:
     """What a reader of the numbers must know, in sentences."""
-    found = []
+    found = [
+        f"Half a student: the {expert} expert is the teacher's, without guidance."
+        for expert in result.get("lacking", ())
+    ]
     samples, needed = result["samples"], result.get("samples_needed", 0)
     if samples < needed:
         found.append(
