@@ -164,12 +164,7 @@ def carry_out(
     stages = choice.stages
     config = stages[-1]  # what the job is judged by
     folder = RunFolder(Path(config.output_dir))
-    training.check_stages(config, info)
-    for stage in stages:
-        known = training.identity(stage, info, prompts, runtime.sample_groups)
-        training.check_resume(stage, known, runtime.say)
-        if not training.is_trained(stage):
-            break  # what a later one has made of its student, it will make anew
+    training.check_belonging(stages, info, prompts, runtime.sample_groups, runtime.say)
     hardware = planning.hardware_of(config, info)
     counts = len(prompts), len(held_out)
     runtime.say(*planning.headline(stages, info, *counts, hardware), *choice.words, "")

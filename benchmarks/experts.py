@@ -165,6 +165,7 @@ def lines(run: Run, evaluation: Evaluation) -> Iterator[str]:
     for name, samples in {"learned from": known, "learned from, as few as the others": few}.items():
         pairs[name] = [samples.ended("student", who) for who in WHO]
     for name, (own, teachers) in pairs.items():
+        project = principal_components(teachers, COMPONENTS)  # of this set: another has others
         distance = frechet_distance(project(own), project(teachers))
         yield f"| {name} | {(own - teachers).square().mean():.4f} | {distance:.2f} |"
 

@@ -1445,6 +1445,12 @@ MUTATIONS = [
         "tests/results/test_evaluation.py::test_half_a_student_is_called_that",
     ),
     Mutation(
+        "wan_distill/planning/dry_run.py",
+        "        check_belonging(stages, info, prompts, groups, lines.append)",
+        "        pass",
+        "tests/journeys/test_resuming.py::test_the_dry_run_says_what_the_run_would_refuse",
+    ),
+    Mutation(
         "wan_distill/results/closing.py",
         "else shlex.quote(argument)",
         "else argument",
@@ -2421,8 +2427,8 @@ MUTATIONS = [
                 "True",
             ),
             (
-                "train_distillation.py",
-                "        if not training.is_trained(stage):\n            break",
+                "wan_distill/training/belonging.py",
+                "        if not is_trained(stage):\n            break",
                 "        if False:\n            break",
             ),
         )

@@ -124,6 +124,21 @@ def test_a_log_interval_that_a_stop_cuts_is_averaged_as_if_uncut(
     assert losses(tmp_path / "stopped") == losses(whole)
 
 
+def test_the_dry_run_says_what_the_run_would_refuse(run, finished, tmp_path, capsys):
+    """Before a job waits in a queue."""
+    shutil.copytree(finished("trajectory"), tmp_path / "out")
+    assert run("out", "trajectory", dry_run=True) == 0
+    for changes in (dict(rank=8), dict(seed=9)):
+        assert run("out", "trajectory", dry_run=True, **changes) == 2
+        planned = capsys.readouterr().err
+        assert run("out", "trajectory", **changes) == 2
+        assert capsys.readouterr().err in planned and "trained with other settings" in planned
+    for folder in (tmp_path / "out").glob("*/checkpoint-*"):
+        shutil.rmtree(folder)
+    assert run("out", "trajectory", dry_run=True) == 2
+    assert "whose checkpoints are gone" in capsys.readouterr().err
+
+
 def test_after_clean_a_trained_expert_solves_nothing(run, tmp_path):
     """What people run then only exports: --push_to_hub, --export."""
     assert run("cleaned", "trajectory") == 0
@@ -310,6 +325,7 @@ def test_a_longer_first_stage_is_refined_anew(run, finished, tmp_path, capsys):
     assert after[LORA_FILE["high"]] == loras(out / "trajectory")[LORA_FILE["high"]]
     assert not any(after[file] == before[file] for file in after)
     shutil.rmtree(out / "low")  # as if the second stage had never run
+    (out / LORA_FILE["low"]).unlink()
     assert run("out", "trajectory+dmd", max_train_steps=8, **TRIAL) == 0
     assert loras(out) == after
     assert run("out", "trajectory+dmd", max_train_steps=8, **TRIAL) == 0

@@ -13,7 +13,9 @@ from wan_distill.planning.plan import describe_needs, describe_plan, plan_number
 from wan_distill.planning.preflight import examine_surroundings
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
+from wan_distill.settings.scale import processes
 from wan_distill.system.files import write_atomically
+from wan_distill.training.belonging import check_belonging
 
 
 def print_plan(
@@ -39,6 +41,11 @@ def print_plan(
                 f"--plan_json {config.plan_json}: cannot be written ({why}); choose another"
             ) from error
     lines, obstacles = examine_surroundings(stages, info, list(map(text_of, [*prompts, *held_out])))
+    groups = 1 if config.context_parallel else processes(config)
+    try:
+        check_belonging(stages, info, prompts, groups, lines.append)
+    except UsageError as error:
+        obstacles.append(str(error))
     print("On this machine:", *lines, sep="\n")
     for obstacle in obstacles:
         print(f"error: {obstacle}", file=sys.stderr)

@@ -1,13 +1,14 @@
 """One expert's training: who learns, what is stored, what is checked."""
 
+from wan_distill.training.belonging import check_belonging
 from wan_distill.training.learner import Learner, make_learners
 from wan_distill.training.metrics import Metrics, Tracker
 from wan_distill.training.monitor import Exported, Monitor
 from wan_distill.training.previews import Previews, validation_prompts
 from wan_distill.training.prompts_read import prompts_read
 from wan_distill.training.rehearsal import rehearse
-from wan_distill.training.resume import Progress, check_resume, identity
-from wan_distill.training.stages import check_stages, is_done, is_trained
+from wan_distill.training.resume import Progress
+from wan_distill.training.stages import is_done
 
 __all__ = [
     "Exported",
@@ -17,11 +18,8 @@ __all__ = [
     "Previews",
     "Progress",
     "Tracker",
-    "check_resume",
-    "check_stages",
-    "identity",
+    "check_belonging",
     "is_done",
-    "is_trained",
     "make_learners",
     "prompts_read",
     "rehearse",

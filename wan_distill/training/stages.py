@@ -58,9 +58,8 @@ def begun_with(config: Config, info: TeacherInfo) -> dict[Expert, str]:
 
 
 def check_stages(config: Config, info: TeacherInfo) -> None:
-    """Raises UsageError where the job's folder holds a student that nothing is left to go on from,
-    or what a job of other stages made: experts of two methods would be exported as one student, or
-    a first stage would be made anew.
+    """Raises UsageError where the job's folder holds what a job of other stages made: experts of
+    two methods would be exported as one student, or a first stage would be made anew.
 
     Args:
         config: of the job's last stage.
@@ -68,13 +67,6 @@ def check_stages(config: Config, info: TeacherInfo) -> None:
     if config.allow_config_change:
         return
     folder = RunFolder(Path(config.output_dir))
-    for expert in () if config.evaluate_only else config.experts:
-        file = folder.student(expert)
-        if file.exists() and not any(folder.expert(expert).glob("*checkpoint-*")):
-            raise UsageError(
-                f"{file}: is a student whose checkpoints are gone, and would be replaced by one "
-                "that begins anew; move it away for that, or give --evaluate_only to measure it"
-            )
     for expert in info.experts:
         newest = newest_of(checkpoint.found(folder.expert(expert)))
         if newest and (before := newest[1]["config"])["method"] != config.to_json()["method"]:
@@ -90,6 +82,20 @@ def check_stages(config: Config, info: TeacherInfo) -> None:
                     f"{begun[0]}: is of a job of two stages; leave out --method {config.method} to "
                     "go on with it, or choose another --output_dir"
                 )
+
+
+def check_left(config: Config) -> None:
+    """Raises UsageError where the folder of a stage holds a student that nothing is left to go on
+    from.
+    """
+    folder = RunFolder(Path(config.output_dir))
+    for expert in () if config.evaluate_only else config.experts:
+        file = folder.student(expert)
+        if file.exists() and not any(folder.expert(expert).glob("*checkpoint-*")):
+            raise UsageError(
+                f"{file}: is a student whose checkpoints are gone, and would be replaced by one "
+                "that begins anew; move it away for that, or give --evaluate_only to measure it"
+            )
 
 
 def is_done(config: Config, info: TeacherInfo, expert: Expert) -> bool:

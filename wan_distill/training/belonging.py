@@ -1,0 +1,38 @@
+"""Does what lies in the output folder belong to this job?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import wan_distill.training.checkpoint as checkpoint
+from wan_distill.data.first_frames import Prompt
+from wan_distill.layout import RunFolder
+from wan_distill.settings.config import Config
+from wan_distill.settings.description import TeacherInfo
+from wan_distill.training.resume import check_resume, identity
+from wan_distill.training.stages import check_left, check_stages, is_trained
+
+
+def check_belonging(
+    stages: Sequence[Config],
+    info: TeacherInfo,
+    prompts: Sequence[Prompt],
+    sample_groups: int,
+    say: Callable[[str], None],
+) -> None:
+    """Raises UsageError where a job goes on from what another has left, before anything is written.
+
+    Args:
+        sample_groups: processes that work on samples of their own.
+        say: gets one line for each difference that is permitted.
+    """
+    check_stages(stages[-1], info)
+    for stage in stages:
+        check_left(stage)
+        folder = RunFolder(Path(stage.output_dir))
+        begun = any(checkpoint.found(folder.expert(expert)) for expert in stage.experts)
+        if begun or stage.resume_from_checkpoint != "latest":
+            check_resume(stage, identity(stage, info, prompts, sample_groups), say)
+        if not is_trained(stage):
+            break  # what a later one has made of its student, it will make anew
