@@ -1451,6 +1451,12 @@ MUTATIONS = [
         "tests/journeys/test_resuming.py::test_the_dry_run_says_what_the_run_would_refuse",
     ),
     Mutation(
+        "wan_distill/results/merged.py",
+        "not OUR_README.match(folder.readme.read_bytes())",
+        'b"distilled to" not in folder.readme.read_bytes()',
+        "tests/results/test_merged.py::test_a_readme_of_the_users_is_not_replaced",
+    ),
+    Mutation(
         "wan_distill/results/closing.py",
         "else shlex.quote(argument)",
         "else argument",

@@ -25,6 +25,7 @@ from wan_distill.model.student_files import load_student
 from wan_distill.results import merged
 from wan_distill.results.export import export_student
 from wan_distill.results.merged import check_output, copy_part, probe, save_merged
+from wan_distill.results.readme import readme
 from wan_distill.system.files import lock_file
 
 
@@ -214,10 +215,11 @@ def test_a_run_does_not_begin_where_it_would_overwrite(random_teacher, tmp_path,
 def test_a_readme_of_the_users_is_not_replaced(make_run):
     run = make_run(method="trajectory", save_merged=False)
     run.folder.readme.parent.mkdir(parents=True, exist_ok=True)
-    run.folder.readme.write_text("# My project")
-    with pytest.raises(UsageError, match=r"README\.md that this tool did not write"):
-        check_output(run.config)
-    run.folder.readme.write_text("# Wan, distilled to 4 steps")
+    for text in ("# My project", "Notes on models distilled to few steps"):
+        run.folder.readme.write_text(text)
+        with pytest.raises(UsageError, match=r"README\.md that this tool did not write"):
+            check_output(run.config)
+    run.folder.readme.write_text(readme(run.folder.path, run.config, run.info, None))
     check_output(run.config)
 
 

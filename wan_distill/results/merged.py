@@ -27,6 +27,7 @@ from wan_distill.system.files import (
     write_atomically,
 )
 
+OUR_README = re.compile(rb"# [^\n]+, distilled to [\d or]+ steps\r?\n\r?\nA student of ")
 # A merged weight is rounded to the base's dtype: bf16 keeps 3 digits.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 
@@ -41,8 +42,7 @@ def check_output(config: Config) -> None:
             f"--output_dir {config.output_dir}: {folder.merged.name}/ there was changed since this "
             "tool wrote it, or is not its own; move it away, or give --no-save_merged"
         )
-    readme = folder.readme.read_bytes() if folder.readme.exists() else b"distilled to"
-    if b"distilled to" not in readme:
+    if folder.readme.exists() and not OUR_README.match(folder.readme.read_bytes()):
         raise UsageError(
             f"--output_dir {config.output_dir}: holds a {folder.readme.name} that this tool did "
             "not write; choose another"
