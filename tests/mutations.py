@@ -1374,7 +1374,7 @@ MUTATIONS = [
     ),
     Mutation(
         "wan_distill/system/files.py",
-        "if _same_bytes(aside, file):",
+        "if keep and _same_bytes(aside, file):",
         "if file == aside:",
         "tests/model/test_student_files.py::test_a_student_is_known_by_its_weights_wherever_its_teacher_lies",
     ),

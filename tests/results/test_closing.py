@@ -16,7 +16,7 @@ from wan_distill.settings.description import read_teacher
 def test_they_name_the_files_the_next_command_and_what_may_be_deleted(tmp_path):
     out = tmp_path / "my student"
     (out / "prompts").mkdir(parents=True)
-    (out / "prompts" / "0a.safetensors").write_bytes(b"x" * 3000)
+    (out / "prompts" / ("0a" * 16 + ".safetensors")).write_bytes(b"x" * 3000)
     (out / "high" / "checkpoint-2").mkdir(parents=True)
     (out / "high" / "checkpoint-2" / "student.safetensors").write_bytes(b"x" * 7000)
     for name in LORA_FILE.values():

@@ -45,7 +45,7 @@ def print_plan(
     try:
         check_belonging(stages, info, prompts, groups, lines.append)
     except UsageError as error:
-        obstacles.append(str(error))
+        obstacles += [] if str(error) in obstacles else [str(error)]
     print("On this machine:", *lines, sep="\n")
     for obstacle in obstacles:
         print(f"error: {obstacle}", file=sys.stderr)

@@ -28,18 +28,19 @@ class DamagedFile(Exception):
 
 
 @contextmanager
-def written_aside(file: Path, ending: str = ".tmp") -> Iterator[Path]:
+def written_aside(file: Path, ending: str = ".tmp", keep: bool = False) -> Iterator[Path]:
     """A name beside `file`, since a rename needs one disk, for this process to write to: it becomes
     `file` once all of it is on the disk. Where writing fails nothing stays: the next attempt needs
-    the room. A `file` of the same bytes stays as it is, with its time.
+    the room.
 
     Args:
         ending: of that name, for writers that take the format from it.
+        keep: whether a `file` of the same bytes stays as it is, with its time.
     """
     aside = file.with_name(f".{file.name}.{os.getpid()}{ending}")
     try:
         yield aside
-        if _same_bytes(aside, file):
+        if keep and _same_bytes(aside, file):
             aside.unlink()
             return
         sync(aside)
@@ -50,9 +51,7 @@ def written_aside(file: Path, ending: str = ".tmp") -> Iterator[Path]:
 
 
 def _same_bytes(file: Path, other: Path) -> bool:
-    if not other.is_file() or file.stat().st_size != other.stat().st_size:
-        return False
-    return sha256(file) == sha256(other)
+    return other.is_file() and sha256(file) == sha256(other)
 
 
 def write_atomically(file: Path, data: bytes) -> None:
@@ -67,12 +66,13 @@ def write_atomically(file: Path, data: bytes) -> None:
 def write_tensors(
     file: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
 ) -> None:
-    """Writes a safetensors file, as atomically as `write_atomically` does.
+    """Writes a safetensors file, as atomically as `write_atomically` does. One of the same bytes
+    keeps its time, which tells of weights that have changed.
 
     Raises OSError, with the system's own error number, as `write_atomically` does.
     """
     contiguous = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    with written_aside(file) as aside:
+    with written_aside(file, keep=True) as aside:
         with system_errors(file):
             save_file(contiguous, aside, metadata)
         open_to_umask(aside)

@@ -68,8 +68,8 @@ def check_resume(config: Config, run: dict[str, Any], say: Callable[[str], None]
         elif changes:
             raise UsageError(
                 f"{candidate} was trained with other settings ({'; '.join(changes)}); set them "
-                f"back, choose another --output_dir, move {candidate.parent} away to train it "
-                "anew, or give --allow_config_change for what is left to do"
+                f"back, choose another --output_dir, move {candidate.parent} and its student away "
+                "to train it anew, or give --allow_config_change for what is left to do"
             )
 
 
