@@ -1457,6 +1457,12 @@ MUTATIONS = [
         "tests/results/test_merged.py::test_a_readme_of_the_users_is_not_replaced",
     ),
     Mutation(
+        "wan_distill/results/merged.py",
+        "(state[0] == noted[0] and noted[2:] == [_content(file)])",
+        "state[0] == noted[0]",
+        "tests/results/test_merged.py::test_a_copy_whose_times_are_others_is_still_ours",
+    ),
+    Mutation(
         "wan_distill/results/closing.py",
         "else shlex.quote(argument)",
         "else argument",
@@ -1998,8 +2004,8 @@ MUTATIONS = [
     ),
     Mutation(
         "wan_distill/results/merged.py",
-        "    return folder.merged.is_dir() and _states(folder.merged) == note",
-        "    return True",
+        "files.keys() == note.keys() and all(_is_as_noted(files[n], note[n]) for n in note)",
+        "True",
         "tests/results/test_merged.py::test_what_the_user_put_there_is_never_replaced",
     ),
     Mutation(

@@ -198,6 +198,25 @@ def test_what_the_user_put_there_is_never_replaced(exported, change):
     assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
 
 
+def test_a_copy_whose_times_are_others_is_still_ours(exported):
+    run = exported()
+    config, weights = (
+        run.folder.merged / name
+        for name in ("vae/config.json", "transformer/diffusion_pytorch_model.safetensors")
+    )
+    for file in run.folder.merged.rglob("*"):
+        os.utime(file, (1000, 1000))
+    check_output(run.config)
+    save_merged(run)
+    for file in (config, weights):
+        content = file.read_bytes()
+        file.write_bytes(content[:-8] + content[-8:][::-1])  # as long as before
+        with pytest.raises(UsageError, match="student/ there was changed since"):
+            check_output(run.config)
+        file.write_bytes(content)
+        check_output(run.config)
+
+
 def test_a_run_does_not_begin_where_it_would_overwrite(random_teacher, tmp_path, capsys):
     out = tmp_path / "out"
     out.mkdir()
@@ -223,9 +242,13 @@ def test_a_readme_of_the_users_is_not_replaced(make_run):
     check_output(run.config)
 
 
+def states(folder: Path) -> dict[str, list[int]]:
+    return {name: merged._state(file) for name, file in merged._files(folder).items()}
+
+
 def test_a_disk_that_fills_leaves_the_earlier_pipeline_and_no_half_one(exported, monkeypatch):
     run = exported()
-    before = merged._states(run.folder.merged)
+    before = states(run.folder.merged)
 
     def full(*args, **kwargs):
         raise SafetensorError("Error while serializing: I/O error: No space left (os error 28)")
@@ -234,7 +257,7 @@ def test_a_disk_that_fills_leaves_the_earlier_pipeline_and_no_half_one(exported,
     with pytest.raises(OSError) as error:
         save_merged(run)
     assert error.value.errno == errno.ENOSPC and error.value.filename
-    assert merged._states(run.folder.merged) == before
+    assert states(run.folder.merged) == before
     assert not list(run.folder.path.glob(".student.p*"))
 
 
@@ -249,7 +272,7 @@ def test_a_kill_while_it_is_put_in_place_leaves_none_or_a_whole_one(
         pass
 
     run, calls, remove = exported(), [], shutil.rmtree
-    whole = set(merged._states(run.folder.merged))
+    whole = set(merged._files(run.folder.merged))
 
     def dying(real):
         def call(*args, **kwargs):
@@ -269,7 +292,7 @@ def test_a_kill_while_it_is_put_in_place_leaves_none_or_a_whole_one(
         with contextlib.suppress(Killed):
             save_merged(run)
     if run.folder.merged.exists():
-        assert set(merged._states(run.folder.merged)) == whole
+        assert set(merged._files(run.folder.merged)) == whole
     save_merged(run)
-    assert set(merged._states(run.folder.merged)) == whole
+    assert set(merged._files(run.folder.merged)) == whole
     assert not list(run.folder.path.glob(".student.[pe]*"))

@@ -18,11 +18,13 @@ from wan_distill.layout import RunFolder
 from wan_distill.maths.sigmas import SUBFOLDER, Expert
 from wan_distill.model.student_files import load_student, scheduler_for
 from wan_distill.settings.config import Config
+from wan_distill.settings.fingerprints import fingerprint_file
 from wan_distill.settings.reading import read_json
 from wan_distill.settings.weight_files import FORMATS, variant_or_none, weight_files
 from wan_distill.system.files import (
     open_to_umask,
     remove_folder,
+    sha256,
     system_errors,
     write_atomically,
 )
@@ -72,7 +74,8 @@ def save_merged(run: Run) -> None:
         )
     if folder.exists():
         folder.replace(earlier)
-    write_atomically(run.folder.merged_note, json.dumps(_states(partial)).encode())
+    note = {name: [*_state(file), _content(file)] for name, file in _files(partial).items()}
+    write_atomically(run.folder.merged_note, json.dumps(note).encode())
     partial.replace(folder)
     remove_folder(earlier)
 
@@ -85,13 +88,30 @@ def _is_ours(folder: RunFolder) -> bool:
         note: dict[str, Any] = json.loads(folder.merged_note.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return folder.merged.is_dir() and _states(folder.merged) == note
+    files = _files(folder.merged)
+    return files.keys() == note.keys() and all(_is_as_noted(files[n], note[n]) for n in note)
 
 
-def _states(folder: Path) -> dict[str, list[int]]:
-    """Size and time of the last change of each file below `folder`."""
-    states = {f.relative_to(folder).as_posix(): f.stat() for f in folder.rglob("*") if f.is_file()}
-    return {name: [state.st_size, state.st_mtime_ns] for name, state in sorted(states.items())}
+def _is_as_noted(file: Path, noted: list[Any]) -> bool:
+    """By size and time or, of a copy, whose times are others, by content."""
+    state = _state(file)
+    return state == noted[:2] or (state[0] == noted[0] and noted[2:] == [_content(file)])
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    return {f.relative_to(folder).as_posix(): f for f in folder.rglob("*") if f.is_file()}
+
+
+def _state(file: Path) -> list[int]:
+    return [file.stat().st_size, file.stat().st_mtime_ns]
+
+
+def _content(file: Path) -> str:
+    """What identifies it; "damaged" of weights that cannot be read."""
+    try:
+        return fingerprint_file(file) if file.suffix == ".safetensors" else sha256(file)
+    except FileError:
+        return "damaged"
 
 
 def _write_pipeline(run: Run, folder: Path) -> None:
