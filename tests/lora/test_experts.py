@@ -105,6 +105,16 @@ def test_what_is_not_there_is_refused(tmp_path: Path) -> None:
     assert "names no file" in refusal(",")
 
 
+def test_a_mistyped_file_of_a_folder_that_is_here_is_not_looked_for_on_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "outputs" / "base" / "high_noise_lora.safetensors")
+    monkeypatch.chdir(tmp_path)
+    said = refusal("outputs/base/high.safetensor")
+    assert "outputs/base/high.safetensor: outputs/base is here and holds no high.safetensor" in said
+    assert "(high_noise_lora.safetensors); check the spelling" in said
+
+
 def test_of_the_hub_only_what_is_asked_for_is_downloaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,6 +18,7 @@ from umt5_layouts import EMBED, SHARED, write_layout
 import test_umt5_weights as script
 import train_distillation
 from wan_distill.model.loading import Teacher
+from wan_distill.settings.assets import EMBEDDED
 from wan_distill.settings.description import read_teacher
 from wan_distill.system.runtime import Runtime
 
@@ -77,6 +78,12 @@ def test_the_script_refuses_pickles_without_permission(tmp_path, capsys):
     assert capsys.readouterr().err.count("--allow_pickle") == 2
     assert script.main(["--teacher_path", folder, "--allow_pickle"]) == 0
     assert script.main(["--teacher_path", folder, "--allow_pickle", "--repair", str(clean)]) == 0
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_the_script_knows_the_names_of_embedded_teachers(name, capsys):
+    assert script.main(["--teacher_path", name]) == 0
+    assert "PASS: the table in use is the file's" in capsys.readouterr().out
 
 
 def test_the_script_checks_an_image_to_video_teacher(random_picture_teacher, capsys):

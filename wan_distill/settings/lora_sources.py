@@ -139,6 +139,12 @@ def local(source: str, flag: str, cache_dir: str | None) -> Path:
     match = HUB_ID.fullmatch(source)
     if match is None or path.is_absolute() or source.startswith("."):
         raise UsageError(f"{flag} {source}: there is no such file or folder; check the spelling")
+    if len(path.parts) > 2 and path.parent.is_dir():  # a hub id alone has two parts
+        beside = sorted(file.name for file in path.parent.glob("*.safetensors"))
+        raise UsageError(
+            f"{flag} {source}: {path.parent} is here and holds no {path.name} "
+            f"({', '.join(beside[:4]) or 'nor any .safetensors'}); check the spelling"
+        )
     return _download(match["repository"], match["inside"], flag, cache_dir)
 
 

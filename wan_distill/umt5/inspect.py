@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from wan_distill.errors import TextEncoderError
-from wan_distill.settings.assets import download
+from wan_distill.settings.assets import EMBEDDED, download
 from wan_distill.settings.reading import read_header, read_json
 from wan_distill.settings.weight_files import weight_files
 from wan_distill.settings.weight_names import explain_codes, explain_names
@@ -126,7 +126,8 @@ def locate(
 
     Raises UsageError where `source` is neither a folder nor reachable on the hub.
     """
-    if Path(source).is_dir():
-        return Path(source)
+    folder = EMBEDDED.get(str(source), Path(source))
+    if folder.is_dir():
+        return folder
     patterns = [f"{subfolder}/*", "tokenizer/*"]
     return download(str(source), revision, cache_dir, patterns) / subfolder
