@@ -139,6 +139,18 @@ def test_the_dry_run_says_what_the_run_would_refuse(run, finished, tmp_path, cap
     assert "whose checkpoints are gone" in capsys.readouterr().err
 
 
+def test_an_expert_that_was_carried_over_may_be_trained_later(run, finished, tmp_path, capsys):
+    """Nothing is lost: the first stage has it."""
+    settings = dict(refine_steps=2, checkpointing_steps=1, critic_warmup_steps=1)
+    out = shutil.copytree(finished("trajectory+dmd", **settings), tmp_path / "out")
+    assert not (out / "high").exists() and (out / LORA_FILE["high"]).exists()
+    more = dict(refine_expert="both", allow_config_change=True)
+    assert run("out", "trajectory+dmd", dry_run=True, **settings | more) == 0
+    (out / LORA_FILE["high"]).write_bytes((out / LORA_FILE["low"]).read_bytes())
+    assert run("out", "trajectory+dmd", dry_run=True, **settings | more) == 2
+    assert "whose checkpoints are gone" in capsys.readouterr().err
+
+
 def test_after_clean_a_trained_expert_solves_nothing(run, tmp_path):
     """What people run then only exports: --push_to_hub, --export."""
     assert run("cleaned", "trajectory") == 0

@@ -234,19 +234,19 @@ def test_a_folder_of_another_method_is_refused(small_config, place, method, chan
 
 def test_a_student_whose_checkpoints_are_gone_is_not_replaced(small_config):
     config = small_config(method="trajectory", expert="high")
-    folder = RunFolder(Path(config.output_dir))
+    info, folder = read_teacher(config), RunFolder(Path(config.output_dir))
     folder.path.mkdir(parents=True)
     folder.lora("low").write_bytes(b"carried over")
-    check_left(config)
+    check_left(config, info)
     folder.lora("high").write_bytes(b"a student")
     folder.expert("high").mkdir()
     folder.best("high").write_bytes(b"the best check's")
     with pytest.raises(UsageError, match=r"high_noise_lora\.safetensors: is a student whose check"):
-        check_left(config)
-    check_left(dataclasses.replace(config, evaluate_only=True))
+        check_left(config, info)
+    check_left(dataclasses.replace(config, evaluate_only=True), info)
     aside = folder.expert("high") / "set-aside-0-checkpoint-3"  # it is being made anew
     aside.mkdir(parents=True)
-    check_left(config)
+    check_left(config, info)
 
 
 def test_an_expert_is_done_where_the_same_command_trains_nothing(small_config):

@@ -29,7 +29,7 @@ def check_belonging(
     """
     check_stages(stages[-1], info)
     for stage in stages:
-        check_left(stage)
+        check_left(stage, info)
         folder = RunFolder(Path(stage.output_dir))
         begun = any(checkpoint.found(folder.expert(expert)) for expert in stage.experts)
         if begun or stage.resume_from_checkpoint != "latest":

@@ -84,14 +84,18 @@ def check_stages(config: Config, info: TeacherInfo) -> None:
                 )
 
 
-def check_left(config: Config) -> None:
+def check_left(config: Config, info: TeacherInfo) -> None:
     """Raises UsageError where the folder of a stage holds a student that nothing is left to go on
-    from.
+    from, and that is not what `--init_student_from` brought.
     """
+    begun = warm_start_files(config, info) if config.init_student_from else {}
+    brought = {fingerprint_file(lora.path) for lora in begun.values()}
     folder = RunFolder(Path(config.output_dir))
     for expert in () if config.evaluate_only else config.experts:
         file = folder.student(expert)
-        if file.exists() and not any(folder.expert(expert).glob("*checkpoint-*")):
+        if not file.exists() or any(folder.expert(expert).glob("*checkpoint-*")):
+            continue
+        if not brought or fingerprint_file(file) not in brought:
             raise UsageError(
                 f"{file}: is a student whose checkpoints are gone, and would be replaced by one "
                 "that begins anew; move it away for that, or give --evaluate_only to measure it"
