@@ -31,8 +31,8 @@ from wan_distill.maths.distances import frechet_distance, principal_components
 from wan_distill.maths.randomness import keyed_noise
 from wan_distill.maths.sigmas import Expert, expert_sigmas, handover
 from wan_distill.model import Teacher
-from wan_distill.model.loading import decode
 from wan_distill.model.student_files import load_student
+from wan_distill.model.vae import decode
 from wan_distill.results.comparison import COMPONENTS, PICTURES, gap_closed, world_measures
 from wan_distill.results.evaluation import Evaluation
 from wan_distill.results.samplers import samplers

@@ -695,13 +695,13 @@ MUTATIONS = [
         "tests/model/test_condition.py::test_both_experts_sample_as_the_stock_pipeline_does",
     ),
     Mutation(
-        "wan_distill/model/loading.py",
+        "wan_distill/model/vae.py",
         "clip[0, :, 0] = picture",
         "clip[0] = picture[:, None]",
         "tests/model/test_condition.py::test_mask_and_latents_are_the_pipelines_to_the_bit",
     ),
     Mutation(
-        "wan_distill/model/loading.py",
+        "wan_distill/model/vae.py",
         "return ((latents - mean) * inverse)[0]",
         "return (latents * inverse - mean)[0]",
         "tests/model/test_condition.py::test_mask_and_latents_are_the_pipelines_to_the_bit",
@@ -791,10 +791,16 @@ MUTATIONS = [
         "tests/model/test_denoiser.py::test_teacher_is_the_base_and_roles_differ",
     ),
     Mutation(
-        "wan_distill/model/loading.py",
+        "wan_distill/model/vae.py",
         "vae.decode((part.float() * std + mean)",
         "vae.decode((part.float() / std + mean)",
-        "tests/model/test_loading.py::test_clips_are_decoded_as_the_stock_pipeline_does",
+        "tests/model/test_vae.py::test_clips_are_decoded_as_the_stock_pipeline_does",
+    ),
+    Mutation(
+        "wan_distill/model/loading.py",
+        "put_channels_last(vae.decoder)",
+        "put_channels_last(vae)",
+        "tests/model/test_vae.py::test_a_cpu_decodes_with_the_channels_last",
     ),
     Mutation(
         "wan_distill/model/offload.py",

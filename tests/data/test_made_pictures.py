@@ -21,7 +21,7 @@ from wan_distill.data.solving import solve_missing
 from wan_distill.errors import Stopped
 from wan_distill.layout import RunFolder
 from wan_distill.model import Teacher
-from wan_distill.model.loading import decode
+from wan_distill.model.vae import decode
 from wan_distill.settings.config import Config
 from wan_distill.settings.picture_source import read_teachers
 from wan_distill.settings.resolve import resolve

@@ -26,8 +26,8 @@ from wan_distill.maths import flow
 from wan_distill.maths.sigmas import SUBFOLDER, sigma_grid
 from wan_distill.model.condition import Condition
 from wan_distill.model.denoiser import Denoiser
-from wan_distill.model.loading import encode_first_frame
 from wan_distill.model.student_files import load_student
+from wan_distill.model.vae import encode_first_frame
 from wan_distill.settings.lora_names import is_trained, read_name
 from wan_distill.system import pictures
 from wan_distill.training.metrics import read_lines

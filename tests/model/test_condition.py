@@ -13,7 +13,7 @@ from wan_distill.maths.sigmas import SUBFOLDER, expert_of, sigma_grid
 from wan_distill.model.adapters import adapter_parameters, add_adapter
 from wan_distill.model.condition import Condition
 from wan_distill.model.denoiser import Denoiser
-from wan_distill.model.loading import encode_first_frame
+from wan_distill.model.vae import encode_first_frame
 from wan_distill.settings.job import LORA_TARGETS
 
 BOUNDARY = 0.9

@@ -1,4 +1,4 @@
-"""The teacher's parts as they are loaded, and the VAE's decoding."""
+"""The teacher's parts as they are loaded."""
 
 from __future__ import annotations
 
@@ -16,15 +16,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from diffusers import WanPipeline, WanTransformer3DModel
+from diffusers import WanTransformer3DModel
 from diffusers.models.transformers import transformer_wan
-from random_teachers import TEXT_DIM
 from regression import adapter_gradient, inputs
 from torch import Tensor
 from torch.nn import functional
 
 from wan_distill.model.denoiser import Denoiser
-from wan_distill.model.loading import GRAPHS_PER_BLOCK, Teacher, decode, decodes_in_tiles
+from wan_distill.model.loading import GRAPHS_PER_BLOCK, Teacher
 from wan_distill.model.quantise import StoredLinear
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import read_teacher
@@ -158,47 +157,6 @@ def test_compiled_blocks_give_the_same_gradient_and_leave_the_teacher_alone(
     assert (student - expected).abs().max() > 0.01
 
 
-# ------------------------------------------------------------------------------------------ the VAE
-
-
-def test_clips_are_decoded_as_the_stock_pipeline_does(random_teacher: Path) -> None:
-    """Latents with a mean and a spread of their own; frames, height and width all differ."""
-    pipe = WanPipeline.from_pretrained(random_teacher)
-    pipe.set_progress_bar_config(disable=True)
-    channels = pipe.vae.config.z_dim
-    pipe.vae.register_to_config(
-        latents_mean=[0.1 * i - 0.5 for i in range(channels)],
-        latents_std=[0.5 + 0.2 * i for i in range(channels)],
-    )
-
-    def sampled(output_type: str) -> Tensor:
-        frames = pipe(
-            prompt_embeds=torch.zeros(3, 4, TEXT_DIM),
-            latents=torch.randn(3, channels, 3, 4, 6, generator=torch.Generator().manual_seed(0)),
-            height=32,
-            width=48,
-            num_frames=9,
-            num_inference_steps=1,
-            guidance_scale=1.0,
-            output_type=output_type,
-        ).frames
-        return torch.as_tensor(frames)
-
-    expected = sampled("np")
-    frames = decode(pipe.vae, sampled("latent"), batch_size=2)
-    assert frames.shape == expected.shape == (3, 9, 32, 48, 3)
-    assert frames.dtype == torch.float32 and expected.std() > 0.05
-    torch.testing.assert_close(frames, expected, rtol=0, atol=1e-4)
-
-
-def test_the_vae_is_float32_in_a_bf16_run(small_config: MakeConfig) -> None:
-    vae = teacher_of(small_config(mixed_precision="bf16")).load_vae()
-    assert {p.dtype for p in vae.parameters()} == {torch.float32}
-    assert not any(p.requires_grad for p in vae.parameters())
-    latents = torch.zeros(1, vae.config.z_dim, 1, 2, 2, dtype=torch.bfloat16)
-    assert decode(vae, latents).dtype == torch.float32
-
-
 # ------------------------------------------------------------------------------------------- memory
 
 
@@ -285,11 +243,3 @@ def test_loading_takes_at_most_one_shard_beyond_what_stays(tmp_path: Path) -> No
         stays, beyond = receiver.recv()
         assert beyond < max(shards), (precision, offload, beyond)
         assert stays < 1.1 * share * sum(shards), (precision, offload, stays)
-
-
-@pytest.mark.parametrize(("memory", "tiled"), [(25.7e9, True), (85e9, False)])
-def test_a_small_card_decodes_clips_in_tiles(monkeypatch, memory: float, tiled: bool) -> None:
-    card = SimpleNamespace(total_memory=memory)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
-    assert decodes_in_tiles(torch.device("cuda")) is tiled
-    assert not decodes_in_tiles(torch.device("cpu"))

@@ -15,7 +15,8 @@ from wan_distill.data.pictures import BUILT_IN_PICTURES, PictureRecord, read_pic
 from wan_distill.data.prompts import counting_tokens, held_out_of, split_prompts
 from wan_distill.data.run import caches_of
 from wan_distill.errors import FileError, Stopped, UsageError
-from wan_distill.model.loading import Teacher, encode_first_frame
+from wan_distill.model.loading import Teacher
+from wan_distill.model.vae import encode_first_frame
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
 from wan_distill.settings.scale import scale_of

@@ -20,7 +20,7 @@ from wan_distill.data.samples import SampleRequest, SampleStore
 from wan_distill.data.solving import solve_missing
 from wan_distill.errors import Stopped
 from wan_distill.layout import RunFolder
-from wan_distill.model.loading import decode
+from wan_distill.model.vae import decode
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TEACHER_PARTS, TEXT_PARTS, TeacherInfo
 from wan_distill.settings.picture_source import source_config

@@ -17,6 +17,7 @@ from wan_distill.model.hub_files import patterns_of
 from wan_distill.model.part_files import check_part, expert_files, loader_options, parts_of
 from wan_distill.model.quantise import load_streamed
 from wan_distill.model.sharding import load_sharded, shard_base
+from wan_distill.model.vae import decodes_in_tiles, put_channels_last
 from wan_distill.settings.assets import download
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
@@ -25,7 +26,6 @@ from wan_distill.system.runtime import Runtime
 # Each role needs graphs of its own, with and without gradients: three adapters make 11 per block.
 # Beyond torch's limit of 8, blocks run uncompiled, and only a warning says so.
 GRAPHS_PER_BLOCK = 32
-TILED_BELOW = 40e9  # bytes of a device's memory
 
 
 class Teacher:
@@ -112,6 +112,8 @@ class Teacher:
         vae = load_vae(self.info, self.config).to(self.runtime.device)
         if decodes_in_tiles(self.runtime.device):
             vae.enable_tiling()
+        if self.runtime.device.type == "cpu":
+            put_channels_last(vae.decoder)
         return vae
 
 
@@ -137,15 +139,6 @@ def load_vae(info: TeacherInfo, config: Config) -> AutoencoderKLWan:
     options = loader_options(info, config, "vae")
     vae = AutoencoderKLWan.from_pretrained(**options, dtype=torch.float32)
     return vae.requires_grad_(False).eval()
-
-
-def decodes_in_tiles(device: torch.device) -> bool:
-    """Whether a card is so small that the VAE decodes a clip piece by piece (8 GB for one of
-    81x480x832 at once): below 40 GB. Clips of up to 256 pixels are one piece.
-    """
-    if device.type != "cuda":
-        return False
-    return torch.cuda.get_device_properties(device).total_memory < TILED_BELOW
 
 
 def make_ready(transformer: WanTransformer3DModel, config: Config, runtime: Runtime) -> None:
@@ -185,38 +178,3 @@ def hide_loading_bars() -> None:
     """Hides the loaders' progress bars; their messages stay."""
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
-
-
-@torch.no_grad()
-def encode_first_frame(vae: AutoencoderKLWan, picture: Tensor, frames: int) -> Tensor:
-    """Normalised latents [C, f, h, w] of a clip of `frames` frames of which the first is given and
-    the others are zero: to the bit those of `WanImageToVideoPipeline.prepare_latents`.
-
-    Args:
-        picture: [3, H, W] in [-1, 1].
-    """
-    vae.disable_tiling()  # pieces of a picture have other latents than the whole
-    clip = torch.zeros(1, 3, frames, *picture.shape[1:], device=vae.device)
-    clip[0, :, 0] = picture
-    latents: Tensor = vae.encode(clip).latent_dist.mode()
-    mean = torch.tensor(vae.config["latents_mean"], device=vae.device).view(1, -1, 1, 1, 1)
-    inverse = 1 / torch.tensor(vae.config["latents_std"], device=vae.device).view(1, -1, 1, 1, 1)
-    return ((latents - mean) * inverse)[0]
-
-
-@torch.no_grad()
-def decode(vae: AutoencoderKLWan, latents: Tensor, batch_size: int = 16) -> Tensor:
-    """Frames [B, F, H, W, 3] in [0, 1], float32 on the CPU, of normalised latents [B, C, f, h, w].
-
-    Args:
-        batch_size: clips to decode at the same time.
-    """
-    device = latents.device
-    mean = torch.tensor(vae.config["latents_mean"], device=device).view(1, -1, 1, 1, 1)
-    std = torch.tensor(vae.config["latents_std"], device=device).view(1, -1, 1, 1, 1)
-    clips = []
-    for part in latents.split(batch_size):
-        frames = vae.decode((part.float() * std + mean).to(vae.device)).sample
-        frames = frames.float().clamp(-1, 1) / 2 + 0.5
-        clips.append(frames.permute(0, 2, 3, 4, 1).cpu())
-    return torch.cat(clips)

@@ -22,7 +22,7 @@ from wan_distill.maths.distances import (
 )
 from wan_distill.maths.tiny_judge import Judge
 from wan_distill.maths.tiny_world import World, is_caption
-from wan_distill.model.loading import decode
+from wan_distill.model.vae import decode
 from wan_distill.results.samplers import Sampler, Samplers
 
 COMPONENTS = 64

@@ -24,8 +24,8 @@ from wan_distill.layout import FEW_CLIP, STUDENT_CLIP, TEACHER_CLIP
 from wan_distill.maths.randomness import keyed_noise
 from wan_distill.maths.sigmas import Expert, expert_sigmas
 from wan_distill.model.denoiser import Denoiser
-from wan_distill.model.loading import decode
 from wan_distill.model.student_files import load_student
+from wan_distill.model.vae import decode
 from wan_distill.results.comparison import compare_sets
 from wan_distill.results.recorded import clear_clips, record, shown_samples
 from wan_distill.results.samplers import Sampler, Samplers, samplers

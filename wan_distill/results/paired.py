@@ -22,7 +22,7 @@ from wan_distill.data.solving import solve_missing
 from wan_distill.layout import FEW_CLIP, STUDENT_CLIP, TEACHER_CLIP
 from wan_distill.maths.distances import diversity, picture_statistics, sharpness
 from wan_distill.maths.sigmas import sigma_grid
-from wan_distill.model.loading import decode
+from wan_distill.model.vae import decode
 from wan_distill.results.comparison import clip_list, interval_95, ratio_error
 from wan_distill.results.optical_flow import flow_magnitude, is_available
 from wan_distill.results.recorded import clear_clips, record, will_be_shown

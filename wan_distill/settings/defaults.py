@@ -56,7 +56,7 @@ EVERY_METHOD: dict[str, Default] = {
     ),
     "eval_samples": Default(sized(512, 16), "sets need hundreds; pairs show the same with a few"),
     "sample_batch_size": Default(
-        lambda scale: scale.at_once(64, tokens=8192), "enough to keep the arithmetic busy"
+        lambda scale: scale.at_once(32, tokens=8192), "more outgrow a CPU's caches"
     ),
     "num_trajectories": Default(
         sized(1024, 256, picture=512), "fewer are learned by heart; more cost updates"

@@ -34,7 +34,7 @@ from wan_distill.maths.distances import (
 )
 from wan_distill.maths.sigmas import Expert
 from wan_distill.model.denoiser import Denoiser
-from wan_distill.model.loading import decode
+from wan_distill.model.vae import decode
 from wan_distill.settings.config import Config
 from wan_distill.system.files import hash_tensors, write_tensors
 from wan_distill.training.health import warnings

@@ -18,7 +18,7 @@ from wan_distill.data.samples import SampleRequest
 from wan_distill.layout import TEACHER_CLIP, strip_of
 from wan_distill.maths.sigmas import Expert
 from wan_distill.model.denoiser import Denoiser
-from wan_distill.model.loading import decode
+from wan_distill.model.vae import decode
 from wan_distill.settings.config import Config
 from wan_distill.system.files import write_atomically
 from wan_distill.system.pictures import write_video

@@ -19,7 +19,7 @@ from wan_distill.methods.base import Method
 from wan_distill.model.adapters import make_roles
 from wan_distill.model.checkpointing import recompute_blocks
 from wan_distill.model.condition import Condition
-from wan_distill.model.loading import decode
+from wan_distill.model.vae import decode
 from wan_distill.settings.recipes import Role, recipe_of
 from wan_distill.training.learner import Learner, make_learners
 
