@@ -13,6 +13,7 @@ if __name__ == "__main__":
     end_quietly()  # Ctrl-C while the rest is imported
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -81,6 +82,8 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"{out}: exists already; choose another name, or move it away")
     if out.suffix != ".safetensors" or not out.parent.is_dir():
         raise UsageError(f"{out}: give a name that ends in .safetensors, in a folder that exists")
+    if not os.access(out.parent, os.W_OK):
+        raise UsageError(f"{out}: this user may not write into {out.parent}; choose another folder")
     useless = ("expert",) if args.extract else ("rank", "dtype")
     for name in useless:
         if (value := getattr(args, name)) is not None:

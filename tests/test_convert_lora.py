@@ -122,7 +122,7 @@ def test_the_difference_of_two_experts_is_a_lora(tmp_path, capsys, layout):
         )
 
 
-def test_bad_input_is_one_line(student, tmp_path, capsys):
+def test_bad_input_is_one_line(student, tmp_path, capsys, monkeypatch):
     def refusal(*arguments: object) -> str:
         assert convert(*arguments) == 2
         said = capsys.readouterr().err
@@ -151,6 +151,10 @@ def test_bad_input_is_one_line(student, tmp_path, capsys):
     assert "values that are no numbers" in refusal(broken, out)
     assert "--to gguf: is none of comfyui, " in refusal(student, out, "--to", "gguf")
     assert "error: FILE: give IN and OUT" in refusal()
+    forbidden = tmp_path / "forbidden"
+    forbidden.mkdir()
+    monkeypatch.setattr("os.access", lambda path, mode: path != forbidden)  # root may do all
+    assert f"may not write into {forbidden}" in refusal(student, forbidden / "out.safetensors")
     assert not out.exists()
 
 
