@@ -92,6 +92,7 @@ RECIPES = {
     "short": Recipe(SHORT),
     "short, 128 samples": Recipe((*SHORT, "--num_trajectories", "128")),
     "short + low": refined("--num_trajectories", "256", after="short"),
+    "300 updates, 32 samples": with_samples(32),
     "300 updates, 64 samples": with_samples(64),
     "300 updates, 128 samples": with_samples(128),
     "300 updates, 256 samples": with_samples(256),
