@@ -2638,6 +2638,18 @@ MUTATIONS = [
         "tests/system/test_spent.py::test_only_the_innermost_part_counts",
     ),
     Mutation(
+        "wan_distill/results/reporting.py",
+        "        on_progress(self.spent.tick)\n",
+        "",
+        "tests/results/test_reporting.py::test_time_is_counted_while_samples_are_solved",
+    ),
+    Mutation(
+        "wan_distill/system/console.py",
+        "_clock = _listener = None\n\n\ndef",
+        "_clock = None\n\n\ndef",
+        "tests/system/test_spent.py::test_every_bar_of_the_job_counts_on",
+    ),
+    Mutation(
         "wan_distill/interrupts.py",
         "        signal.signal(signal.SIGINT, _end)\n",
         "        pass\n",

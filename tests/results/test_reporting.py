@@ -12,6 +12,9 @@ from written_students import write_student
 
 from wan_distill.errors import UsageError
 from wan_distill.results import Reporting
+from wan_distill.system import spent
+from wan_distill.system.console import progress_bar, show_job
+from wan_distill.system.job_clock import Leg
 from wan_distill.system.spent import read_spent
 from wan_distill.training.metrics import Metrics
 
@@ -77,6 +80,18 @@ def test_the_plan_is_kept_as_numbers_and_an_evaluation_does_not_change_it(make_r
     assert "high expert" in numbers["seconds_by_stage"] and numbers["peak_bytes"] > 0
     reporting_of(run, rank=32, evaluate_only=True).begin(prompts=3)
     assert json.loads(run.folder.plan_numbers.read_text(encoding="utf-8")) == numbers
+
+
+def test_time_is_counted_while_samples_are_solved(make_run, monkeypatch):
+    """Of large teachers that takes many hours, which a kill must not lose."""
+    monkeypatch.setattr(spent, "SAVED_EVERY", 0.0)
+    run = make_run(method="trajectory")
+    with show_job([Leg("solve", 60.0)]):
+        reporting = reporting_of(run)
+        with reporting.part("solving samples"):
+            with progress_bar(4, "sample", "sample", shown=False) as bar:
+                bar.update()
+            assert read_spent(run.folder.spent)["seconds"]["solving samples"] > 0
 
 
 def test_time_is_counted_under_the_names_of_the_plan(make_run):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from wan_distill.system import spent
-from wan_distill.system.console import enter, show_job
+from wan_distill.system.console import enter, on_progress, progress_bar, show_job
 from wan_distill.system.job_clock import Leg
 from wan_distill.system.spent import Spent, read_spent
 
@@ -95,6 +95,22 @@ def test_a_kill_loses_seconds_and_not_hours(make, clock):
         clock.now += 1
         subject.tick()  # too soon to be written again
         assert read_spent(subject.file)["seconds"] == dict(training=spent.SAVED_EVERY + 1)
+
+
+def test_every_bar_of_the_job_counts_on(make, clock):
+    """Of large teachers, samples are solved for many hours."""
+    subject = make()
+    with show_job([Leg("solve", 60.0)]), subject.part("solving samples"):
+        on_progress(subject.tick)
+        enter("solve")
+        with progress_bar(4, "sample", "sample", shown=False) as bar:
+            clock.now += spent.SAVED_EVERY + 1
+            bar.update()
+        assert read_spent(subject.file)["seconds"] == {"solving samples": spent.SAVED_EVERY + 1}
+    with subject.part("more"), progress_bar(4, "sample", "sample", shown=False) as bar:
+        clock.now += spent.SAVED_EVERY + 1
+        bar.update()  # the job is over
+        assert "more" not in read_spent(subject.file)["seconds"]
 
 
 def test_other_processes_write_nothing(make, clock):

@@ -14,6 +14,7 @@ from wan_distill.planning.plan import plan_numbers
 from wan_distill.results.page import Page
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
+from wan_distill.system.console import on_progress
 from wan_distill.system.files import write_atomically
 from wan_distill.system.runtime import Runtime
 from wan_distill.system.serving import serve_page
@@ -38,6 +39,7 @@ class Reporting:
         self.spent = Spent(self.folder.spent, runtime)
         self.tracker = Tracker(stages, runtime)
         self.page = Page(stages, info)
+        on_progress(self.spent.tick)
 
     def begin(self, prompts: int) -> None:
         """Writes down what is planned, and serves the page where `--serve` asks for it.
@@ -75,7 +77,6 @@ class Reporting:
     def line(self, line: dict[str, Any], config: Config) -> None:
         """One line of metrics.jsonl of the stage of `config`."""
         self.tracker.log(line, config)
-        self.spent.tick()
 
     def previews(self, config: Config, expert: Expert, step: int, updates: int) -> None:
         """New clips of the student after `updates` of its updates, `step` of all roles."""
