@@ -422,7 +422,7 @@ def train(
     learners = training.make_learners(method, parameters, config)
     student = learners["student"]
     metrics = training.Metrics(run.folder.metrics, runtime)
-    progress = training.Progress(run, expert, learners, metrics)
+    progress = training.Progress(run, expert, learners, metrics, reporting.folder.path)
     first = progress.resume()
     last = method.updates(config.max_train_steps)
     monitor.resume(first)

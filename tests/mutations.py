@@ -2638,6 +2638,24 @@ MUTATIONS = [
         "tests/system/test_spent.py::test_only_the_innermost_part_counts",
     ),
     Mutation(
+        "wan_distill/planning/budget.py",
+        "dataclasses.replace(config, output_dir=usual[-1].output_dir, **chosen)",
+        "dataclasses.replace(config, **chosen)",
+        "tests/planning/test_budget.py::test_a_continued_run_makes_the_same_job_on_a_slower_machine",
+    ),
+    Mutation(
+        "wan_distill/training/resume.py",
+        "if is_sound := all(learner.is_finite() for learner in self.learners.values()):",
+        "if is_sound := True:",
+        "tests/training/test_resume.py::test_weights_that_an_update_has_spoilt_are_not_saved",
+    ),
+    Mutation(
+        "wan_distill/training/health.py",
+        'config.flag("learning_rate" if role == "student" else "fake_score_learning_rate")',
+        'config.flag("learning_rate")',
+        "tests/training/test_resume.py::test_weights_that_an_update_has_spoilt_are_not_saved",
+    ),
+    Mutation(
         "wan_distill/results/reporting.py",
         "        on_progress(self.spent.tick)\n",
         "",

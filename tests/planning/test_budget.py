@@ -87,11 +87,16 @@ def test_a_budget_without_room_is_refused_and_one_without_use_says_so(a14b, aske
 
 
 @pytest.mark.journey  # traces A14B
-def test_a_continued_run_makes_the_same_job_on_a_slower_machine(a14b, asked):
-    config = asked(budget=24.0)
+@pytest.mark.parametrize("named", [True, False])
+def test_a_continued_run_makes_the_same_job_on_a_slower_machine(
+    a14b, asked, named, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    config = asked(budget=24.0) if named else asked(budget=24.0, output_dir=None)
     begun = within_budget(config, a14b, 100)
     folder = RunFolder(Path(begun.stages[-1].output_dir))
-    folder.path.mkdir()
+    assert not named or folder.path == tmp_path / "out"
+    folder.path.mkdir(parents=True)
     remember(begun)
     slower = dataclasses.replace(config, gpu="a100-80")
     goes_on = within_budget(slower, a14b, 100)

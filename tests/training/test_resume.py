@@ -193,7 +193,7 @@ def make_progress(make_run):
         run = make_run(**dict(method="trajectory") | changes)
         lesson = make_lesson(run, "high")
         metrics = Metrics(run.folder.metrics, run.runtime)
-        return Progress(run, "high", lesson.learners, metrics), lesson.denoiser
+        return Progress(run, "high", lesson.learners, metrics, run.folder.path), lesson.denoiser
 
     return make
 
@@ -306,16 +306,30 @@ def test_a_weight_that_is_not_finite_is_named_and_never_skipped(make_progress):
 
 
 def test_an_update_that_is_not_finite_stops_by_default(make_progress):
+    """In the job's folder, whose default name another rate would change."""
     progress, denoiser = make_progress()
-    with pytest.raises(NonFiniteError, match=r"no weight was changed.*--learning_rate"):
+    words = rf"no weight was changed.*--learning_rate and .* --output_dir {progress.job} to go on"
+    with pytest.raises(NonFiniteError, match=words):
         progress.skip_or_stop(3, "student", denoiser, NonFiniteError("loss nan"))
+    assert checkpoint.latest(progress.root).name == "checkpoint-3"
+
+
+def test_weights_that_an_update_has_spoilt_are_not_saved(make_progress):
+    """Nobody could go on from there. The critic's rate is another one than the student's."""
+    progress, denoiser = make_progress(method="dmd", diversity_weight=0.0)
+    next(iter(progress.learners["fake_score"].parameters.values())).data[0] = math.inf
+    words = r"the last checkpoint is the last good .*Lower --fake_score_learning_rate and"
+    with pytest.raises(NonFiniteError, match=words):
+        progress.skip_or_stop(3, "fake_score", denoiser, NonFiniteError("loss nan"))
+    assert not checkpoint.found(progress.root)
 
 
 def test_tensors_that_do_not_fit_are_refused_in_one_line(make_progress):
     progress, _ = make_progress(method="dmd", diversity_weight=0.0)
     progress.save(5)
     del progress.learners["fake_score"]
-    other = Progress(progress.run, "high", progress.learners, progress.metrics)
+    run = progress.run
+    other = Progress(run, "high", progress.learners, progress.metrics, run.folder.path)
     assert other.resume() == 5  # what is there for this role fits
     progress.learners["student"].parameters["of another rank"] = torch.nn.Parameter(torch.ones(2))
     with pytest.raises(UsageError, match="do not fit these settings"):

@@ -118,7 +118,9 @@ def scaled(
         for name, count in counts.items()
         if getattr(config, name) is None
     }
-    return resolve_stages(dataclasses.replace(config, **chosen), info)
+    # The folder is the job's whatever is chosen: otherwise another choice would begin anew.
+    here = dataclasses.replace(config, output_dir=usual[-1].output_dir, **chosen)
+    return resolve_stages(here, info)
 
 
 def _asked(config: Config) -> dict[str, Any]:

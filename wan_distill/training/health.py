@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
+from wan_distill.maths.sigmas import Expert, expert_sigmas
 from wan_distill.settings.config import Config
-from wan_distill.settings.recipes import recipe_of
+from wan_distill.settings.recipes import Role, recipe_of
 
 # As ratios to the teacher; of luminance: the difference.
 FROZEN = 0.6
@@ -61,3 +63,34 @@ def warnings(values: Mapping[str, float], config: Config) -> list[str]:
             f"as much as the teacher's. {remedy}"
         )
     return problems
+
+
+def nonfinite_report(
+    config: Config, expert: Expert, role: Role, step: int, error: Exception, weight: str | None
+) -> str:
+    """What is known of an update of `expert` that was not made, the one after `step` others.
+
+    Args:
+        error: what was found.
+        weight: the name of one that is not finite, if there is any.
+    """
+    sigmas = expert_sigmas(config.sigmas(), expert, config.boundary_ratio)
+    report = (
+        f"{error} at update {step + 1}, {role}, {expert} expert (sigma {sigmas[0]:.4f} to "
+        f"{sigmas[-1]:.4f})"
+    )
+    return f"{report}; its weight {weight} is not finite" if weight else report
+
+
+def how_to_go_on(config: Config, role: Role, kept: Path | None, job: Path) -> str:
+    """What to do after such an update of `role`.
+
+    Args:
+        kept: where the state before it is saved; None where its own weights are not finite.
+        job: the output folder, whose default name another rate would change.
+    """
+    rate = config.flag("learning_rate" if role == "student" else "fake_score_learning_rate")
+    state = f"no weight was changed and the state before it is saved in {kept}"
+    if kept is None:
+        state = "the updates before it went too far, so the last checkpoint is the last good state"
+    return f"{state}. Lower --{rate} and give --allow_config_change and --output_dir {job} to go on"

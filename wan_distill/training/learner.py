@@ -105,6 +105,10 @@ class Learner:
                     total += float((lr * change).square().sum())
         return math.sqrt(total)
 
+    def is_finite(self) -> bool:
+        """Whether all its weights are numbers."""
+        return all(bool(p.detach().isfinite().all()) for p in self.parameters.values())
+
     def exported(self) -> Named:
         """The tensors to ship: the moving average where one is kept."""
         return (

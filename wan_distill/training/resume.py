@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import wan_distill.training.checkpoint as checkpoint
+import wan_distill.training.health as health
 from wan_distill.data.first_frames import Prompt
 from wan_distill.data.run import Run
 from wan_distill.errors import NonFiniteError, UsageError, one_line
 from wan_distill.layout import RunFolder
-from wan_distill.maths.sigmas import Expert, expert_sigmas
+from wan_distill.maths.sigmas import Expert
 from wan_distill.model.denoiser import Denoiser, nonfinite_weight
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TEXT_PARTS, TeacherInfo
@@ -101,9 +102,10 @@ class Progress:
     """One expert's checkpoints, and what is put into them."""
 
     def __init__(
-        self, run: Run, expert: Expert, learners: dict[Role, Learner], metrics: Metrics
+        self, run: Run, expert: Expert, learners: dict[Role, Learner], metrics: Metrics, job: Path
     ) -> None:
         self.run = run
+        self.job = job  # the output folder of all stages
         self.expert: Expert = expert
         self.root = run.folder.expert(expert)
         self.learners = learners
@@ -166,27 +168,22 @@ class Progress:
         self, step: int, role: Role, denoiser: Denoiser, error: NonFiniteError
     ) -> None:
         """After an update that could not be made: says what happened, then `--on_nonfinite`
-        decides. Raises NonFiniteError, with the state before that update saved, to stop the run.
+        decides. Raises NonFiniteError to stop the run, with the state before that update saved
+        unless its own weights are the ones that are not finite.
         """
         config = self.run.config
         weight = nonfinite_weight(denoiser.experts[self.expert])
-        sigmas = expert_sigmas(config.sigmas(), self.expert, config.boundary_ratio)
-        report = (
-            f"{error} at update {step + 1}, {role}, {self.expert} expert (sigma {sigmas[0]:.4f} to "
-            f"{sigmas[-1]:.4f})"
-        )
-        if weight:
-            report += f"; its weight {weight} is not finite"
+        report = health.nonfinite_report(config, self.expert, role, step, error, weight)
         skipped = step + 1 - sum(learner.done for learner in self.learners.values())
         if config.on_nonfinite == "skip" and skipped <= config.nonfinite_limit and not weight:
             limit = config.nonfinite_limit
             self.run.runtime.say(f"\n{report}: skipped ({skipped} of at most {limit}).")
             return
-        self.save(step)
-        raise NonFiniteError(
-            f"{report}; no weight was changed and the state before it is saved in {self.root}. "
-            f"Lower --{config.flag('learning_rate')} and give --allow_config_change to go on"
-        ) from error
+        if is_sound := all(learner.is_finite() for learner in self.learners.values()):
+            self.save(step)
+        kept = self.root if is_sound else None
+        advice = health.how_to_go_on(config, role, kept, self.job)
+        raise NonFiniteError(f"{report}; {advice}") from error
 
     def _chosen(self) -> Path | None:
         """The folder to resume from. Later ones than an explicit one are set aside, not lost."""
