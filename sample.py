@@ -35,7 +35,7 @@ from wan_distill.settings.one_line_parser import OneLineParser
 from wan_distill.settings.other_names import SAMPLING, command_name
 from wan_distill.settings.ranges import check_fps
 from wan_distill.settings.schedulers import check_diffusers
-from wan_distill.settings.series import check_series, settings_of
+from wan_distill.settings.series import check_all_replaced, check_series, settings_of
 from wan_distill.settings.students import find_student, is_declared, student_schedule
 from wan_distill.system.endings import ended
 from wan_distill.system.notices import keep_notices
@@ -154,6 +154,7 @@ def run(args: argparse.Namespace) -> int:
             if not args.overwrite:
                 raise
             outdated = [file for _, _, file in videos]
+            check_all_replaced(folder_of_series(args), outdated)
     if not videos:
         print("all videos are there")
         return 0

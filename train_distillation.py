@@ -137,10 +137,11 @@ def run(config: Config) -> int:
 def clean(config: Config) -> int:
     """Deletes the caches of a finished run. Exit code: 0."""
     from wan_distill.planning.wording import size
-    from wan_distill.system.cleaning import bytes_of, checkpoints_in, remove_caches
+    from wan_distill.system.cleaning import bytes_of, check_run, checkpoints_in, remove_caches
     from wan_distill.system.files import lock_file
 
     folder = RunFolder(Path(config.output_dir))
+    check_run(folder)  # before anything is made there
     with lock_file(folder.lock, is_main=True):
         freed = remove_caches(folder)
     kept = size(bytes_of(checkpoints_in(folder)))
@@ -247,7 +248,7 @@ def do_job(
             print(f"\n{results.as_markdown(measured)}\n")
     if runtime.is_main:
         evaluation = results.read_evaluation(folder)
-        results.describe_results(config, teacher, verdict, evaluation)
+        results.describe_results(stages, teacher, verdict, evaluation)
         reporting.finish(evaluation)
         if config.push_to_hub:
             print(f"Uploaded to {results.push(stages, info, evaluation)}")

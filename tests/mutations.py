@@ -2638,6 +2638,30 @@ MUTATIONS = [
         "tests/system/test_spent.py::test_only_the_innermost_part_counts",
     ),
     Mutation(
+        "sample.py",
+        "            check_all_replaced(folder_of_series(args), outdated)\n",
+        "",
+        "tests/test_sample.py::test_a_series_of_other_settings_is_another_series",
+    ),
+    Mutation(
+        "train_distillation.py",
+        "    check_run(folder)  # before anything is made there\n",
+        "",
+        "tests/system/test_cleaning.py::test_a_folder_that_is_no_run_stays",
+    ),
+    Mutation(
+        "wan_distill/training/belonging.py",
+        "    check_measured(stages[-1])\n",
+        "",
+        "tests/journeys/test_main_job.py::test_evaluate_only_measures_what_is_there",
+    ),
+    Mutation(
+        "wan_distill/results/readme.py",
+        'for name in ("config", "stages") if name in trained',
+        "for name in () if name in trained",
+        "tests/results/test_readme.py::test_run_json_keeps_what_training_was_when_the_student_is_measured",
+    ),
+    Mutation(
         "wan_distill/planning/budget.py",
         "dataclasses.replace(config, output_dir=usual[-1].output_dir, **chosen)",
         "dataclasses.replace(config, **chosen)",

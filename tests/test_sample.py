@@ -522,6 +522,11 @@ def test_a_series_of_other_settings_is_another_series(
     assert sample.main(argv) == 0
     assert sample.main([*argv, "--seed=7", "--overwrite"]) == 0
     assert "of --seed 7, not of 0" in refused(capsys, *argv)
+    Path("one.txt").write_text("a tree\n")
+    other = [*argv[:2], "--prompts=one.txt", "--seed=3", "--overwrite"]
+    said = refused(capsys, *other)  # the note is one for all: the others would pass as of seed 3
+    assert "of no prompt that is given (2 such in all); give another folder" in said
+    assert sample.main([*other[:3], "--seed=7"]) == 0
 
 
 def test_an_interrupted_replacement_does_not_pass_old_videos_as_new(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -393,6 +394,10 @@ def test_evaluate_only_measures_what_is_there(distilled):
     table = json.loads((distilled / "evaluation.json").read_text(encoding="utf-8"))
     weights = {name: (distilled / name).read_bytes() for name in LORA_FILE.values()}
     (distilled / "evaluation.json").unlink()
+    for checkpoints in [*distilled.rglob("checkpoint-*")]:
+        shutil.rmtree(checkpoints)  # the closing line offers it
+    stranger = [*SHORT, "--evaluate_only", f"--output_dir={distilled}", "--rank=8"]
+    assert train_distillation.main(stranger) == 2
     run_again("--evaluate_only", f"--output_dir={distilled}")
     again = json.loads((distilled / "evaluation.json").read_text(encoding="utf-8"))
     assert again["gap_closed"] == pytest.approx(table["gap_closed"], abs=1e-4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -171,10 +172,26 @@ def test_run_json_holds_settings_versions_and_results(small_config, tmp_path):
     verdict = Verdict("PASS", "", "", "both names", 3, 3, "5.0")
     row = dict(sampler="student 4", evaluations=4)
     evaluation = dict(rows=[row], gap_closed_by_steps={"4": 0.5}, floor=1.0, samples=8)
-    describe_results(config, Teacher(info, config, Runtime(config)), verdict, evaluation)
+    describe_results([config], Teacher(info, config, Runtime(config)), verdict, evaluation)
     text = (tmp_path / "run.json").read_text(encoding="utf-8")
     run = json.loads(text)
     assert run["config"]["rank"] == 4 and run["versions"] == package_versions()
     assert run["teacher"] == info.fingerprint() and run["evaluation"] == evaluation
     assert run["text_encoder"]["verdict"] == "PASS" and "hf_secret" not in text
     assert "Gap closed: 0.500 in 4 steps" in (tmp_path / "README.md").read_text(encoding="utf-8")
+
+
+def test_run_json_keeps_what_training_was_when_the_student_is_measured(small_config, tmp_path):
+    config = small_config(output_dir=str(tmp_path))
+    teacher = Teacher(info := read_teacher(config), config, Runtime(config))
+    verdict = Verdict("PASS", "", "", "both names", 3, 3, "5.0")
+    first = dataclasses.replace(config, method="trajectory")
+    describe_results([first, config], teacher, verdict, None)
+    other = dataclasses.replace(config, rank=8, evaluate_only=True)
+    row = dict(sampler="student 4", evaluations=4)
+    evaluation = dict(rows=[row], gap_closed_by_steps={"4": 0.5}, floor=1.0, samples=8)
+    describe_results([other], teacher, verdict, evaluation)
+    run = json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))
+    assert run["config"]["rank"] == 4 and run["evaluation"] == evaluation
+    assert [stage["method"] for stage in run["stages"]] == ["trajectory", config.method]
+    assert run["teacher"] == info.fingerprint()

@@ -73,5 +73,8 @@ def test_a_folder_that_is_no_run_stays(finished, capsys):
     RunFolder(finished).plan.unlink()
     before = files_in(finished)
     assert train_distillation.main(["--clean", f"--output_dir={finished}"]) == 2
-    assert files_in(finished) - {".lock"} == before
+    assert files_in(finished) == before
     assert "holds no run; give its --output_dir" in capsys.readouterr().err
+    absent = finished / "mistyped"
+    assert train_distillation.main(["--clean", f"--output_dir={absent}"]) == 2
+    assert not absent.exists()

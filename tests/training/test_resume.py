@@ -17,6 +17,7 @@ from wan_distill.layout import RunFolder
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo, read_teacher
 from wan_distill.training import checkpoint, resume
+from wan_distill.training.belonging import check_measured
 from wan_distill.training.metrics import Metrics
 from wan_distill.training.resume import FREE, Progress, check_resume, identity
 from wan_distill.training.stages import check_left, check_stages, is_done, is_trained
@@ -303,6 +304,24 @@ def test_a_weight_that_is_not_finite_is_named_and_never_skipped(make_progress):
     denoiser.experts["high"].blocks[0].ffn.net[2].weight.data[0, 0] = math.nan
     with pytest.raises(NonFiniteError, match=r"weight blocks\.0\.ffn\.net\.2\.\S*weight is not"):
         progress.skip_or_stop(0, "student", denoiser, NonFiniteError("loss nan"))
+
+
+def test_a_student_is_measured_with_the_settings_of_its_training(small_config, tmp_path):
+    """Also once its checkpoints, which the closing line offers for deletion, are gone."""
+    config = small_config(output_dir=str(tmp_path), evaluate_only=True)
+    check_measured(config)  # nothing is known of it
+    (tmp_path / "run.json").write_text(json.dumps(dict(config=config.to_json())))
+    check_measured(dataclasses.replace(config, eval_samples=99))
+    other = dataclasses.replace(config, rank=8, seed=3)
+    words = r"trained with other settings \(seed was 0, is 3; rank was 4, is 8\); set them back"
+    with pytest.raises(UsageError, match=words):
+        check_measured(other)
+    for accepted in (dict(allow_config_change=True), dict(evaluate_only=False)):
+        check_measured(dataclasses.replace(other, **accepted))
+    older = config.to_json()
+    del older["optimizer"]  # of a version without that setting
+    (tmp_path / "run.json").write_text(json.dumps(dict(config=older)))
+    check_measured(config)
 
 
 def test_an_update_that_is_not_finite_stops_by_default(make_progress):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import time
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from wan_distill.results.workflows import write_workflows
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
 from wan_distill.system.files import write_atomically
+from wan_distill.system.records import read_record
 
 if TYPE_CHECKING:
     from wan_distill.model.loading import Teacher
@@ -33,17 +35,24 @@ def package_versions() -> dict[str, str]:
 
 
 def describe_results(
-    config: Config, teacher: Teacher, verdict: Verdict, evaluation: dict[str, Any] | None
+    stages: Sequence[Config],
+    teacher: Teacher,
+    verdict: Verdict,
+    evaluation: dict[str, Any] | None,
 ) -> None:
-    """Writes run.json and README.md into the output folder.
+    """Writes run.json and README.md into the output folder. With `--evaluate_only` what run.json
+    says of the training stays.
 
     Args:
+        stages: the settings of the job's stages, in order.
         verdict: what was found out about the text encoder.
         evaluation: the evaluation's values, None where none was asked for.
     """
+    config = stages[-1]
     folder = RunFolder(Path(config.output_dir))
     run = dict(
         config=config.to_json(),
+        stages=[stage.to_json() for stage in stages],
         versions=package_versions(),
         python=platform.python_version(),
         platform=platform.platform(),
@@ -53,6 +62,9 @@ def describe_results(
         # What is known of each clip stands in evaluation.json.
         evaluation={k: v for k, v in (evaluation or {}).items() if k != "clips"} or None,
     )
+    if config.evaluate_only and folder.run_json.exists():
+        trained = read_record(folder.run_json, "delete it, and run again")
+        run |= {name: trained[name] for name in ("config", "stages") if name in trained}
     write_atomically(folder.run_json, json.dumps(run, indent=1, ensure_ascii=False).encode())
     write_workflows(config, teacher.info, folder)
     text = readme(folder.path, config, teacher.info, evaluation)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 from argparse import Namespace
+from collections.abc import Iterable
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -57,3 +58,24 @@ def check_series(folder: Path, settings: dict[str, Any]) -> None:
                 f"--out {folder}: its videos are of {was}, not of {given}; give another folder, or "
                 "--overwrite to make them anew"
             )
+
+
+def check_all_replaced(folder: Path, files: Iterable[Path]) -> None:
+    """Raises UsageError where `folder` holds videos beside those that will be made anew: the note
+    is one for all of them.
+
+    Args:
+        files: that are written.
+    """
+    written = {_stem(file) for file in files}
+    videos = [*folder.glob("*.mp4"), *folder.glob("*.frames.png")]
+    others = sorted(file.name for file in videos if _stem(file) not in written)
+    if others:
+        raise UsageError(
+            f"--out {folder}: holds {others[0]} too, which is of other settings and of no prompt "
+            f"that is given ({len(others)} such in all); give another folder, or move them away"
+        )
+
+
+def _stem(video: Path) -> str:
+    return video.name.removesuffix(".mp4").removesuffix(".frames.png")

@@ -33,13 +33,17 @@ def bytes_of(files: list[Path]) -> int:
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
+def check_run(folder: RunFolder) -> None:
+    """Raises UsageError where `folder` is not a run's."""
+    if not folder.plan.exists():
+        raise UsageError(f"--clean: {folder.path} holds no run; give its --output_dir")
+
+
 def remove_caches(folder: RunFolder) -> int:
     """Deletes them, and folders that are empty then. Returns the bytes that they took.
 
-    Raises UsageError where `folder` is not a run's, or the run is not finished.
+    Raises UsageError where the run is not finished.
     """
-    if not folder.plan.exists():
-        raise UsageError(f"--clean: {folder.path} holds no run; give its --output_dir")
     if (spent := read_spent(folder.spent)) and not spent["finished"]:
         raise UsageError(
             f"--clean: the run in {folder.path} is not finished, and would solve its samples anew; "

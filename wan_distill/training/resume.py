@@ -76,17 +76,21 @@ def check_resume(config: Config, run: dict[str, Any], say: Callable[[str], None]
 
 def _changes(config: Config, run: dict[str, Any], state: dict[str, Any]) -> list[str]:
     """What differs between this run and the one of a checkpoint's `state`, in words."""
-    now, before = _wherever(config.to_json()), _wherever(state["config"])
-    changes = [
-        f"{name} was {before.get(name)}, is {now[name]}"
-        for name in now
-        if name not in FREE and before.get(name) != now[name]
-    ]
     stored = state["run"]
-    return changes + [
+    return changed_settings(config, state["config"]) + [
         f"{name} were {stored.get(name)}, are {value}"
         for name, value in run.items()
         if stored.get(name) != value
+    ]
+
+
+def changed_settings(config: Config, stored: dict[str, Any]) -> list[str]:
+    """In words, which settings that decide about a student are not those that were `stored`."""
+    now, before = _wherever(config.to_json()), _wherever(stored)
+    return [
+        f"{name} was {before.get(name)}, is {now[name]}"
+        for name in now
+        if name not in FREE and before.get(name) != now[name]
     ]
 
 
@@ -181,8 +185,7 @@ class Progress:
             return
         if is_sound := all(learner.is_finite() for learner in self.learners.values()):
             self.save(step)
-        kept = self.root if is_sound else None
-        advice = health.how_to_go_on(config, role, kept, self.job)
+        advice = health.how_to_go_on(config, role, self.root if is_sound else None, self.job)
         raise NonFiniteError(f"{report}; {advice}") from error
 
     def _chosen(self) -> Path | None:

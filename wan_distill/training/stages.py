@@ -70,10 +70,12 @@ def check_stages(config: Config, info: TeacherInfo) -> None:
     for expert in info.experts:
         newest = newest_of(checkpoint.found(folder.expert(expert)))
         if newest and (before := newest[1]["config"])["method"] != config.to_json()["method"]:
+            remedy = f"choose another --output_dir, with --init_student_from {folder.path} to go on"
+            if config.evaluate_only:
+                remedy = f"give that method and its other settings ({folder.run_json})"
             raise UsageError(
                 f"{newest[0]}: is of --method {before['method']}, and this is --method "
-                f"{config.method_title}; choose another --output_dir, with --init_student_from "
-                f"{folder.path} to go on from that student"
+                f"{config.method_title}; {remedy}"
             )
         for first, *_ in () if config.is_second_stage else STAGES.values():
             begun = newest_of(checkpoint.found(folder.stage(first).expert(expert)))
