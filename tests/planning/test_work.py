@@ -12,11 +12,13 @@ from safetensors.torch import load_file
 from written_students import write_student
 
 import train_distillation
+from wan_distill.data.samples import SampleStore
 from wan_distill.layout import LORA_FILE
 from wan_distill.planning import work
 from wan_distill.planning.disk import disk_needs
 from wan_distill.planning.memory import shape_of
 from wan_distill.planning.trace import trace
+from wan_distill.settings import sample_specs
 from wan_distill.settings.command_line import parse_args
 from wan_distill.settings.description import read_teacher
 from wan_distill.settings.resolve import resolve
@@ -92,33 +94,61 @@ def test_the_plan_of_the_low_expert_knows_whether_a_high_one_begins(
     assert (out / LORA_FILE["high"]).exists() == both
 
 
-def test_the_plan_knows_what_the_warm_start_has_solved(small_config, tmp_path):
-    """Neither the disk nor the arithmetic of samples that are taken over is asked for."""
-    config = small_config(
-        method="dmd", real_score="samples", num_trajectories=40, max_train_steps=40, monitor_steps=0
-    )
-    solved = tmp_path / "first" / "trajectories" / "abc" / "000000.safetensors"
-    solved.parent.mkdir(parents=True)
-    warm = dataclasses.replace(config, init_student_from=str(tmp_path / "first"))
-    info = read_teacher(config)
-    cost = trace(shape_of(config, info))
-    values = math.prod(info.latent_shape(config))
-    sizes = [disk_needs((c,), info, cost)["for solved samples"] for c in (config, warm)]
-    # 40 trajectories of 4 sigmas, 40 hand-overs of one
-    assert sizes[0] == sizes[1] == 40 * (4 + 1) * 4 * values
-    solved.write_bytes(bytes(int(0.75 * 40 * 4 * 4 * values)))
-    assert disk_needs((warm,), info, cost)["for solved samples"] == 40 * (1 + 1) * 4 * values
-    rows = {
-        part.spec.kind: (part.rows, part.evaluations) for part in work.sample_work((config,), info)
-    }
-    less = {
-        part.spec.kind: (part.rows, part.evaluations) for part in work.sample_work((warm,), info)
-    }
-    assert rows["trajectories"][0] == 40 and less["trajectories"][0] == 10
-    assert rows["handovers"] == less["handovers"] == (40, 2)
-    spared = work.solve_flops((config,), info, cost) - work.solve_flops((warm,), info, cost)
-    each = cost.forward_flops / config.train_batch_size * rows["trajectories"][1]
-    assert spared == pytest.approx(30 * each)
+def solved_rows(stages, info) -> dict[str, int]:
+    return {part.spec.kind: part.rows for part in work.sample_work(stages, info)}
+
+
+def test_the_plan_knows_what_an_earlier_run_has_solved(make_run, tmp_path):
+    """Neither the disk nor the arithmetic of samples that are taken over is asked for. Of another
+    guidance, size or seed they are other samples.
+    """
+    settings = dict(method="dmd", real_score="samples", num_trajectories=40, monitor_steps=0)
+    run = make_run(**settings, max_train_steps=40)
+    config, info, first = run.config, run.info, tmp_path / "first"
+    earlier = make_run(**settings, max_train_steps=40, output_dir=str(first))
+    store = SampleStore(earlier, sample_specs.trajectories(config))
+    store.create()
+    for row in range(30):
+        store.file(row).touch()
+    assert solved_rows((config,), info) == dict(trajectories=40, handovers=40)
+    shared = dict(init_student_from=str(first)), dict(samples_dir=str(first))
+    for changes in shared:
+        again = dataclasses.replace(config, **changes)
+        assert solved_rows((again,), info) == dict(trajectories=10, handovers=40)
+        for other in (dict(guidance_scale_2=9.0), dict(num_frames=9), dict(seed=4)):
+            changed = dataclasses.replace(again, **other)
+            assert solved_rows((changed,), info) == dict(trajectories=40, handovers=40)
+    (store.folder / "key.json").write_text("{")
+    assert solved_rows((again,), info)["trajectories"] == 40  # nobody can tell what they are
+
+
+def test_a_job_that_goes_on_is_planned_as_it_was(make_run, tmp_path):
+    """What it has solved into --samples_dir itself is a part of it."""
+    run = make_run(method="trajectory", samples_dir=str(tmp_path / "shared"), monitor_steps=0)
+    store = SampleStore(run, sample_specs.trajectories(run.config))
+    store.create()
+    store.file(0).touch()
+    before = solved_rows((run.config,), run.info)["trajectories"]
+    run.folder.path.mkdir(parents=True, exist_ok=True)
+    run.folder.plan_numbers.touch()
+    assert solved_rows((run.config,), run.info)["trajectories"] == before + 1
+
+
+def test_solved_samples_spare_disk_and_arithmetic(make_run, tmp_path):
+    run = make_run(method="trajectory", num_trajectories=40, max_train_steps=40, monitor_steps=0)
+    warm = dataclasses.replace(run.config, init_student_from=str(run.folder.path))
+    store = SampleStore(run, sample_specs.trajectories(run.config))
+    store.create()
+    for row in range(30):
+        store.file(row).touch()
+    both, cost = (run.config, warm), trace(shape_of(run.config, run.info))
+    values = math.prod(run.info.latent_shape(run.config))
+    sizes = [disk_needs((c,), run.info, cost)["for solved samples"] for c in both]
+    assert sizes[0] - sizes[1] == 30 * 4 * 4 * values
+    each = cost.forward_flops / run.config.train_batch_size
+    evaluations = work.sample_work((warm,), run.info)[0].evaluations
+    flops = [work.solve_flops((c,), run.info, cost) for c in both]
+    assert flops[0] - flops[1] == pytest.approx(30 * each * evaluations)
 
 
 @pytest.mark.journey  # as long as a whole run

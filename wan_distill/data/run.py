@@ -17,12 +17,13 @@ from wan_distill.data.first_frames import FirstFrames, Prompt, text_of
 from wan_distill.layout import RunFolder
 from wan_distill.maths.first_frames import first_frame_statistics
 from wan_distill.maths.randomness import generator
-from wan_distill.maths.sigmas import SUBFOLDER, Expert, expert_sigmas
+from wan_distill.maths.sigmas import Expert
 from wan_distill.model.condition import Condition
 from wan_distill.model.denoiser import Denoiser
 from wan_distill.model.loading import Teacher, share_tokens
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
+from wan_distill.settings.sample_specs import sampling_key
 from wan_distill.system.runtime import Runtime
 
 
@@ -63,24 +64,11 @@ class Run:
         return self.info.latent_shape(self.config)
 
     def sampling_key(self, sigmas: Sequence[float], guided: bool) -> dict[str, Any]:
-        """What samples depend on besides prompts, noise, solver and student, in plain values: the
-        text side, and the experts that own `sigmas`, with the guidance of those.
-        """
-        config = self.config
-        experts = [e for e in self.info.experts if expert_sigmas(sigmas, e, config.boundary_ratio)]
-        key = dict(
-            teacher=self.info.fingerprint(tuple(SUBFOLDER[expert] for expert in experts)),
-            text=self.embeddings.key,
-            shape=list(self.latent_shape),
-            boundary=config.boundary_ratio,
-            weights=config.weights_key,
-        )
+        """`sample_specs.sampling_key` of this run, with the text side and the pictures."""
+        key = sampling_key(self.config, self.info, sigmas, guided) | dict(text=self.embeddings.key)
         if self.first_frames is not None:
             key |= dict(first_frames=self.first_frames.key)
-        scales = [config.guidance(expert) for expert in experts]
-        if not guided or set(scales) == {1}:
-            return key
-        return key | dict(guidance=scales, negative=config.negative_prompt)
+        return key
 
     def condition(self, prompts: Sequence[Prompt]) -> Condition:
         """What clips of `prompts` are to show, on the device."""

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from wan_distill.errors import UsageError
-from wan_distill.layout import RunFolder
 from wan_distill.maths.sigmas import Expert, expert_sigmas
 from wan_distill.methods import make_method
 from wan_distill.model.warm_start import warm_start_files
-from wan_distill.planning.memory import FP32, shape_of
+from wan_distill.planning.solved import solved_before
 from wan_distill.planning.trace import Trace
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
@@ -56,13 +54,11 @@ def sample_work(stages: Sequence[Config], info: TeacherInfo) -> list[SampleWork]
         high = config.method if "high" in config.experts else high
         for owner, spec, chosen in _reads(config, has_high, high):
             rows[owner, spec] = rows.get((owner, spec), frozenset()) | chosen
-    config = stages[0]
-    solved = solved_before(config, info)
-    work = []
+    config, work = stages[0], []
     for (owner, spec), chosen in rows.items():
         left = len(chosen)
-        if spec.kind == "trajectories" and owner == TRAINING:
-            left -= min(solved, left)
+        if spec.sampler == "teacher" and owner == TRAINING:
+            left -= solved_before(stages, info, spec, chosen)
         work.append(
             SampleWork(spec, left, config.evaluations(spec.sigmas, spec.sampler == "teacher"))
         )
@@ -160,14 +156,3 @@ def update_work(config: Config, cost: Trace) -> list[UpdateWork]:
             flops = micro * (learned + needs.without_gradient * cost.forward_flops)
             work.append(UpdateWork(expert, role, flops, needs.updates))
     return work
-
-
-def solved_before(config: Config, info: TeacherInfo) -> int:
-    """How many trajectories the run named by `--init_student_from` has, going by their size."""
-    if config.init_student_from is None:
-        return 0
-    kind = trajectories(config).kind
-    folder = RunFolder(Path(config.init_student_from)).samples(kind)
-    each = FP32 * config.grid_steps * shape_of(config, info).latent_values
-    total = sum(file.stat().st_size for file in folder.glob("*/*.safetensors"))
-    return round(total / each)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from wan_distill.layout import RunFolder
-from wan_distill.maths.sigmas import Expert, handover
+from wan_distill.maths.sigmas import SUBFOLDER, Expert, expert_sigmas, handover
 from wan_distill.settings.config import Config
+from wan_distill.settings.description import TeacherInfo
 
 SampleKind = Literal["trajectories", "anchors", "handovers", "evaluation"]
 
@@ -96,6 +98,25 @@ def handovers(
     sigmas = config.solver_sigmas((end,))
     until = sigmas[: sigmas.index(end) + 1]
     return SampleSpec("handovers", "teacher", until, (end,), count, solver=config.teacher_solver)
+
+
+def sampling_key(
+    config: Config, info: TeacherInfo, sigmas: Sequence[float], guided: bool
+) -> dict[str, Any]:
+    """What samples depend on besides prompts, pictures, noise, solver and student, in plain values:
+    the experts that own `sigmas`, with the guidance of those.
+    """
+    experts = [e for e in info.experts if expert_sigmas(sigmas, e, config.boundary_ratio)]
+    key = dict(
+        teacher=info.fingerprint(tuple(SUBFOLDER[expert] for expert in experts)),
+        shape=list(info.latent_shape(config)),
+        boundary=config.boundary_ratio,
+        weights=config.weights_key,
+    )
+    scales = [config.guidance(expert) for expert in experts]
+    if not guided or set(scales) == {1}:
+        return key
+    return key | dict(guidance=scales, negative=config.negative_prompt)
 
 
 def student_of(config: Config, expert: Expert) -> Path | None:
