@@ -8,6 +8,7 @@ import math
 import pytest
 from conftest import tiny_flags
 from foreign_loras import write_in
+from random_teachers import write_pipeline
 from safetensors.torch import load_file
 from written_students import write_student
 
@@ -17,6 +18,7 @@ from wan_distill.layout import LORA_FILE
 from wan_distill.planning import work
 from wan_distill.planning.disk import disk_needs
 from wan_distill.planning.memory import shape_of
+from wan_distill.planning.parts import evaluation_counts, evaluation_flops
 from wan_distill.planning.trace import trace
 from wan_distill.settings import sample_specs
 from wan_distill.settings.command_line import parse_args
@@ -132,6 +134,24 @@ def test_a_job_that_goes_on_is_planned_as_it_was(make_run, tmp_path):
     run.folder.path.mkdir(parents=True, exist_ok=True)
     run.folder.plan_numbers.touch()
     assert solved_rows((run.config,), run.info)["trajectories"] == before + 1
+
+
+def test_a_shallower_student_is_taught_and_judged_by_the_whole_teacher(small_config, tmp_path):
+    teacher = write_pipeline(tmp_path / "deep", layers=3)
+    deep = small_config(teacher_path=str(teacher), method="trajectory", monitor_steps=0)
+    shallow, info = dataclasses.replace(deep, student_layers=1), read_teacher(deep)
+    costs = [trace(shape_of(config, info)) for config in (deep, shallow)]
+    assert costs[1].forward_flops < 0.5 * costs[0].forward_flops
+    both = list(zip((deep, shallow), costs, strict=True))
+    solving = [work.solve_flops((config,), info, cost) for config, cost in both]
+    judging = [evaluation_flops(config, info, cost) for config, cost in both]
+    handed_over = work.sample_work((shallow,), info)[-1]
+    assert handed_over.spec.sampler == "student"
+    spared = handed_over.rows * handed_over.evaluations / deep.train_batch_size
+    less = costs[0].forward_flops - costs[1].forward_flops
+    assert solving[0] - solving[1] == pytest.approx(spared * less)
+    own = deep.eval_samples * evaluation_counts(deep)["student"] / deep.train_batch_size
+    assert judging[0] - judging[1] == pytest.approx(own * less)
 
 
 def test_solved_samples_spare_disk_and_arithmetic(make_run, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass
 
@@ -70,6 +71,11 @@ def shape_of(config: Config, info: TeacherInfo) -> Shape:
         expand_timesteps=info.expand_timesteps,
         whole=config.whole_student,
     )
+
+
+def teacher_trace(config: Config, info: TeacherInfo) -> Trace:
+    """The cost of the teacher itself: a student of `--student_layers` has fewer blocks."""
+    return trace(shape_of(dataclasses.replace(config, student_layers=None), info))
 
 
 def estimate(config: Config, info: TeacherInfo) -> Estimate:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from wan_distill.planning.hardware import Hardware
-from wan_distill.planning.memory import shape_of
+from wan_distill.planning.memory import shape_of, teacher_trace
 from wan_distill.planning.picture_work import encoding_flops, pictures_read, prompts_read
 from wan_distill.planning.trace import Trace, trace
 from wan_distill.planning.work import check_flops, solve_flops, update_work
@@ -88,13 +88,15 @@ def making_flops(config: Config, info: TeacherInfo) -> float:
 
 def evaluation_flops(config: Config, info: TeacherInfo, cost: Trace) -> float:
     """Operations of the evaluation's samples."""
-    evaluations = config.eval_samples * evaluation_count(config)
-    return evaluations * cost.forward_flops / config.train_batch_size
+    counts = evaluation_counts(config)
+    done = counts["teacher"] * teacher_trace(config, info).forward_flops
+    done += counts["student"] * cost.forward_flops
+    return config.eval_samples * done / config.train_batch_size
 
 
-def evaluation_count(config: Config) -> int:
-    """Transformer evaluations of one sample of each row of the evaluation: the teacher's, its own
-    few steps, the students'.
+def evaluation_counts(config: Config) -> dict[str, int]:
+    """Transformer evaluations of one sample of each row of the evaluation, by who makes them: the
+    teacher, also in a few steps; the students.
     """
     short = config.sigmas(BASELINE_STEPS)
     evaluations = config.evaluations(config.teacher_sigmas(), guided=True)
@@ -102,6 +104,7 @@ def evaluation_count(config: Config) -> int:
     if config.evaluation == "sets":  # an independent set too, and unguided steps
         evaluations += config.evaluations(config.teacher_sigmas(), guided=True)
         evaluations += config.evaluations(short, guided=False)
-    for steps in config.sampling_steps:
-        evaluations += config.evaluations(config.sigmas(steps), guided=False)
-    return evaluations
+    students = sum(
+        config.evaluations(config.sigmas(steps), guided=False) for steps in config.sampling_steps
+    )
+    return dict(teacher=evaluations, student=students)

@@ -20,12 +20,14 @@ def solved_before(
     """How many of the teacher's samples `rows` of a set are there: with all that is known before
     prompts are encoded, so that other prompts pass for the same.
     """
-    config = stages[0]
+    notes = list(_notes(stages, spec))
+    if not notes:  # the teacher's weights may not be there yet
+        return 0
+    config, found = stages[0], 0
     known = spec.key() | dict(seed=config.seed)
     known |= sampling_key(config, info, spec.sigmas, guided=True)
     known = json.loads(json.dumps(known))
-    found = 0
-    for note in _notes(stages, spec):
+    for note in notes:
         try:
             key = read_json(note)
         except FileError:  # it is not taken over, then

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 
 from wan_distill.planning.hardware import Hardware
 from wan_distill.planning.memory import shape_of
-from wan_distill.planning.parts import evaluation_count, parts
+from wan_distill.planning.parts import evaluation_counts, parts
 from wan_distill.planning.picture_work import pictures_read, prompts_read
 from wan_distill.planning.trace import trace
-from wan_distill.planning.work import check_flops, sample_work
+from wan_distill.planning.work import check_flops, sample_work, solve_flops
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
 from wan_distill.system.job_clock import Leg
@@ -43,7 +43,7 @@ def timeline(
     if not last.evaluate_only:
         legs += _training(configs, info, seconds, hardware)
     if last.evaluate or last.evaluate_only:
-        units = last.eval_samples * evaluation_count(last)
+        units = last.eval_samples * sum(evaluation_counts(last).values())
         legs.append(Leg("evaluate", seconds.get("evaluation", 0.0), units, bars=9))
     return legs
 
@@ -57,9 +57,9 @@ def _training(
         for expert in config.experts:
             until = [*configs[:i], _with_experts_to(config, expert)]
             before, solved = solved, _solving(until, info)
-            flops = (solved[0] - before[0]) * cost.forward_flops / config.train_batch_size
             rate = hardware.rate * hardware.count
-            yield Leg("solve", flops / rate, (solved[1] - before[1]) / hardware.count)
+            flops, steps = solved[0] - before[0], solved[1] - before[1]
+            yield Leg("solve", flops / rate, steps / hardware.count)
             stage = f", {config.method}" if len(configs) > 1 else ""
             looks = check_flops(dataclasses.replace(config, expert=expert), info, cost)
             training = seconds.get(f"{expert} expert{stage}", 0.0) + looks / hardware.rate
@@ -72,7 +72,6 @@ def _with_experts_to(config: Config, expert: str) -> Config:
 
 
 def _solving(configs: Sequence[Config], info: TeacherInfo) -> tuple[float, float]:
-    """(transformer evaluations, solver steps) of all samples that `configs` read."""
-    work = sample_work(configs, info)
-    evaluations = sum(each.rows * each.evaluations for each in work)
-    return evaluations, sum(each.rows * (len(each.spec.sigmas) - 1) for each in work)
+    """(operations, solver steps) of all samples that `configs` read."""
+    steps = sum(each.rows * (len(each.spec.sigmas) - 1) for each in sample_work(configs, info))
+    return solve_flops(configs, info, trace(shape_of(configs[0], info))), steps

@@ -9,6 +9,7 @@ from wan_distill.errors import UsageError
 from wan_distill.maths.sigmas import Expert, expert_sigmas
 from wan_distill.methods import make_method
 from wan_distill.model.warm_start import warm_start_files
+from wan_distill.planning.memory import teacher_trace
 from wan_distill.planning.solved import solved_before
 from wan_distill.planning.trace import Trace
 from wan_distill.settings.config import Config
@@ -127,8 +128,12 @@ def solve_flops(stages: Sequence[Config], info: TeacherInfo, cost: Trace) -> flo
     Args:
         cost: of the first stage.
     """
-    forward = cost.forward_flops / stages[0].train_batch_size  # of one sample
-    return sum(work.rows * work.evaluations * forward for work in sample_work(stages, info))
+    flops = dict(teacher=teacher_trace(stages[0], info).forward_flops, student=cost.forward_flops)
+    done = sum(
+        work.rows * work.evaluations * flops[work.spec.sampler]
+        for work in sample_work(stages, info)
+    )
+    return done / stages[0].train_batch_size
 
 
 def check_flops(config: Config, info: TeacherInfo, cost: Trace) -> float:
