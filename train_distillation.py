@@ -237,6 +237,9 @@ def do_job(
     # 4. What is left behind, and how good it is.
     if runtime.is_main and not config.evaluate_only:
         results.export_student(job)
+        example = [*held_out, *prompts][:1]
+        for pixels in pictures.pixels(data.keys_of(example), config.height, config.width).values():
+            results.write_first_frame(job, pixels())
     if config.evaluate or config.evaluate_only:
         enter("evaluate")
         pairs = config.evaluation == "pairs"

@@ -11,6 +11,7 @@ LORA_FILE: dict[Expert, str] = {
     "high": "high_noise_lora.safetensors",
     "low": "low_noise_lora.safetensors",
 }
+PICTURE = "first_frame.png"  # an example, of the clip's size: users put their own there
 # With --student_layers: all weights of one expert, under diffusers' names.
 WHOLE_FILE: dict[Expert, str] = {
     "high": "high_noise_student.safetensors",
@@ -92,6 +93,10 @@ class RunFolder:
     @property
     def page(self) -> Path:
         return self.path / "report.html"
+
+    @property
+    def first_frame(self) -> Path:
+        return self.path / PICTURE
 
     @property
     def run_json(self) -> Path:
@@ -211,7 +216,6 @@ UPLOADED = (
     "clips/*",
     "comparison.png",
     "report.html",
-    "run.json",
     "evaluation.json",
 )
 NOT_UPLOADED = ("*/.*", "*/small/*")  # half-written files, and the page's own smaller clips

@@ -323,6 +323,7 @@ def test_the_first_bad_picture_is_named_and_the_others_counted(tmp_path):
         (dict(metadata__jsonl='{"file_name": "a.png"}\n{'), "metadata.jsonl:2: malformed"),
         (dict(metadata__jsonl='"a.png"\n"b.png"'), "metadata.jsonl:1: no file_name"),
         (dict(metadata__jsonl='[{"file_name": 1}]'), "record 1: no file_name"),
+        (dict(metadata__jsonl='{"image": "a.png", "text": "a"}'), "record 1: no file_name"),
         (dict(metadata__jsonl='[{"file_name": "../a.png"}]'), "leads out of the folder"),
         (dict(metadata__jsonl='[{"file_name": "sub/../../a.png"}]'), "leads out of the folder"),
         (dict(metadata__jsonl='[{"file_name": "/etc/a.png"}]'), "leads out of the folder"),
@@ -346,6 +347,7 @@ def test_bad_captions_are_refused_in_one_line(tmp_path, files, reason):
     "name, reason",
     [
         ("empty", "holds no picture"),
+        ("unnamed", "its metadata.jsonl names no picture; fill it in, or delete it"),
         ("a.png", "is a file; give a folder"),
         ("nothing", "there is no such folder"),
         ("sub/no/thing", "there is no such folder"),
@@ -356,6 +358,7 @@ def test_bad_captions_are_refused_in_one_line(tmp_path, files, reason):
 def test_what_is_no_folder_of_pictures_is_refused(tmp_path, name, reason):
     put(tmp_path / "empty", a__txt="a cat")
     put(tmp_path, a__png=PNG)
+    put(tmp_path / "unnamed", a__png=PNG, metadata__jsonl="")
     put(tmp_path / "named", metadata__csv="file_name\nsub.png")
     (tmp_path / "named" / "sub.png").mkdir()
     with pytest.raises(UsageError, match=f"^--images .*{name}.*: {reason}"):

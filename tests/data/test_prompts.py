@@ -144,6 +144,7 @@ def test_duplicates_and_long_prompts_are_named_by_line(tmp_path):
         ("p.json", b'["a", {"caption": 1}]', "record 2: none of"),
         ("p.json", b"[" * 100_000, "nested too deeply"),
         ("p.jsonl", b'{"a": 1}\n{"a": 1}', "p.jsonl:1: none of"),
+        ("p.jsonl", b'{"a": 1}', "record 1: none of"),
         ("p.jsonl", b'"a"\n\n{"caption": "b', "p.jsonl:3: malformed"),
         ("p.jsonl", b'"a"\n{"caption": "a cat smiles \\ud83d"}', r"p.jsonl:2: holds '.ud83d'"),
         ("p.jsonl", b'"a"\n"b\\u0000"', "p.jsonl:2: holds"),

@@ -138,7 +138,7 @@ def test_the_merged_pipeline_takes_a_picture_and_samples_the_same(distilled, sto
 
 def test_the_readmes_code_runs(distilled, images, tmp_path, monkeypatch):
     text = (distilled / "README.md").read_text(encoding="utf-8")
-    Image.open(images / "0.png").crop((4, 0, 44, 40)).save(tmp_path / "first_frame.png")
+    assert Image.open(distilled / "first_frame.png").size == (32, 32)
     for file in distilled.iterdir():
         (tmp_path / file.name).symlink_to(file)
     monkeypatch.chdir(tmp_path)

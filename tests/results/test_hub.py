@@ -28,6 +28,7 @@ class Hub(BaseHTTPRequestHandler):
 
     Attributes:
         files: path in the repository -> what was uploaded.
+        private: of each repository that was asked for.
         calls: the first part of each path that was asked for.
         full: whether the hub refuses to store anything.
     """
@@ -36,6 +37,7 @@ class Hub(BaseHTTPRequestHandler):
     full = False
     files: dict[str, bytes]
     calls: list[str]
+    private: list[bool]
 
     def do_GET(self):
         self.respond(b"")
@@ -49,7 +51,9 @@ class Hub(BaseHTTPRequestHandler):
         if self.headers["Authorization"] != f"Bearer {self.token}":
             self.answer({"error": "who are you?"}, 401)
         elif self.path.endswith("/api/repos/create"):
-            name = json.loads(body)["name"]
+            asked = json.loads(body)  # as older and newer versions of huggingface_hub ask
+            name = asked["name"]
+            self.private.append(asked.get("private") or asked.get("visibility") == "private")
             self.answer({"url": f"http://{self.headers['Host']}/me/{name}", "name": f"me/{name}"})
         elif "/preupload/" in self.path:
             paths = [file["path"] for file in json.loads(body)["files"]]
@@ -87,7 +91,7 @@ class Hub(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub(monkeypatch):
-    handler = type("Handler", (Hub,), {"files": {}, "calls": []})
+    handler = type("Handler", (Hub,), {"files": {}, "calls": [], "private": []})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{server.server_port}"
@@ -126,6 +130,9 @@ def test_the_hub_gets_the_student_and_a_card_that_explains_it(run, hub, capsys):
     for name in LORA_FILE.values():
         assert hub.files[name] == (run.out / name).read_bytes()
     assert {"scheduler/scheduler_config.json", "report.html", "run.json"} <= hub.files.keys()
+    record = json.loads(hub.files["run.json"])
+    assert record["stages"][0]["output_dir"] == "out" and str(run.out.parent) not in str(record)
+    assert record["config"]["rank"] == 4 and hub.private == [False]
     caches = ("prompts/", "trajectories/", "high/", "low/", "student/")
     assert not [name for name in hub.files if name.startswith(caches)]
     card = hub.files["README.md"].decode()
@@ -141,6 +148,11 @@ def test_the_token_goes_with_each_call_and_into_no_file(run, hub):
         assert any(call in path for path in hub.calls), call
     assert not any(TOKEN.encode() in data for data in hub.files.values())
     assert not any(TOKEN.encode() in f.read_bytes() for f in run.out.rglob("*") if f.is_file())
+
+
+def test_a_repository_that_others_do_not_see(run, hub):
+    assert run(*PUSH, "--hub_private_repo") == 0
+    assert hub.private == [True]
 
 
 def test_an_unknown_token_is_refused_before_anything_is_written(run, hub, tmp_path, capsys):

@@ -28,12 +28,12 @@ def test_without_a_network_it_is_refused_in_one_line(tmp_path):
 
 TAKEN = """
     high_noise_lora.safetensors low_noise_lora.safetensors scheduler/scheduler_config.json
-    comfyui_workflow.json wanvideowrapper_workflow.json run.json evaluation.json report.html
+    comfyui_workflow.json wanvideowrapper_workflow.json evaluation.json report.html
     comparison.png clips/few-0000.mp4 clips/student-0000.mp4 pairs/0000.mp4
     previews/low-000045-0.mp4 previews/low-teacher-0.mp4 previews/prompts.json
 """
 LEFT = """
-    .lock .student.json .student.partial/transformer/diffusion_pytorch_model.safetensors
+    run.json .lock .student.json .student.partial/transformer/diffusion_pytorch_model.safetensors
     high_noise_student.safetensors README.md model_card.md plan.json spent.json metrics.jsonl
     low/best.safetensors low/checkpoint-45/state.json low/checkpoint-45/fake_score.safetensors
     low/set-aside-0-checkpoint-4/fake_score.safetensors low/.partial-45/student.safetensors

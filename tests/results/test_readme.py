@@ -50,6 +50,15 @@ def test_comfyui_gets_the_split_of_this_students_sigmas(small_config, steps, shi
     assert ("`simple` itself rounds" in words) == (steps == 6)
 
 
+def test_a_student_of_several_step_counts_says_how_each_is_sampled(small_config, tmp_path):
+    config = small_config(sampling_steps=(1, 2, 4), boundary_ratio=0.875)
+    words = comfyui(config, read_teacher(config), None)
+    assert "In 2 steps: the same with 2 instead of 4, the low-noise expert from step 1." in words
+    assert "In 1 steps: the same with 1 instead of 4." in words
+    text = readme(tmp_path, config, read_teacher(config), None)
+    assert "(sigmas 1.0000 or 1.0000, 0.8333 or 1.0000, 0.9375, 0.8333, 0.6250)" in text
+
+
 def test_a_teacher_of_one_expert_needs_one_node(small_config, tmp_path):
     teacher = write_pipeline(tmp_path / "one", two_experts=False)
     config = small_config(teacher_path=str(teacher))

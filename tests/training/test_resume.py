@@ -72,6 +72,7 @@ MAY_CHANGE = {
     "tracker_project_name",
     "push_to_hub",
     "hub_model_id",
+    "hub_private_repo",
     "hub_token",
     "debug",
     "gpu",

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from wan_distill.data.picture_decoding import crop, decode, to_pixels
-from wan_distill.data.picture_folders import Source, file_source, sources
+from wan_distill.data.picture_folders import METADATA, Source, file_source, sources
 from wan_distill.data.prompt_text import check_characters
 from wan_distill.data.remarks import Remarks
 from wan_distill.errors import FileError, UsageError
@@ -102,8 +102,11 @@ def read_pictures(
         records.append(record)
     remarks.sum_up()
     if not records:
+        lists = [name for name in METADATA if Path(source, name).is_file()]
         raise UsageError(
-            f"{flag} {source}: holds no picture; give a folder of PNG, JPEG or WebP files"
+            f"{flag} {source}: its {lists[0]} names no picture; fill it in, or delete it"
+            if lists
+            else f"{flag} {source}: holds no picture; give a folder of PNG, JPEG or WebP files"
         )
     return records
 

@@ -86,7 +86,11 @@ def _listed(
     if isinstance(content, dict) and isinstance(content.get("data"), list):
         content = content["data"]
     elif isinstance(content, str) or (
-        isinstance(content, dict) and any(str(key).strip().casefold() in keys for key in content)
+        isinstance(content, dict)
+        and (
+            place.suffix.casefold() != ".json"
+            or any(str(key).strip().casefold() in keys for key in content)
+        )
     ):
         content = [content]  # one record per line, and one line
     if not isinstance(content, list):

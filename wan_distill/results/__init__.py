@@ -3,7 +3,7 @@
 from wan_distill.results.closing import closing
 from wan_distill.results.evaluated import check_evaluated
 from wan_distill.results.evaluation import Evaluation
-from wan_distill.results.export import export_student
+from wan_distill.results.export import export_student, write_first_frame
 from wan_distill.results.hub import check_hub, push
 from wan_distill.results.merged import check_output
 from wan_distill.results.paired import PairedEvaluation
@@ -25,4 +25,5 @@ __all__ = [
     "export_student",
     "push",
     "read_evaluation",
+    "write_first_frame",
 ]

@@ -11,7 +11,6 @@ from wan_distill.layout import RunFolder
 from wan_distill.maths.sigmas import SUBFOLDER
 from wan_distill.planning.wording import size
 from wan_distill.results.single_files import KINDS
-from wan_distill.results.snippet import PICTURE
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
 from wan_distill.settings.other_names import command_name
@@ -30,7 +29,7 @@ def closing(config: Config, info: TeacherInfo, prompt: str) -> list[str]:
     sampler = f"python {sampler}" if sampler.endswith(".py") else sampler
     caches = size(bytes_of(caches_in(folder)))
     checkpoints = size(bytes_of(checkpoints_in(folder)))
-    picture = f" --image {PICTURE}" if info.takes_picture else ""
+    picture = f" --image {quoted(str(folder.first_frame))}" if info.takes_picture else ""
     return [
         f"Done: {folder.path.resolve()}",
         f"  {folder.page.name:<12} how good, how fast, how healthy",

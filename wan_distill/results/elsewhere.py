@@ -76,6 +76,11 @@ def comfyui(config: Config, info: TeacherInfo, files: RunFolder | None) -> str:
             "The picture goes through the node WanImageToVideo (`start_image`), whose three "
             "outputs are what the samplers are given; no CLIP vision model is needed."
         )
+    for fewer in config.sampling_steps:
+        if fewer != steps:
+            low = first_step_of_low(config, fewer)
+            begins = f", the low-noise expert from step {low}" if low < fewer else ""
+            parts.append(f"In {fewer} steps: the same with {fewer} instead of {steps}{begins}.")
     parts.append("Any other scheduler, shift, cfg or split gives other clips.")
     if TRAIN_STEPS % steps:
         parts[-1] += f" (`simple` itself rounds: at {steps} steps its sigmas are up to 0.0007 off.)"

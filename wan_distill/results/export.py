@@ -1,12 +1,30 @@
-"""The scheduler and the inference snippet; each LoRA is loaded back and compared."""
+"""The scheduler, and a picture to begin with; each LoRA is loaded back and compared."""
 
 from __future__ import annotations
+
+from PIL import Image
+from torch import Tensor
 
 from wan_distill.data.run import Run
 from wan_distill.model.student_files import scheduler_for
 from wan_distill.model.verification import verify_lora
 from wan_distill.results.merged import save_merged
 from wan_distill.results.single_files import export_single_files
+from wan_distill.system.files import written_aside
+
+
+def write_first_frame(run: Run, pixels: Tensor) -> None:
+    """Writes an example of a picture, for the commands and workflows that need one. The user's own
+    stays.
+
+    Args:
+        pixels: [3, H, W] in [-1, 1].
+    """
+    if run.folder.first_frame.exists():
+        return
+    levels = ((pixels.permute(1, 2, 0) + 1) * 127.5).round().byte().numpy()
+    with written_aside(run.folder.first_frame) as file:
+        Image.fromarray(levels).save(file, format="PNG")
 
 
 def export_student(run: Run) -> None:

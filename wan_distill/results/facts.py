@@ -76,6 +76,15 @@ def plain(value: Any) -> str:
     return Path(text).name if os.path.isabs(text) else text
 
 
+def without_places(value: Any) -> Any:
+    """JSON-ready values for a reader elsewhere, as `plain` has each of them."""
+    if isinstance(value, dict):
+        return {name: without_places(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [without_places(part) for part in value]
+    return plain(value) if isinstance(value, str) else value
+
+
 def planned_and_spent(plan: dict[str, Any], spent: dict[str, Any]) -> list[tuple[str, str, str]]:
     """(what, planned, spent): time by part, in all, and the peak of memory."""
     planned, taken = plan.get("seconds_by_stage", {}), spent.get("seconds", {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from huggingface_hub.utils import validate_repo_id
 from wan_distill.errors import Halted, UsageError
 from wan_distill.layout import NOT_UPLOADED, UPLOADED, RunFolder
 from wan_distill.results.card import model_card
+from wan_distill.results.facts import without_places
 from wan_distill.settings.assets import HUB_ERRORS
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
@@ -69,7 +71,8 @@ def push(stages: Sequence[Config], info: TeacherInfo, evaluation: dict[str, Any]
     folder = RunFolder(Path(config.output_dir))
     api = HfApi(token=config.hub_token)  # each call below is made with this token
     try:
-        name = api.create_repo(repository(config), exist_ok=True).repo_id
+        private = True if config.hub_private_repo else None  # None: the owner's own default
+        name = api.create_repo(repository(config), private=private, exist_ok=True).repo_id
         card = model_card(folder.path, stages, info, evaluation, name)
         folder.model_card.write_text(card, encoding="utf-8")
         api.upload_file(path_or_fileobj=folder.model_card, path_in_repo="README.md", repo_id=name)
@@ -78,6 +81,12 @@ def push(stages: Sequence[Config], info: TeacherInfo, evaluation: dict[str, Any]
             folder_path=folder.path,
             allow_patterns=list(UPLOADED),
             ignore_patterns=list(NOT_UPLOADED),
+        )
+        record = without_places(json.loads(folder.run_json.read_text(encoding="utf-8")))
+        api.upload_file(
+            path_or_fileobj=json.dumps(record, indent=1).encode(),
+            path_in_repo=folder.run_json.name,
+            repo_id=name,
         )
         if config.whole_student:  # it fits no teacher: the repository is the whole pipeline
             api.upload_folder(repo_id=name, folder_path=folder.merged)

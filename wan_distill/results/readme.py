@@ -87,22 +87,29 @@ def readme(
     """
     files = RunFolder(folder)
     experts = tuple(e for e in info.experts if files.has_student(e))
-    steps = " or ".join(map(str, config.sampling_steps))
+    counts = " or ".join(map(str, config.sampling_steps))
     what = f"all weights, {config.student_layers} blocks," if config.whole_student else "LoRA"
     listed = [
         f"- `{files.student(e).name}`: {what} of the {e}-noise expert{_learned(config, files, e)}"
         for e in experts
     ]
-    sigmas = ", ".join(f"{sigma:.4f}" for sigma in config.sigmas()[:-1])
+    sigmas = " or ".join(
+        ", ".join(f"{sigma:.4f}" for sigma in config.sigmas(steps)[:-1])
+        for steps in config.sampling_steps
+    )
     listed.append(f"- `{files.scheduler.name}/`: the sampler it was trained for (sigmas {sigmas})")
     if config.save_merged and not repository:
         listed.append(
             f"- `{files.merged.name}/`: the complete pipeline, adapters merged in (needs diffusers "
             "0.39 or newer, which says that it ignores `dmd2_config`: vLLM-Omni's steps)"
         )
+    if files.first_frame.exists() and not repository:
+        listed.append(
+            f"- `{files.first_frame.name}`: a picture to try it with; put your own in its place"
+        )
     parts = [
-        f"# {info.name}, distilled to {steps} steps",
-        f"A student of `{info.title}` that samples in {steps} steps without guidance "
+        f"# {info.name}, distilled to {counts} steps",
+        f"A student of `{info.title}` that samples in {counts} steps without guidance "
         f"(method: {config.method_title}).",
         *([f"The teacher was changed: {'; '.join(info.changes.words())}."] if info.changes else []),
         "\n".join(listed),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from wan_distill.layout import LORA_FILE
+from wan_distill.layout import LORA_FILE, PICTURE
 from wan_distill.maths.sigmas import SUBFOLDER, Expert
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
@@ -16,7 +16,6 @@ from wan_distill.settings.teacher_changes import TeacherLora
 TO_THE_CPU_TOO = 'pipe.to("cuda" if torch.cuda.is_available() else "cpu")'
 TO_A_GPU = 'pipe.to("cuda")  # too little memory: pipe.enable_model_cpu_offload() instead'
 PRODUCT = {"down", "up", "alpha"}  # parts of a LoRA's layer that are matrices and their scale
-PICTURE = "first_frame.png"  # to be replaced by the user's own, of the clip's aspect
 
 
 def snippet(
@@ -54,13 +53,15 @@ def snippet(
             'subfolder="vae", dtype=torch.float32)\n'
         )
     tools = ["export_to_video", "load_image"] if info.takes_picture else ["export_to_video"]
-    picture = f'image=load_image("{PICTURE}"),\n    ' if info.takes_picture else ""
+    size = f"{config.width}, {config.height}"  # cropped: the pipeline would stretch it
+    picture = f'image=ImageOps.fit(load_image("{PICTURE}"), ({size})),\n    '
+    picture, crop = (picture, "from PIL import ImageOps\n") if info.takes_picture else ("", "")
     given = [f"{part}={part}" for part in replaced]
     arguments = ", ".join([json.dumps(source), *given, f"dtype={dtype}"])
     return f"""import torch
 from diffusers import {", ".join(sorted(imports))}
 from diffusers.utils import {", ".join(tools)}
-
+{crop}
 {"".join(replaced.values())}pipe = {pipeline}.from_pretrained({arguments})
 {load}{TO_THE_CPU_TOO if exact else TO_A_GPU}
 video = pipe(

@@ -18,9 +18,11 @@ A14B = "wan2.2_{kind}_{expert}_noise_14B_fp8_scaled.safetensors"
 A14B_SIZE = (40, 40, 2)  # blocks, heads, experts
 
 
-def first_step_of_low(config: Config) -> int:
-    """The number of steps that the high expert makes before the low one goes on."""
-    return len(steps_of("high", config.sigmas(), config.boundary_ratio))
+def first_step_of_low(config: Config, steps: int | None = None) -> int:
+    """The number of steps that the high expert makes before the low one goes on, of `steps` or of
+    the finest grid's.
+    """
+    return len(steps_of("high", config.sigmas(steps), config.boundary_ratio))
 
 
 def phases(config: Config, info: TeacherInfo) -> list[tuple[Expert, int, int]]:

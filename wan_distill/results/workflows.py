@@ -9,9 +9,8 @@ import json
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from wan_distill.layout import LORA_FILE, RunFolder
+from wan_distill.layout import LORA_FILE, PICTURE, RunFolder
 from wan_distill.maths.sigmas import Expert
-from wan_distill.results.snippet import PICTURE
 from wan_distill.results.workflow_nodes import PROMPT, VAE, Nodes, Workflow, base_file, phases
 from wan_distill.results.wrapper_workflow import WRAPPER_STEPS, wrapper_workflow
 from wan_distill.settings.config import Config

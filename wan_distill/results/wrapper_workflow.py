@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from wan_distill.layout import LORA_FILE
+from wan_distill.layout import LORA_FILE, PICTURE
 from wan_distill.maths.sigmas import Expert
-from wan_distill.results.snippet import PICTURE
 from wan_distill.results.workflow_nodes import PROMPT, VAE, Nodes, Workflow, base_file, phases
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo

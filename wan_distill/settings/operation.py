@@ -190,7 +190,13 @@ class OperationSettings:
         "wan-distill", "name of the project in the tracker", OUTPUT, free=True
     )
     push_to_hub: bool = flag(
-        False, "upload LoRAs, scheduler, model card and previews at the end", OUTPUT, free=True
+        False,
+        "upload LoRAs, scheduler, model card, report and clips at the end, for all to see",
+        OUTPUT,
+        free=True,
+    )
+    hub_private_repo: bool = flag(
+        False, "upload to a repository that others do not see", OUTPUT, free=True
     )
     hub_model_id: str | None = flag(
         None, "repository on the hub (default: the output folder's name)", OUTPUT, free=True
