@@ -237,7 +237,8 @@ def do_job(
     # 4. What is left behind, and how good it is.
     if runtime.is_main and not config.evaluate_only:
         results.export_student(job)
-        example = [*held_out, *prompts][:1]
+        made = set(read)  # --image_source makes no other pictures
+        example = [prompt for prompt in (*held_out, *prompts) if prompt in made][:1]
         for pixels in pictures.pixels(data.keys_of(example), config.height, config.width).values():
             results.write_first_frame(job, pixels())
     if config.evaluate or config.evaluate_only:
