@@ -22,7 +22,7 @@ def put_channels_last(module: nn.Module) -> None:
     """Lays the weights of convolutions out with the channels last; their outputs follow.
 
     On a CPU the Wan VAE decodes in less than half of the time, since its norms are over the
-    channels of each place (docs/measured_speed.md). Values differ by rounding only.
+    channels of each place (benchmarks/RESULTS.md). Values differ by rounding only.
     """
     for part in module.modules():
         if isinstance(part, nn.Conv3d):
