@@ -237,10 +237,10 @@ def do_job(
     # 4. What is left behind, and how good it is.
     if runtime.is_main and not config.evaluate_only:
         results.export_student(job)
-        made = set(read)  # --image_source makes no other pictures
-        example = [prompt for prompt in (*held_out, *prompts) if prompt in made][:1]
-        for pixels in pictures.pixels(data.keys_of(example), config.height, config.width).values():
-            results.write_first_frame(job, pixels())
+        known = set(read)
+        results.write_first_frame(
+            job, next(prompt for prompt in (*held_out, *prompts) if prompt in known)
+        )
     if config.evaluate or config.evaluate_only:
         enter("evaluate")
         pairs = config.evaluation == "pairs"

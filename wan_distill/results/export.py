@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from PIL import Image
-from torch import Tensor
 
+from wan_distill.data.first_frames import Prompt
 from wan_distill.data.run import Run
 from wan_distill.model.student_files import scheduler_for
 from wan_distill.model.verification import verify_lora
@@ -13,18 +13,18 @@ from wan_distill.results.single_files import export_single_files
 from wan_distill.system.files import written_aside
 
 
-def write_first_frame(run: Run, pixels: Tensor) -> None:
-    """Writes an example of a picture, for the commands and workflows that need one. The user's own
-    stays.
+def write_first_frame(run: Run, prompt: Prompt) -> None:
+    """Writes an example of a picture, for the commands and workflows that need one, where the
+    student takes any. The user's own stays.
 
     Args:
-        pixels: [3, H, W] in [-1, 1].
+        prompt: whose picture it is, as it was encoded.
     """
-    if run.folder.first_frame.exists():
+    if run.first_frames is None or run.folder.first_frame.exists():
         return
-    levels = ((pixels.permute(1, 2, 0) + 1) * 127.5).round().byte().numpy()
+    (pixels,) = run.first_frames.pixels([prompt])
     with written_aside(run.folder.first_frame) as file:
-        Image.fromarray(levels).save(file, format="PNG")
+        Image.fromarray((255 * pixels).round().byte().numpy()).save(file, format="PNG")
 
 
 def export_student(run: Run) -> None:
