@@ -2276,7 +2276,7 @@ MUTATIONS = [
         "sample.py",
         "if not args.overwrite and (taken := next(filter(exists, files), None)):",
         "if False:",
-        "tests/test_sample.py::test_what_it_cannot_do_is_refused_before_anything_loads",
+        "tests/test_sample.py::test_several_videos_of_a_prompt_are_numbered_and_have_seeds_of_their_own",
     ),
     Mutation(
         "sample.py",

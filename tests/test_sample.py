@@ -626,7 +626,7 @@ def test_files_of_two_students_are_refused(student, change, reason, capsys):
         (["--width=1040"], "--width 1040: needs 65 positions"),
         (["--num_frames=257"], "--num_frames 257: needs 65 positions"),
         ([f"--out={'a' * 300}.mp4"], "is too long a name; choose another"),
-        ([f"--out={'a' * 241}.mp4", "--samples=10"], "is too long a name; choose another"),
+        ([f"--out={'a' * 237}.mp4", "--samples=10"], "is too long a name; choose another"),
         (["--vbench_prompts=x.txt"], "--prompt: give one, or --prompts FILE, or --vbench_prompts"),
         (["--prompts=x.txt"], "--prompt: give one, or --prompts FILE, or --vbench_prompts FILE"),
         (["--seed=-1"], "--seed -1: must be at least 0"),
