@@ -2638,6 +2638,18 @@ MUTATIONS = [
         "tests/system/test_spent.py::test_only_the_innermost_part_counts",
     ),
     Mutation(
+        "wan_distill/planning/work.py",
+        "flops = dict(teacher=teacher_trace(config, info).forward_flops,",
+        "flops = dict(teacher=cost.forward_flops,",
+        "tests/planning/test_work.py::test_a_shallower_student_is_taught_and_judged_by_the_whole_teacher",
+    ),
+    Mutation(
+        "wan_distill/planning/parts.py",
+        'counts["teacher"] * teacher_trace(config, info).forward_flops',
+        'counts["teacher"] * cost.forward_flops',
+        "tests/planning/test_work.py::test_a_shallower_student_is_taught_and_judged_by_the_whole_teacher",
+    ),
+    Mutation(
         "wan_distill/planning/solved.py",
         "    known |= sampling_key(config, info, spec.sigmas, guided=True)\n",
         "",
@@ -2705,8 +2717,8 @@ MUTATIONS = [
     ),
     Mutation(
         "wan_distill/system/console.py",
-        "_clock = _listener = None\n\n\ndef",
-        "_clock = None\n\n\ndef",
+        "        _clock.listener = listener\n",
+        "        JobClock.listener = staticmethod(listener)\n",
         "tests/system/test_spent.py::test_every_bar_of_the_job_counts_on",
     ),
     Mutation(

@@ -12,17 +12,11 @@ from diffusers import WanPipeline
 from random_teachers import TEXT_DIM
 from torch import Tensor
 
-from wan_distill.model.loading import Teacher, load_vae
+from wan_distill.data import Run
+from wan_distill.model.loading import load_vae
 from wan_distill.model.vae import decode, decodes_in_tiles
-from wan_distill.settings.config import Config
-from wan_distill.settings.description import read_teacher
-from wan_distill.system.runtime import Runtime
 
-MakeConfig = Callable[..., Config]
-
-
-def teacher_of(config: Config) -> Teacher:
-    return Teacher(read_teacher(config), config, Runtime(config))
+MakeRun = Callable[..., Run]
 
 
 def test_clips_are_decoded_as_the_stock_pipeline_does(random_teacher: Path) -> None:
@@ -55,18 +49,18 @@ def test_clips_are_decoded_as_the_stock_pipeline_does(random_teacher: Path) -> N
     torch.testing.assert_close(frames, expected, rtol=0, atol=1e-4)
 
 
-def test_the_vae_is_float32_in_a_bf16_run(small_config: MakeConfig) -> None:
-    vae = teacher_of(small_config(mixed_precision="bf16")).load_vae()
+def test_the_vae_is_float32_in_a_bf16_run(make_run: MakeRun) -> None:
+    vae = make_run(mixed_precision="bf16").teacher.load_vae()
     assert {p.dtype for p in vae.parameters()} == {torch.float32}
     assert not any(p.requires_grad for p in vae.parameters())
     latents = torch.zeros(1, vae.config.z_dim, 1, 2, 2, dtype=torch.bfloat16)
     assert decode(vae, latents).dtype == torch.float32
 
 
-def test_a_cpu_decodes_with_the_channels_last(small_config: MakeConfig) -> None:
+def test_a_cpu_decodes_with_the_channels_last(make_run: MakeRun) -> None:
     """The layout spares half of the time; encoding keeps to the pipeline's bits."""
-    teacher = teacher_of(small_config())
-    vae, plain = teacher.load_vae(), load_vae(teacher.info, teacher.config)
+    run = make_run()
+    vae, plain = run.teacher.load_vae(), load_vae(run.info, run.config)
     kernels = [m.weight for m in vae.decoder.modules() if isinstance(m, torch.nn.Conv3d)]
     last = torch.channels_last_3d
     assert kernels and all(kernel.is_contiguous(memory_format=last) for kernel in kernels)

@@ -101,9 +101,7 @@ def solved_rows(stages, info) -> dict[str, int]:
 
 
 def test_the_plan_knows_what_an_earlier_run_has_solved(make_run, tmp_path):
-    """Neither the disk nor the arithmetic of samples that are taken over is asked for. Of another
-    guidance, size or seed they are other samples.
-    """
+    """Of another guidance, size or seed they are other samples."""
     settings = dict(method="dmd", real_score="samples", num_trajectories=40, monitor_steps=0)
     run = make_run(**settings, max_train_steps=40)
     config, info, first = run.config, run.info, tmp_path / "first"
@@ -155,20 +153,28 @@ def test_a_shallower_student_is_taught_and_judged_by_the_whole_teacher(small_con
 
 
 def test_solved_samples_spare_disk_and_arithmetic(make_run, tmp_path):
-    run = make_run(method="trajectory", num_trajectories=40, max_train_steps=40, monitor_steps=0)
-    warm = dataclasses.replace(run.config, init_student_from=str(run.folder.path))
-    store = SampleStore(run, sample_specs.trajectories(run.config))
+    settings = dict(method="dmd", real_score="samples", num_trajectories=40, monitor_steps=0)
+    run = make_run(**settings, max_train_steps=40)
+    config, info = run.config, run.info
+    warm = dataclasses.replace(config, init_student_from=str(run.folder.path))
+    cost, values = trace(shape_of(config, info)), math.prod(info.latent_shape(config))
+    sizes = [disk_needs((c,), info, cost)["for solved samples"] for c in (config, warm)]
+    # 40 trajectories of 4 sigmas, 40 hand-overs of one
+    assert sizes[0] == sizes[1] == 40 * (4 + 1) * 4 * values
+    store = SampleStore(run, sample_specs.trajectories(config))
     store.create()
     for row in range(30):
         store.file(row).touch()
-    both, cost = (run.config, warm), trace(shape_of(run.config, run.info))
-    values = math.prod(run.info.latent_shape(run.config))
-    sizes = [disk_needs((c,), run.info, cost)["for solved samples"] for c in both]
-    assert sizes[0] - sizes[1] == 30 * 4 * 4 * values
-    each = cost.forward_flops / run.config.train_batch_size
-    evaluations = work.sample_work((warm,), run.info)[0].evaluations
-    flops = [work.solve_flops((c,), run.info, cost) for c in both]
-    assert flops[0] - flops[1] == pytest.approx(30 * each * evaluations)
+    assert disk_needs((warm,), info, cost)["for solved samples"] == 40 * (1 + 1) * 4 * values
+    rows, less = (
+        {part.spec.kind: (part.rows, part.evaluations) for part in work.sample_work((c,), info)}
+        for c in (config, warm)
+    )
+    assert rows["trajectories"][0] == 40 and less["trajectories"][0] == 10
+    assert rows["handovers"] == less["handovers"] == (40, 2)
+    spared = work.solve_flops((config,), info, cost) - work.solve_flops((warm,), info, cost)
+    each = cost.forward_flops / config.train_batch_size * rows["trajectories"][1]
+    assert spared == pytest.approx(30 * each)
 
 
 @pytest.mark.journey  # as long as a whole run

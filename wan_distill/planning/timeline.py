@@ -10,7 +10,7 @@ from wan_distill.planning.memory import shape_of
 from wan_distill.planning.parts import evaluation_counts, parts
 from wan_distill.planning.picture_work import pictures_read, prompts_read
 from wan_distill.planning.trace import trace
-from wan_distill.planning.work import check_flops, sample_work, solve_flops
+from wan_distill.planning.work import check_flops, flops_of, sample_work
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
 from wan_distill.system.job_clock import Leg
@@ -73,5 +73,6 @@ def _with_experts_to(config: Config, expert: str) -> Config:
 
 def _solving(configs: Sequence[Config], info: TeacherInfo) -> tuple[float, float]:
     """(operations, solver steps) of all samples that `configs` read."""
-    steps = sum(each.rows * (len(each.spec.sigmas) - 1) for each in sample_work(configs, info))
-    return solve_flops(configs, info, trace(shape_of(configs[0], info))), steps
+    first, work = configs[0], sample_work(configs, info)
+    steps = sum(each.rows * (len(each.spec.sigmas) - 1) for each in work)
+    return flops_of(work, first, info, trace(shape_of(first, info))), steps

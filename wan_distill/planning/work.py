@@ -128,12 +128,14 @@ def solve_flops(stages: Sequence[Config], info: TeacherInfo, cost: Trace) -> flo
     Args:
         cost: of the first stage.
     """
-    flops = dict(teacher=teacher_trace(stages[0], info).forward_flops, student=cost.forward_flops)
-    done = sum(
-        work.rows * work.evaluations * flops[work.spec.sampler]
-        for work in sample_work(stages, info)
-    )
-    return done / stages[0].train_batch_size
+    return flops_of(sample_work(stages, info), stages[0], info, cost)
+
+
+def flops_of(work: Sequence[SampleWork], config: Config, info: TeacherInfo, cost: Trace) -> float:
+    """The same of these samples; `cost` is that of `config`."""
+    flops = dict(teacher=teacher_trace(config, info).forward_flops, student=cost.forward_flops)
+    done = sum(each.rows * each.evaluations * flops[each.spec.sampler] for each in work)
+    return done / config.train_batch_size
 
 
 def check_flops(config: Config, info: TeacherInfo, cost: Trace) -> float:

@@ -19,6 +19,7 @@ from wan_distill.results.facts import without_places
 from wan_distill.settings.assets import HUB_ERRORS
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
+from wan_distill.settings.reading import read_json
 
 
 def check_hub(config: Config) -> None:
@@ -82,7 +83,7 @@ def push(stages: Sequence[Config], info: TeacherInfo, evaluation: dict[str, Any]
             allow_patterns=list(UPLOADED),
             ignore_patterns=list(NOT_UPLOADED),
         )
-        record = without_places(json.loads(folder.run_json.read_text(encoding="utf-8")))
+        record = without_places(read_json(folder.run_json))
         api.upload_file(
             path_or_fileobj=json.dumps(record, indent=1).encode(),
             path_in_repo=folder.run_json.name,

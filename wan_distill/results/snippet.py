@@ -52,15 +52,16 @@ def snippet(
             f"vae = AutoencoderKLWan.from_pretrained({json.dumps(source)}, "
             'subfolder="vae", dtype=torch.float32)\n'
         )
-    tools = ["export_to_video", "load_image"] if info.takes_picture else ["export_to_video"]
-    size = f"{config.width}, {config.height}"  # cropped: the pipeline would stretch it
-    picture = f'image=ImageOps.fit(load_image("{PICTURE}"), ({size})),\n    '
-    picture, crop = (picture, "from PIL import ImageOps\n") if info.takes_picture else ("", "")
+    tools, crop, picture = "export_to_video", "", ""
+    if info.takes_picture:  # cropped: the pipeline would stretch it
+        tools, crop = "export_to_video, load_image", "from PIL import ImageOps\n"
+        size = f"{config.width}, {config.height}"
+        picture = f'image=ImageOps.fit(load_image("{PICTURE}"), ({size})),\n    '
     given = [f"{part}={part}" for part in replaced]
     arguments = ", ".join([json.dumps(source), *given, f"dtype={dtype}"])
     return f"""import torch
 from diffusers import {", ".join(sorted(imports))}
-from diffusers.utils import {", ".join(tools)}
+from diffusers.utils import {tools}
 {crop}
 {"".join(replaced.values())}pipe = {pipeline}.from_pretrained({arguments})
 {load}{TO_THE_CPU_TOO if exact else TO_A_GPU}

@@ -18,7 +18,6 @@ ON_TERMINAL = "{stage:<13}{whole:4.0%} |{bar:16}| {count}, {left} left{postfix}"
 IN_LOG = "{stage}{whole:4.0%} of the job, {count}, {left} left{postfix}"
 
 _clock: JobClock | None = None  # of the job that this process shows: there is one terminal
-_listener: Callable[[], object] | None = None  # of its progress
 
 
 class _Lines(io.TextIOBase):
@@ -67,8 +66,6 @@ class Bar(tqdm):
     def update(self, n: float | None = 1) -> bool | None:
         """`n` more units are done."""
         self.clock.advance(self.share * (n or 0))
-        if _listener is not None:
-            _listener()
         return super().update(n)
 
 
@@ -77,19 +74,18 @@ def show_job(legs: Sequence[Leg], slower: float = 1.0) -> Iterator[None]:
     """Inside, bars show the whole job of these `legs`, which is expected to take `slower` times as
     long as planned.
     """
-    global _clock, _listener
+    global _clock
     _clock = JobClock(legs, slower)
     try:
         yield
     finally:
-        _clock = _listener = None
+        _clock = None
 
 
 def on_progress(listener: Callable[[], object]) -> None:
     """`listener` is called whenever a bar of the job that is shown moves on."""
-    global _listener
     if _clock is not None:
-        _listener = listener
+        _clock.listener = listener
 
 
 def enter(stage: str) -> None:

@@ -56,7 +56,10 @@ class JobClock:
 
     Attributes:
         done: share in [0, 1] of the leg at work that is done.
+        listener: called whenever more of it is.
     """
+
+    listener: Callable[[], object] | None = None
 
     def __init__(
         self,
@@ -107,6 +110,8 @@ class JobClock:
         share = min(share, 1.0 - self.done)
         self.done += share
         self._count(share)
+        if self.listener is not None:
+            self.listener()
 
     def _count(self, share: float) -> None:
         """Time has passed while `share` of the leg was done."""
