@@ -32,8 +32,7 @@ from wan_distill.maths.randomness import keyed_noise
 from wan_distill.maths.sigmas import Expert, expert_sigmas, handover
 from wan_distill.model import Teacher
 from wan_distill.model.student_files import load_student
-from wan_distill.model.vae import decode
-from wan_distill.results.comparison import COMPONENTS, PICTURES, gap_closed, world_measures
+from wan_distill.results.comparison import COMPONENTS, gap_closed, shown
 from wan_distill.results.evaluation import Evaluation
 from wan_distill.results.samplers import samplers
 from wan_distill.settings.command_line import parse_args
@@ -124,13 +123,12 @@ def with_texts(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
     return [prompt for prompt in prompts if text_of(prompt) in chosen]
 
 
-def obeying(run: Run, latents: Tensor, texts: Sequence[str]) -> str:
-    """The share of the first clips that obey their captions; empty where no judge is there."""
+def obeying(run: Run, latents: Tensor, prompts: Sequence[Prompt]) -> str:
+    """The share of clips that obey their captions; empty where no judge is there."""
     if run.info.world is None:
         return ""
-    clips = decode(run.teacher.load_vae(), latents[:PICTURES])
-    measures = world_measures(run.info.world, clips, texts)
-    return f"{measures['obeys']:.3f}" if measures else ""
+    measures = shown(run, latents, prompts)
+    return f"{measures['obeys']:.3f}" if "obeys" in measures else ""
 
 
 def lines(run: Run, evaluation: Evaluation) -> Iterator[str]:
@@ -145,7 +143,7 @@ def lines(run: Run, evaluation: Evaluation) -> Iterator[str]:
     ends = {(high, low): mixed.ended(high, low) for high in WHO for low in WHO}
     for (high, low), ended in ends.items():
         distance = frechet_distance(project(ended), project(reference))
-        closed, obeyed = gap_closed(distance, floor, most), obeying(run, ended, evaluation.texts)
+        closed, obeyed = gap_closed(distance, floor, most), obeying(run, ended, evaluation.prompts)
         yield (
             f"| {high} | {low} | {distance:.2f} | {distance / floor:.2f} | {closed:.3f} "
             f"| {obeyed} |"

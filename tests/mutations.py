@@ -1277,6 +1277,12 @@ MUTATIONS = [
         "tests/methods/test_dmd.py::test_the_guidance_of_the_teachers_score_is_each_experts_own",
     ),
     Mutation(
+        "wan_distill/settings/config.py",
+        'return 2 * own - 1 if self.real_score == "paired" else own',
+        "return own",
+        "tests/methods/test_dmd.py::test_the_guidance_of_the_teachers_score_is_each_experts_own",
+    ),
+    Mutation(
         "wan_distill/methods/dmd.py",
         "end = sigma_batch(self.config.sigmas()[1], batch.x)",
         "end = sigma_batch(batch.sigmas[-1], batch.x)",
@@ -2576,6 +2582,24 @@ MUTATIONS = [
         'key=lambda i: -clips[i]["paired_distance"]',
         'key=lambda i: clips[i]["paired_distance"]',
         "tests/results/test_evaluation.py::test_the_worst_clips_are_those_farthest_from_their_teachers",
+    ),
+    Mutation(
+        "wan_distill/results/comparison.py",
+        "seen = latents if world else latents[:PICTURES]",
+        "seen = latents[:PICTURES]",
+        "tests/results/test_comparison.py::test_means_are_over_all_clips_of_a_tiny_teacher_and_the_first_of_others",
+    ),
+    Mutation(
+        "wan_distill/results/comparison.py",
+        "sums[name] += len(clips) * value",
+        "sums[name] += AT_ONCE * value",
+        "tests/results/test_comparison.py::test_means_are_over_all_clips_of_a_tiny_teacher_and_the_first_of_others",
+    ),
+    Mutation(
+        "wan_distill/results/comparison.py",
+        "theirs = prompts[start : start + len(clips)]",
+        "theirs = prompts[: len(clips)]",
+        "tests/results/test_comparison.py::test_means_are_over_all_clips_of_a_tiny_teacher_and_the_first_of_others",
     ),
     Mutation(
         "wan_distill/results/comparison.py",

@@ -156,9 +156,21 @@ def test_nothing_runs_past_the_exit_and_only_the_exit_learns(make_run, expert, e
     assert {expert_of(float(s), BOUNDARY) for s in scored} == {expert}
 
 
-@pytest.mark.parametrize(("expert", "guided"), [("high", 4.5), ("low", 2.5)])
-def test_the_guidance_of_the_teachers_score_is_each_experts_own(make_run, expert, guided):
-    scales = dict(real_score_guidance_scale=4.5, real_score_guidance_scale_2=2.5)
+@pytest.mark.parametrize(
+    ("real", "given", "high", "low"),
+    [
+        ("guided", dict(real_score_guidance_scale=4.5, real_score_guidance_scale_2=2.5), 4.5, 2.5),
+        ("guided", {}, 4.0, 3.0),
+        ("paired", {}, 7.0, 5.0),
+        ("paired", dict(real_score_guidance_scale_2=3.0), 7.0, 3.0),
+    ],
+)
+@EXPERTS
+def test_the_guidance_of_the_teachers_score_is_each_experts_own(
+    make_run, expert, real, given, high, low
+):
+    """That of paired scores leads twice as far from the unguided as the teacher's own."""
+    scales = dict(guidance_scale=4.0, guidance_scale_2=3.0, real_score=real, **given)
     lesson = make_lesson(make_run(method="dmd", diversity_weight=0.0, **scales), expert)
     inner, asked = lesson.denoiser.guided_velocity, []
 
@@ -167,8 +179,9 @@ def test_the_guidance_of_the_teachers_score_is_each_experts_own(make_run, expert
         return inner(x, sigma, condition, negative, scale)
 
     lesson.denoiser.guided_velocity = guided_velocity
-    lesson.learn("student", lesson.batch(0), generator("g"))
-    assert asked == [guided]
+    step = lesson.method.updates(1) - 1 if real == "paired" else 0  # its student reads samples
+    lesson.learn("student", lesson.batch(step), generator("g"))
+    assert {*asked} == {high if expert == "high" else low}
 
 
 @EXPERTS

@@ -7,8 +7,11 @@ import dataclasses
 import pytest
 import torch
 
+from wan_distill.maths.distances import picture_statistics
 from wan_distill.maths.tiny_world import World
-from wan_distill.results.comparison import gap_closed, gap_error, interval_95, world_measures
+from wan_distill.model.vae import decode
+from wan_distill.results import comparison
+from wan_distill.results.comparison import gap_closed, gap_error, interval_95, judged, shown
 
 
 def test_the_gap_is_closed_at_the_floor_and_open_at_the_worst():
@@ -43,9 +46,30 @@ def test_clips_of_a_tiny_teacher_are_judged_by_their_captions():
     clips = (world.render(captions, torch.Generator().manual_seed(0)) + 1) / 2
     frames = clips.permute(0, 2, 3, 4, 1)  # [N, F, H, W, 3], as clips are decoded
     values = dataclasses.asdict(world)
-    found = world_measures(values, frames, captions)
-    assert found["obeys"] == 1.0 and found["steadiness"] > 0.8
-    assert world_measures(values, frames.flip(1), captions)["obeys"] == 0.0
-    assert world_measures(values, frames, [*captions[:3], "a dog"])["obeys"] == 1.0
-    assert world_measures(None, frames, captions) == {}
-    assert world_measures(values, frames, ["a dog"] * 4) == {}
+    found = judged(values, frames, captions)
+    assert len(found) == len(captions)
+    assert all(obeys and steadiness > 0.8 for obeys, steadiness in found)
+    assert not any(obeys for obeys, _ in judged(values, frames.flip(1), captions))
+    assert judged(values, frames, [*captions[:3], "a dog"]) == found[:3]
+    assert judged(None, frames, captions) == judged(values, frames, ["a dog"] * 4) == []
+
+
+@pytest.mark.parametrize("tiny", [False, True])
+def test_means_are_over_all_clips_of_a_tiny_teacher_and_the_first_of_others(
+    make_run, monkeypatch, tiny
+):
+    monkeypatch.setattr(comparison, "AT_ONCE", 2)  # the last part is smaller
+    monkeypatch.setattr(comparison, "PICTURES", 3)
+    run = make_run(method="trajectory")
+    assert run.info.world is None
+    texts = ["a dog"] * 4 + World().training_captions[:1]
+    if tiny:
+        info = dataclasses.replace(run.info, world=dataclasses.asdict(World()))
+        monkeypatch.setattr(run.teacher, "info", info)
+    latents = torch.randn(5, *run.latent_shape, generator=torch.Generator().manual_seed(0))
+    clips = decode(run.teacher.load_vae(), latents if tiny else latents[:3])
+    found = shown(run, latents, texts)
+    expected = picture_statistics(clips)
+    assert {name: found.pop(name) for name in expected} == pytest.approx(expected)
+    obeys, steadiness = judged(dataclasses.asdict(World()), clips[-1:], texts[-1:])[0]
+    assert found == (dict(obeys=obeys, steadiness=steadiness) if tiny else {})

@@ -5,7 +5,9 @@ without a learned judge.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import mean
 from typing import Any
 
 import torch
@@ -27,7 +29,9 @@ from wan_distill.results.samplers import Sampler, Samplers
 
 COMPONENTS = 64
 SAMPLES_PER_COMPONENT = 4  # with fewer, a Fréchet distance measures mostly its own noise
-PICTURES = 96  # clips per row that are decoded; the latents' measures use all
+PICTURES = 96  # clips per row of a large teacher that are decoded; latents' measures use all
+AT_ONCE = 16  # clips that are held decoded
+JUDGED = ("obeys", "steadiness")
 RATIOS = ("motion", "first_frame", "departure")  # to the teacher's, where they are measured
 GROUPS = 16  # of the jackknife
 NORMAL_95 = 1.96  # standard errors on either side of a 95 % interval
@@ -69,28 +73,50 @@ def interval_95(value: float, error: float) -> list[float]:
     return [value - NORMAL_95 * error, value + NORMAL_95 * error]
 
 
-def world_measures(
-    world: dict[str, Any] | None, clips: Tensor, prompts: Sequence[str]
-) -> dict[str, float]:
-    """What needs no learned judge, where the teacher is a tiny one: the share of clips that show
-    what their captions say, and how steady the moving shape is.
+def judged(
+    world: dict[str, Any] | None, clips: Tensor, texts: Iterable[str]
+) -> list[tuple[bool, float]]:
+    """Whether each clip shows what its caption says, and how steady the moving shape is: what needs
+    no learned judge, where the teacher is a tiny one.
 
     Args:
-        world: the values of its `World`; nothing is measured where it has none.
+        world: the values of its `World`; nothing is judged where it has none.
         clips: [N, F, H, W, 3] of RGB in [0, 1].
-        prompts: at least N; those that are no captions of that world are left out.
+        texts: one for each; clips whose text is no caption of that world are left out.
     """
     if world is None:
-        return {}
+        return []
     judge = Judge(World(**world))
-    shown = [(clip, prompt) for clip, prompt in zip(clips, prompts, strict=False)]
-    known = [(2 * clip.permute(3, 0, 1, 2) - 1, p) for clip, p in shown if is_caption(p)]
-    if not known:
-        return {}
-    return dict(
-        obeys=sum(judge.obeys(*each) for each in known) / len(known),
-        steadiness=sum(judge.steadiness(*each) for each in known) / len(known),
-    )
+    known = [
+        (2 * clip.permute(3, 0, 1, 2) - 1, text)
+        for clip, text in zip(clips, texts, strict=True)
+        if is_caption(text)
+    ]
+    return [(judge.obeys(*each), judge.steadiness(*each)) for each in known]
+
+
+def shown(run: Run, latents: Tensor, prompts: Sequence[Prompt]) -> dict[str, float]:
+    """Means over decoded clips: their picture's statistics and what `judged` says of them.
+
+    Every clip of a tiny teacher is decoded, since a share of obeyed captions needs hundreds; of
+    others `PICTURES`, since each takes long.
+    """
+    vae, world = run.teacher.load_vae(), run.info.world
+    seen = latents if world else latents[:PICTURES]
+    sums: dict[str, float] = defaultdict(float)
+    verdicts: list[tuple[bool, float]] = []
+    for start in range(0, len(seen), AT_ONCE):
+        clips = decode(vae, seen[start : start + AT_ONCE])
+        theirs = prompts[start : start + len(clips)]
+        means = picture_statistics(clips) | run.first_frame_statistics(theirs, clips)
+        for name, value in means.items():
+            sums[name] += len(clips) * value
+        verdicts += judged(world, clips, map(text_of, theirs))
+    found = {name: total / len(seen) for name, total in sums.items()}
+    if verdicts:
+        obeyed, steadiness = zip(*verdicts, strict=True)
+        found |= dict(obeys=mean(obeyed), steadiness=mean(steadiness))
+    return found
 
 
 def compare_sets(
@@ -111,18 +137,12 @@ def compare_sets(
     reference, paired = drawn[rows.independent], drawn[rows.paired]
     project = principal_components(torch.cat([reference, paired]), COMPONENTS)
     floor = frechet_distance(project(paired), project(reference))
-    vae = run.teacher.load_vae()
-
-    def statistics(clips: Tensor) -> dict[str, float]:
-        return picture_statistics(clips) | run.first_frame_statistics(prompts, clips)
-
-    base = statistics(decode(vae, paired[:PICTURES]))
+    pictures = {row: shown(run, drawn[row], prompts) for row in rows.table}
+    base = pictures[rows.paired]
     table: dict[Sampler, dict[str, Any]] = {}
     distances: dict[Sampler, Tensor] = {}
     for row in rows.table:
-        latents = drawn[row]
-        clips = decode(vae, latents[:PICTURES])
-        pictures = statistics(clips)
+        latents, own = drawn[row], pictures[row]
         distances[row] = (latents - paired).square().flatten(1).mean(1).sqrt()
         distance = frechet_distance(project(latents), project(reference))
         table[row] = dict(
@@ -131,11 +151,11 @@ def compare_sets(
             evaluations=row.evaluations(run.config),
             frechet=distance,
             excess=distance / floor,
-            **world_measures(run.info.world, clips, texts),
+            **{name: own[name] for name in JUDGED if name in own},
             paired_distance=float(distances[row].mean()),
-            **{name: pictures[name] / base[name] for name in RATIOS if name in base},
+            **{name: own[name] / base[name] for name in RATIOS if name in base},
             diversity=diversity(latents, distinct) / diversity(paired, distinct),
-            luminance_drift=pictures["luminance"] - base["luminance"],
+            luminance_drift=own["luminance"] - base["luminance"],
             seconds_per_sample=seconds[row.name],
         )
     worst = table[rows.few_unguided]["frechet"]

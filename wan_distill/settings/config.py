@@ -123,10 +123,14 @@ class Config(OperationSettings, LearningSettings, JobSettings):  # fields begin 
         return sum(each[e] * max(0, owned[e] - 1) for e in experts)
 
     def score_guidance(self, expert: Expert) -> float:
-        """Guidance of the teacher's score in distribution matching."""
+        """Guidance of the teacher's score in distribution matching. By default the teacher's; where
+        half of it pulls towards the teacher's own samples, twice as far from the unguided.
+        """
         scales = {"high": self.real_score_guidance_scale, "low": self.real_score_guidance_scale_2}
-        scale = scales[expert]
-        return self.guidance(expert) if scale is None else scale
+        if (scale := scales[expert]) is not None:
+            return scale
+        own = self.guidance(expert)
+        return 2 * own - 1 if self.real_score == "paired" else own
 
     # ---------------------------------------------------------------------------- as plain values
 

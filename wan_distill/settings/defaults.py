@@ -156,8 +156,8 @@ DMD_REASONS: Mapping[str, str | None] = {
     "learning_rate": None,
     "real_score": None,
     "fake_score_learning_rate": None,
-    "real_score_guidance_scale": "of guided scores; None = the teacher's own; lower it if colours "
-    "saturate",
+    "real_score_guidance_scale": "of guided scores; None = the teacher's own, S, and of paired "
+    "2 S - 1: captions are obeyed better; lower it if colours saturate",
     "real_score_guidance_scale_2": "the same for the low expert",
     "negative_prompt": "what the teacher's score is guided away from, as in its own sampling",
     "critic_warmup_steps": None,

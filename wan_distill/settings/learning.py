@@ -112,13 +112,13 @@ class LearningSettings:
     real_score_guidance_scale: float | None = flag(
         None,
         "--real_score guided or paired: guidance scale of the high expert's score (default: the "
-        "teacher's)",
+        "teacher's scale S; of paired 2 S - 1)",
         DMD,
     )
     real_score_guidance_scale_2: float | None = flag(
         None,
         "--real_score guided or paired: guidance scale of the low expert's score (default: the "
-        "teacher's)",
+        "teacher's scale S; of paired 2 S - 1)",
         DMD,
     )
     diversity_weight: float = flag(
