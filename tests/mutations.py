@@ -1277,6 +1277,24 @@ MUTATIONS = [
         "tests/methods/test_dmd.py::test_the_guidance_of_the_teachers_score_is_each_experts_own",
     ),
     Mutation(
+        "wan_distill/settings/scale.py",
+        "captions = _captions_of(teacher) if config.prompts is None else 0",
+        "captions = _captions_of(teacher)",
+        "tests/settings/test_stages.py::test_more_captions_of_a_tiny_teacher_take_more_samples_and_updates",
+    ),
+    Mutation(
+        "wan_distill/settings/scale.py",
+        "max(1, math.ceil(self.captions / REFERENCE_CAPTIONS))",
+        "max(1, self.captions // REFERENCE_CAPTIONS)",
+        "tests/settings/test_stages.py::test_more_captions_of_a_tiny_teacher_take_more_samples_and_updates",
+    ),
+    Mutation(
+        "wan_distill/settings/defaults.py",
+        "usual(scale) * (1 if scale.is_large else scale.caption_sets)",
+        "usual(scale) * scale.caption_sets",
+        "tests/settings/test_stages.py::test_captions_change_no_count_of_a_large_teacher",
+    ),
+    Mutation(
         "wan_distill/settings/config.py",
         'return 2 * own - 1 if self.real_score == "paired" else own',
         "return own",

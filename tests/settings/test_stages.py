@@ -231,6 +231,30 @@ def test_only_sizes_and_counts_and_rates_depend_on_the_teacher():
             assert rule.value(A14B) == pytest.approx(rule.value(EMBEDDED) / ratio, rel=0.01)
 
 
+@pytest.mark.parametrize(
+    ("flags", "rounds"),
+    [
+        ((), 1),  # 120 captions
+        (("--teacher_path=tiny-pairs",), 3),  # 300
+        (("--teacher_path=tiny-pairs", "--prompts=mine.txt"), 1),
+    ],
+)
+@pytest.mark.parametrize(("steps", "updates"), [(4, 200), (2, 300)])
+def test_more_captions_of_a_tiny_teacher_take_more_samples_and_updates(
+    flags, rounds, steps, updates
+):
+    first, second = stages(*flags, f"--sampling_steps={steps}")
+    assert first.num_trajectories == second.num_trajectories == 1024 * rounds
+    assert first.max_train_steps == updates * rounds
+    assert second.max_train_steps == 30
+
+
+def test_captions_change_no_count_of_a_large_teacher():
+    many = replace(A14B, captions=1000)
+    for _, _, rule in every_rule():
+        assert rule.value(many) == rule.value(A14B)
+
+
 def test_the_plan_gives_each_reason_once():
     """Two texts about one setting would contradict each other one day."""
     for title, recipe in RECIPES.items():

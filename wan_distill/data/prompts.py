@@ -12,7 +12,7 @@ from wan_distill.data.prompt_files import entries
 from wan_distill.data.prompt_text import check_characters, is_blank
 from wan_distill.data.remarks import Remarks
 from wan_distill.errors import FileError, UsageError
-from wan_distill.settings.assets import ASSETS
+from wan_distill.settings.assets import ASSETS, CAPTIONS
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
 from wan_distill.umt5.text import tokenizer_of
@@ -106,7 +106,7 @@ def split_prompts(config: Config, teacher: TeacherInfo) -> tuple[list[str], list
     say = functools.partial(print, file=sys.stderr)
     too_long = counting_tokens(config, teacher)
     if config.prompts is None and teacher.world is not None:
-        own = teacher.folder / "prompts.txt"
+        own = teacher.folder / CAPTIONS
         return read_prompts(own, say, too_long), _captions_for_evaluation(teacher)
     prompts = read_prompts(config.prompts or BUILT_IN_PROMPTS, say, too_long)
     if len(prompts) > 1:

@@ -36,6 +36,7 @@ ADDRESS = re.compile(
     r"(?:https?://[^/]+/|(?=[^/]+/[^/]+/tree/))(?P<id>[\w.-]+/[\w.-]+)"
     r"(?:/(?:tree|blob|resolve)/(?P<revision>[^/]+)(?:/.*)?)?/?"
 )
+CAPTIONS = "prompts.txt"  # in the folders of tiny teachers: what they were trained on
 EMBEDDED_TEACHER = ASSETS / "tiny_wan22"
 EMBEDDED = {
     "tiny-t2v": EMBEDDED_TEACHER,

@@ -36,6 +36,12 @@ def sized(small: Any, large: Any, picture: Any = None) -> Callable[[Scale], Any]
     return lambda scale: large if scale.is_large else with_picture if scale.takes_picture else small
 
 
+def by_captions(small: int, large: int, picture: int | None = None) -> Callable[[Scale], int]:
+    """The same, a count that is `small` for each 120 captions that a tiny teacher comes with."""
+    usual = sized(small, large, picture)
+    return lambda scale: usual(scale) * (1 if scale.is_large else scale.caption_sets)
+
+
 def by_width(value: float, power: float = 1.0) -> Callable[[Scale], float]:
     """A rate that is `value` at width 128 and falls as 1 / width ** power: 0.5 for Muon."""
     return lambda scale: scale.by_width(value, power)
@@ -59,7 +65,7 @@ EVERY_METHOD: dict[str, Default] = {
         lambda scale: scale.at_once(32, tokens=8192), "more outgrow a CPU's caches"
     ),
     "num_trajectories": Default(
-        sized(1024, 256, picture=512), "fewer are learned by heart; more cost updates"
+        by_captions(1024, 256, picture=512), "fewer are learned by heart; more cost updates"
     ),
     "checkpointing_steps": Default(sized(100, 20), "about half an hour of work at most is lost"),
     "validation_steps": Default(sized(100, 50), "previews take at most 5 % of the run"),
@@ -97,7 +103,7 @@ EVERY_METHOD: dict[str, Default] = {
 
 TRAJECTORY = EVERY_METHOD | {
     "max_train_steps": Default(
-        sized(200, 130, picture=300),
+        by_captions(200, 130, picture=300),
         "each sample is seen 3 to 9 times, and not learned by heart",
     ),
     "optimizer": Default("muon", "learns more where updates are few (docs/methods_measured.md)"),
@@ -113,8 +119,8 @@ ADAMW_TRAJECTORY: Mapping[str, Default] = {
     "learning_rate": Default(by_width(4e-3), "the largest that stays smooth"),
 }
 SHORT_TRAJECTORY: Mapping[str, Default] = {
-    "max_train_steps": Default(sized(300, 200), "long steps are harder to regress"),
-    "num_trajectories": Default(sized(1024, 256), "fewer are learned by heart"),
+    "max_train_steps": Default(by_captions(300, 200), "long steps are harder to regress"),
+    "num_trajectories": Default(by_captions(1024, 256), "fewer are learned by heart"),
 }
 
 DMD = EVERY_METHOD | {

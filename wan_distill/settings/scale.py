@@ -6,6 +6,7 @@ import math
 import os
 from dataclasses import dataclass
 
+from wan_distill.settings.assets import CAPTIONS
 from wan_distill.settings.config import Config
 from wan_distill.settings.description import TeacherInfo
 
@@ -28,6 +29,8 @@ class Scale:
     """processes that share a batch"""
     takes_picture: bool = False
     """whether clips begin with a picture that is given (image to video)"""
+    captions: int = 0
+    """that a tiny teacher comes with, if no others are given (the embedded one: 120)"""
 
     @property
     def is_large(self) -> bool:
@@ -37,6 +40,11 @@ class Scale:
     @property
     def fits_float32(self) -> bool:
         return 4 * self.parameters < FLOAT32_LIMIT
+
+    @property
+    def caption_sets(self) -> int:
+        """How many sets as large as the embedded teacher's hold its captions; at least 1."""
+        return max(1, math.ceil(self.captions / REFERENCE_CAPTIONS))
 
     def by_width(self, value: float, power: float = 1.0) -> float:
         """A rate that is `value` at the embedded teacher's width and falls as 1 / width ** power.
@@ -67,6 +75,7 @@ class Scale:
 
 
 REFERENCE_WIDTH = 128  # the embedded teacher's
+REFERENCE_CAPTIONS = 120  # the embedded teacher's
 TOKENS_AT_ONCE = 4096  # of a micro-batch: enough to keep the arithmetic busy
 
 
@@ -81,7 +90,15 @@ def scale_of(config: Config, teacher: TeacherInfo) -> Scale:
     block = 8 * width**2 + 2 * width * shape["ffn_dim"]
     shares = 1 if config.context_parallel else processes(config)
     parameters = shape["num_layers"] * block
-    return Scale(width, parameters, tokens, shares, teacher.takes_picture)
+    captions = _captions_of(teacher) if config.prompts is None else 0
+    return Scale(width, parameters, tokens, shares, teacher.takes_picture, captions)
+
+
+def _captions_of(teacher: TeacherInfo) -> int:
+    own = teacher.folder / CAPTIONS
+    if teacher.world is None or not own.is_file():
+        return 0
+    return len(own.read_text(encoding="utf-8").splitlines())
 
 
 def processes_here(config: Config) -> int:
