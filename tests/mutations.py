@@ -2603,21 +2603,21 @@ MUTATIONS = [
     ),
     Mutation(
         "wan_distill/results/comparison.py",
-        "seen = latents if world else latents[:PICTURES]",
+        "seen = latents[: JUDGED_PICTURES if world else PICTURES]",
         "seen = latents[:PICTURES]",
-        "tests/results/test_comparison.py::test_means_are_over_all_clips_of_a_tiny_teacher_and_the_first_of_others",
+        "tests/results/test_comparison.py::test_means_are_over_more_clips_of_a_tiny_teacher_than_of_others",
     ),
     Mutation(
         "wan_distill/results/comparison.py",
         "sums[name] += len(clips) * value",
         "sums[name] += AT_ONCE * value",
-        "tests/results/test_comparison.py::test_means_are_over_all_clips_of_a_tiny_teacher_and_the_first_of_others",
+        "tests/results/test_comparison.py::test_means_are_over_more_clips_of_a_tiny_teacher_than_of_others",
     ),
     Mutation(
         "wan_distill/results/comparison.py",
         "theirs = prompts[start : start + len(clips)]",
         "theirs = prompts[: len(clips)]",
-        "tests/results/test_comparison.py::test_means_are_over_all_clips_of_a_tiny_teacher_and_the_first_of_others",
+        "tests/results/test_comparison.py::test_means_are_over_more_clips_of_a_tiny_teacher_than_of_others",
     ),
     Mutation(
         "wan_distill/results/comparison.py",

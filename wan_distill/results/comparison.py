@@ -29,7 +29,8 @@ from wan_distill.results.samplers import Sampler, Samplers
 
 COMPONENTS = 64
 SAMPLES_PER_COMPONENT = 4  # with fewer, a Fréchet distance measures mostly its own noise
-PICTURES = 96  # clips per row of a large teacher that are decoded; latents' measures use all
+PICTURES = 96  # clips per row that are decoded; the latents' measures use all
+JUDGED_PICTURES = 256  # the same of a tiny teacher, whose captions are obeyed or not
 AT_ONCE = 16  # clips that are held decoded
 JUDGED = ("obeys", "steadiness")
 RATIOS = ("motion", "first_frame", "departure")  # to the teacher's, where they are measured
@@ -96,13 +97,9 @@ def judged(
 
 
 def shown(run: Run, latents: Tensor, prompts: Sequence[Prompt]) -> dict[str, float]:
-    """Means over decoded clips: their picture's statistics and what `judged` says of them.
-
-    Every clip of a tiny teacher is decoded, since a share of obeyed captions needs hundreds; of
-    others `PICTURES`, since each takes long.
-    """
+    """Means over the first clips, decoded: their pictures' statistics, and what `judged` says."""
     vae, world = run.teacher.load_vae(), run.info.world
-    seen = latents if world else latents[:PICTURES]
+    seen = latents[: JUDGED_PICTURES if world else PICTURES]
     sums: dict[str, float] = defaultdict(float)
     verdicts: list[tuple[bool, float]] = []
     for start in range(0, len(seen), AT_ONCE):
