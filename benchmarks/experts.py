@@ -1,9 +1,10 @@
 #!/usr/bin/env python
 """Which expert is to blame? A finished student, with the teacher in the place of one expert at a
 time (for a tiny teacher with the share of decoded clips that obey their captions), and how much of
-the teacher's spread is left where the high expert ends. Then how near the low expert comes to the
-teacher with new noise: on other prompts, on those that it learned from, and on as few of these. A
-set of few prompts shows what is wrong with each, which averages out over many.
+the teacher's spread is left where the high expert ends. Then what part of the low expert's error is
+the same whatever the noise, and how near it comes to the teacher with new noise: on other prompts,
+on those that it learned from, and on as few of these. A set of few prompts shows what is wrong with
+each, which averages out over many.
 
     python benchmarks/experts.py --teacher_path tiny-i2v --output_dir outputs/...
 
@@ -56,7 +57,8 @@ def run_of(config: Config) -> tuple[Run, Evaluation]:
     embeddings, _ = encode_prompts(config, teacher, texts, runtime)
     first_frames = None
     if info.takes_picture:
-        first_frames = encode_pictures(config, teacher, pictures, held_out, runtime)
+        read = [*prompts, *held_out]
+        first_frames = encode_pictures(config, teacher, pictures, read, runtime)
     run = Run(config, teacher, embeddings, tuple(prompts), runtime, first_frames)
     return run, Evaluation(run, held_out)
 
@@ -131,6 +133,41 @@ def obeying(run: Run, latents: Tensor, prompts: Sequence[Prompt]) -> str:
     return f"{measures['obeys']:.3f}" if "obeys" in measures else ""
 
 
+def means_of(values: Tensor, groups: Sequence[object]) -> Tensor:
+    """[N, D], each row replaced by the mean of those that belong to the same group."""
+    members: dict[object, list[int]] = {}
+    for i, group in enumerate(groups):
+        members.setdefault(group, []).append(i)
+    means = torch.empty_like(values)
+    for rows in members.values():
+        means[rows] = values[rows].mean(0)
+    return means
+
+
+def error_lines(
+    evaluation: Evaluation, own: Tensor, teachers: Tensor, reference: Tensor, floor: float
+) -> Iterator[str]:
+    """What of the low expert's error does not depend on the noise, and what it costs.
+
+    Args:
+        own: the student's ends [N, K], along the components of the evaluation.
+        teachers: the same where the teacher goes on from the student's hand-overs.
+        reference: an independent set of the teacher's.
+    """
+    error = own - teachers
+    parts = {
+        "all": error,
+        "the same for each noise of a prompt": means_of(error, evaluation.prompts),
+        "the same for each clip of a caption": means_of(error, evaluation.texts),
+    }
+    variance = float(teachers.var(0).sum())
+    yield f"\n| low expert's error (variance {variance:.0f}) | mean square | excess without it |"
+    yield "| --- | --- | --- |"
+    for name, part in parts.items():
+        square, left = part.square().sum(1).mean(), frechet_distance(own - part, reference)
+        yield f"| {name} | {square:.2f} | {left / floor:.2f} |"
+
+
 def lines(run: Run, evaluation: Evaluation) -> Iterator[str]:
     rows, mixed = samplers(run.config), Mixed(run, evaluation.prompts)
     reference, paired, worst = (
@@ -148,6 +185,8 @@ def lines(run: Run, evaluation: Evaluation) -> Iterator[str]:
             f"| {high} | {low} | {distance:.2f} | {distance / floor:.2f} | {closed:.3f} "
             f"| {obeyed} |"
         )
+    student, teacher = (project(ends["student", who]) for who in WHO)
+    yield from error_lines(evaluation, student, teacher, project(reference), floor)
     config = run.config
     end = handover(config.sigmas(), config.boundary_ratio)
     own, teachers = ((mixed.handed_over(who) - end * mixed.noise) / (1 - end) for who in WHO)
