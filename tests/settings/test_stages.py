@@ -136,7 +136,8 @@ def test_a_demo_with_pictures_has_fewer_samples_and_more_updates():
     counts = lambda stage: (stage.num_trajectories, stage.max_train_steps)  # noqa: E731
     assert counts(stages()[0]) == (1024, 200)
     assert counts(stages("--teacher_path=tiny-i2v")[0]) == (512, 300)
-    assert counts(stages("--sampling_steps=2")[0]) == (1024, 300)
+    assert counts(stages("--sampling_steps=2")[0]) == (2048, 600)
+    assert counts(stages("--teacher_path=tiny-i2v", "--sampling_steps=2")[0]) == (1024, 300)
 
 
 def test_a_student_of_the_first_stage_is_matched_in_pairs_and_one_of_others_is_not():
@@ -239,12 +240,12 @@ def test_only_sizes_and_counts_and_rates_depend_on_the_teacher():
         (("--teacher_path=tiny-pairs", "--prompts=mine.txt"), 1),
     ],
 )
-@pytest.mark.parametrize(("steps", "updates"), [(4, 200), (2, 300)])
+@pytest.mark.parametrize(("steps", "samples", "updates"), [(4, 1024, 200), (2, 2048, 600)])
 def test_more_captions_of_a_tiny_teacher_take_more_samples_and_updates(
-    flags, rounds, steps, updates
+    flags, rounds, steps, samples, updates
 ):
     first, second = stages(*flags, f"--sampling_steps={steps}")
-    assert first.num_trajectories == second.num_trajectories == 1024 * rounds
+    assert (first.num_trajectories, second.num_trajectories) == (samples * rounds, 1024 * rounds)
     assert first.max_train_steps == updates * rounds
     assert second.max_train_steps == 30
 
