@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from wan_distill.maths.tiny_world import COLOURS, DIRECTIONS, Scene, World
+
+
+class Verdict(NamedTuple):
+    """What `Judge` says of one clip."""
+
+    obeys: bool
+    steadiness: float
 
 
 @dataclass(frozen=True)
@@ -20,28 +28,34 @@ class Judge:
         """True if the clip [3, F, H, W] in [-1, 1] shows the colours and direction of its caption,
         and nothing that it names vanishes at its end.
         """
-        scene = Scene.parse(caption)
-        if scene.still is None:
-            pixels, blob = self._blob(clip)
-            return (
-                self._stays(blob)
-                and _colour(pixels[:, blob]) == scene.colour
-                and self._direction(_travel(blob)) == scene.direction
-            )
-        mover, still = self._masks(clip, scene)
-        if not (self._stays(mover) and self._stays(still)):
-            return False
-        travel, drift = _travel(mover), _travel(still)
-        return self._direction(travel) == scene.direction and bool(drift.norm() < travel.norm() / 2)
+        return self.verdict(clip, caption).obeys
 
     def steadiness(self, clip: Tensor, caption: str) -> float:
         """The smallest area of the moving shape in any frame / its median area, in [0, 1]; 0 where
         there is none. A shape that vanishes half way has 0.
         """
+        return self.verdict(clip, caption).steadiness
+
+    def verdict(self, clip: Tensor, caption: str) -> Verdict:
+        """Both at once, of a clip that is looked at once."""
         scene = Scene.parse(caption)
-        mask = self._blob(clip)[1] if scene.still is None else self._masks(clip, scene)[0]
-        area = mask.float().sum(dim=(1, 2))
-        return (area.min() / area.median()).item() if area.median() > 0 else 0.0
+        pixels, blob = self._blob(clip)
+        if scene.still is None:
+            obeys = (
+                self._stays(blob)
+                and _colour(pixels[:, blob]) == scene.colour
+                and self._direction(_travel(blob)) == scene.direction
+            )
+            return Verdict(obeys, _steadiness(blob))
+        mover, still = self._masks(pixels, blob, scene)
+        return Verdict(self._passes(mover, still, scene), _steadiness(mover))
+
+    def _passes(self, mover: Tensor, still: Tensor, scene: Scene) -> bool:
+        """Whether one shape moves as `scene` says, past another that hardly does."""
+        if not (self._stays(mover) and self._stays(still)):
+            return False
+        travel, drift = _travel(mover), _travel(still)
+        return self._direction(travel) == scene.direction and bool(drift.norm() < travel.norm() / 2)
 
     def _stays(self, mask: Tensor) -> bool:
         """Whether something is to be seen in the first frame of [F, H, W] and in the last."""
@@ -67,15 +81,19 @@ class Judge:
         blob = (pixels - background[:, None, None, None]).square().sum(dim=0) > 0.25**2
         return pixels, blob
 
-    def _masks(self, clip: Tensor, scene: Scene) -> tuple[Tensor, Tensor]:
+    def _masks(self, pixels: Tensor, blob: Tensor, scene: Scene) -> tuple[Tensor, Tensor]:
         """Where the moving and the still shape's colours are: [F, H, W] each."""
         assert scene.still is not None
-        pixels, blob = self._blob(clip)
         palette = torch.tensor(list(COLOURS.values()))[:, :, None, None, None]
         nearest = (pixels[None] - palette).square().sum(dim=1).argmin(dim=0)
         names = list(COLOURS)
         mover, still = (names.index(colour) for colour in (scene.colour, scene.still[0]))
         return blob & (nearest == mover), blob & (nearest == still)
+
+
+def _steadiness(mask: Tensor) -> float:
+    area = mask.float().sum(dim=(1, 2))
+    return (area.min() / area.median()).item() if area.median() > 0 else 0.0
 
 
 def _colour(pixels: Tensor) -> str:

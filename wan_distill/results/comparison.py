@@ -22,7 +22,7 @@ from wan_distill.maths.distances import (
     picture_statistics,
     principal_components,
 )
-from wan_distill.maths.tiny_judge import Judge
+from wan_distill.maths.tiny_judge import Judge, Verdict
 from wan_distill.maths.tiny_world import World, is_caption
 from wan_distill.model.vae import decode
 from wan_distill.results.samplers import Sampler, Samplers
@@ -74,9 +74,7 @@ def interval_95(value: float, error: float) -> list[float]:
     return [value - NORMAL_95 * error, value + NORMAL_95 * error]
 
 
-def judged(
-    world: dict[str, Any] | None, clips: Tensor, texts: Iterable[str]
-) -> list[tuple[bool, float]]:
+def judged(world: dict[str, Any] | None, clips: Tensor, texts: Iterable[str]) -> list[Verdict]:
     """Whether each clip shows what its caption says, and how steady the moving shape is: what needs
     no learned judge, where the teacher is a tiny one.
 
@@ -88,12 +86,11 @@ def judged(
     if world is None:
         return []
     judge = Judge(World(**world))
-    known = [
-        (2 * clip.permute(3, 0, 1, 2) - 1, text)
+    return [
+        judge.verdict(2 * clip.permute(3, 0, 1, 2) - 1, text)
         for clip, text in zip(clips, texts, strict=True)
         if is_caption(text)
     ]
-    return [(judge.obeys(*each), judge.steadiness(*each)) for each in known]
 
 
 def shown(run: Run, latents: Tensor, prompts: Sequence[Prompt]) -> dict[str, float]:
@@ -101,7 +98,7 @@ def shown(run: Run, latents: Tensor, prompts: Sequence[Prompt]) -> dict[str, flo
     vae, world = run.teacher.load_vae(), run.info.world
     seen = latents[: JUDGED_PICTURES if world else PICTURES]
     sums: dict[str, float] = defaultdict(float)
-    verdicts: list[tuple[bool, float]] = []
+    verdicts: list[Verdict] = []
     for start in range(0, len(seen), AT_ONCE):
         clips = decode(vae, seen[start : start + AT_ONCE])
         theirs = prompts[start : start + len(clips)]

@@ -119,8 +119,12 @@ ADAMW_TRAJECTORY: Mapping[str, Default] = {
     "learning_rate": Default(by_width(4e-3), "the largest that stays smooth"),
 }
 SHORT_TRAJECTORY: Mapping[str, Default] = {
-    "max_train_steps": Default(by_captions(600, 200, picture=300), "long steps are harder to regress"),
-    "num_trajectories": Default(by_captions(2048, 256, picture=1024), "with fewer, small shapes are lost"),
+    "max_train_steps": Default(
+        by_captions(600, 200, picture=300), "long steps are harder to regress"
+    ),
+    "num_trajectories": Default(
+        by_captions(2048, 256, picture=1024), "with fewer, small shapes are lost"
+    ),
 }
 
 DMD = EVERY_METHOD | {
