@@ -1284,6 +1284,12 @@ MUTATIONS = [
     ),
     Mutation(
         "wan_distill/settings/scale.py",
+        "len(own.read_bytes().splitlines())",
+        'len(own.read_text(encoding="utf-8").splitlines())',
+        "tests/settings/test_stages.py::test_captions_that_are_no_text_are_left_to_the_reader_of_prompts",
+    ),
+    Mutation(
+        "wan_distill/settings/scale.py",
         "max(1, math.ceil(self.captions / REFERENCE_CAPTIONS))",
         "max(1, self.captions // REFERENCE_CAPTIONS)",
         "tests/settings/test_stages.py::test_more_captions_of_a_tiny_teacher_take_more_samples_and_updates",

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from conftest import REPOSITORY
 
+from wan_distill.data.prompts import split_prompts
 from wan_distill.errors import UsageError
 from wan_distill.layout import FIRST_STAGES
 from wan_distill.settings import defaults
@@ -248,6 +249,16 @@ def test_more_captions_of_a_tiny_teacher_take_more_samples_and_updates(
     assert (first.num_trajectories, second.num_trajectories) == (samples * rounds, 1024 * rounds)
     assert first.max_train_steps == updates * rounds
     assert second.max_train_steps == 30
+
+
+def test_captions_that_are_no_text_are_left_to_the_reader_of_prompts(tmp_path):
+    """It names the file, the line and the remedy; the settings count lines alone."""
+    folder = shutil.copytree(REPOSITORY / "assets" / "tiny_pairs", tmp_path / "pairs")
+    (folder / "prompts.txt").write_bytes(b"caf\xe9\n" * 121)
+    first, _ = stages(f"--teacher_path={folder}")
+    assert first.num_trajectories == 2 * 1024
+    with pytest.raises(UsageError, match=r"prompts\.txt:1: not UTF-8 text"):
+        split_prompts(first, read_teacher(first))
 
 
 def test_captions_change_no_count_of_a_large_teacher():

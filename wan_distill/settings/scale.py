@@ -98,7 +98,7 @@ def _captions_of(teacher: TeacherInfo) -> int:
     own = teacher.folder / CAPTIONS
     if teacher.world is None or not own.is_file():
         return 0
-    return len(own.read_text(encoding="utf-8").splitlines())
+    return len(own.read_bytes().splitlines())  # what is no text, the reader of prompts refuses
 
 
 def processes_here(config: Config) -> int:
